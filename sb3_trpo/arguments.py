@@ -1,0 +1,114 @@
+"""What each argument may be. A value that cannot work is refused before anything is built or changed."""
+
+import math
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+
+class Rule(NamedTuple):
+    """
+    What an argument must be.
+
+    :param kind: the type or types
+    :param holds: whether a value of that type can work
+    :param expected: the same in words
+    """
+
+    kind: type | tuple[type, ...]
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+_COUNT = Rule(Integral, lambda value: value >= 1, "an integer >= 1")
+_UNIT_INTERVAL = Rule(Real, lambda value: 0 <= value <= 1, "a number in [0, 1]")
+
+_FLAG = Rule(bool, lambda value: True, "True or False")
+
+RULES: dict[str, Rule] = {
+    "learning_rate": Rule(
+        (Real, Callable), lambda value: callable(value) or 0 <= value < math.inf, "a finite number >= 0 or a schedule"
+    ),
+    "n_steps": _COUNT,
+    "batch_size": _COUNT,
+    "gamma": _UNIT_INTERVAL,
+    "cg_max_steps": _COUNT,
+    "cg_damping": Rule(Real, lambda value: 0 <= value < math.inf, "a finite number >= 0"),
+    "line_search_shrinking_factor": Rule(Real, lambda value: 0 < value < 1, "a number in (0, 1)"),
+    "line_search_max_iter": _COUNT,
+    "n_critic_updates": Rule(Integral, lambda value: value >= 0, "an integer >= 0"),
+    "gae_lambda": _UNIT_INTERVAL,
+    "use_sde": _FLAG,
+    "sde_sample_freq": Rule(Integral, lambda value: value == -1 or value >= 1, "-1 or an integer >= 1"),
+    "normalize_advantage": _FLAG,
+    "target_kl": Rule(Real, lambda value: 0 < value < math.inf, "a finite number > 0"),
+    "sub_sampling_factor": _COUNT,
+    "stats_window_size": _COUNT,
+}
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """
+    Refuse arguments that cannot work.
+
+    :param arguments: values by name; names without a rule are passed over
+    :raises TypeError: naming the argument and the value, if it is not of the right type
+    :raises ValueError: naming the argument and the value, if it is out of range or not a number
+    """
+    for name, rule in RULES.items():
+        if name not in arguments:
+            continue
+        value = arguments[name]
+        message = f"{name} must be {rule.expected}, got {value!r}"
+        if not isinstance(value, rule.kind) or (isinstance(value, bool) and rule is not _FLAG):
+            raise TypeError(message)
+        if not rule.holds(value):
+            raise ValueError(message)
+
+
+def check_action_space(action_space: spaces.Space) -> None:
+    """
+    Refuse action spaces for which there is no action distribution.
+
+    :param action_space: that of the environment
+    :raises ValueError: naming the space
+    """
+    if isinstance(action_space, spaces.Box):
+        supported = bool(np.isfinite([action_space.low, action_space.high]).all())
+    elif isinstance(action_space, spaces.MultiBinary):
+        supported = len(action_space.shape) == 1
+    else:
+        supported = isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete)
+    if not supported:
+        raise ValueError(
+            "env.action_space must be a Box with finite bounds, a Discrete, a MultiDiscrete or a one-dimensional MultiBinary, "
+            f"got {action_space}"
+        )
+
+
+def check_parameters(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """
+    Refuse parameters that do not fit a model or that no training could start from.
+
+    :param given: state dictionaries by object name (``"policy"``, ``"policy.optimizer"``), as a model's ``get_parameters``
+    :param own: those of the model that they are for
+    :raises TypeError: if an entry is not a dictionary
+    :raises ValueError: naming the object or tensor, if it is unknown, of another shape or not finite
+    """
+    for name, state in given.items():
+        if name not in own:
+            raise ValueError(f"{name!r} is not an object with parameters, expected one of {sorted(own)}")
+        if not isinstance(state, Mapping):
+            raise TypeError(f"the parameters of {name!r} must be a dictionary, got {state!r}")
+    for key, tensor in given.get("policy", {}).items():
+        expected = own["policy"].get(key)
+        if expected is None:
+            raise ValueError(f"policy has no parameter {key!r}, expected one of {sorted(own['policy'])}")
+        if tensor.shape != expected.shape:
+            raise ValueError(f"policy parameter {key!r} must have shape {tuple(expected.shape)}, got {tuple(tensor.shape)}")
+        if not bool(th.isfinite(tensor).all()):
+            raise ValueError(f"policy parameter {key!r} must be finite, got {tensor}")

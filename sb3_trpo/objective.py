@@ -1,0 +1,184 @@
+"""The bridge between reinforcement learning and the trust-region step: surrogate and KL of SB3's action distributions."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch as th
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_trpo.trust_region import fisher_vector_product, flat_gradient
+from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
+
+
+class Batch(NamedTuple):
+    """
+    Transitions of one rollout, in any order.
+
+    :param observations: tensor of shape (n, *obs_shape), or a dict of such tensors
+    :param actions: shape (n, *action_shape); (n,) and integer for Discrete
+    :param old_log_prob: log-probability of the actions under the policy that took them, shape (n,)
+    :param advantages: shape (n,)
+    :param weights: what each transition counts in a mean, shape (n,), zero for padding; they sum to one over everything
+        that the mean runs over, so that the mean over a chunk, a sequence with padding or a process is a plain sum
+    """
+
+    observations: PyTorchObs
+    actions: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    weights: th.Tensor
+
+    def select(self, rows: slice) -> "Batch":
+        """Return some of the transitions; their weights no longer sum to one."""
+        observations = self.observations
+        if isinstance(observations, dict):
+            picked: PyTorchObs = {key: value[rows] for key, value in observations.items()}
+        else:
+            picked = observations[rows]
+        return Batch(picked, *(field[rows] for field in self[1:]))
+
+    def thinned(self, factor: int) -> "Batch":
+        """Return every ``factor``-th transition, with weights that sum to the same as before."""
+        if factor == 1:
+            return self
+        thin = self.select(slice(None, None, factor))
+        return thin._replace(weights=thin.weights * (self.weights.sum() / thin.weights.sum()))
+
+
+def weighted_mean(values: th.Tensor, weights: th.Tensor) -> th.Tensor:
+    """
+    Average over samples: the one seam through which every such mean passes.
+
+    Values of weight zero are left out whatever they are, NaN included.
+
+    :param values: shape (n,)
+    :param weights: shape (n,), see :class:`Batch`
+    :return: the sum of ``weights * values``, shape ()
+    """
+    return (weights * th.where(weights > 0, values, th.zeros_like(values))).sum()
+
+
+def normalize_advantages(advantages: th.Tensor, weights: th.Tensor) -> th.Tensor:
+    """
+    Shift advantages to mean zero and scale them to standard deviation one (with Bessel's correction, as SB3 does).
+
+    Advantages that differ by no more than their own rounding carry no signal and become zeros: dividing them by their
+    standard deviation would turn the rounding into the largest possible step.
+
+    :param advantages: shape (n,)
+    :param weights: shape (n,), see :class:`Batch`
+    :return: shape (n,)
+    """
+    n = th.count_nonzero(weights)
+    centred = advantages - weighted_mean(advantages, weights)
+    std = (weighted_mean(centred**2, weights) * n / (n - 1)).sqrt()
+    rounding = 10 * th.finfo(advantages.dtype).eps * weighted_mean(advantages.abs(), weights)
+    return th.where(std <= rounding, th.zeros_like(centred), centred / std)
+
+
+def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
+    r"""
+    Compute :math:`D_{KL}(\pi_{old}(\cdot|s) \,\|\, \pi_{new}(\cdot|s))` for each state, summed over action dimensions.
+
+    A squashing function (gSDE with ``squash_output``) maps both policies alike and leaves the KL as it is.
+
+    :param old: SB3 action distribution of the old policy, for n states
+    :param new: that of the new policy, of the same type and for the same states
+    :return: in nats, shape (n,)
+    """
+    if type(old) is not type(new):
+        raise ValueError(f"old and new must be distributions of one type, got {type(old).__name__} and {type(new).__name__}")
+    olds, news = ([d] if isinstance(d, th.distributions.Distribution) else d for d in (old.distribution, new.distribution))
+    per_factor = [th.distributions.kl_divergence(p, q) for p, q in zip(olds, news, strict=True)]
+    # (n, action_dim) for independent dimensions, (n,) for a single categorical
+    return th.stack([kl if kl.dim() == 1 else kl.sum(dim=1) for kl in per_factor]).sum(dim=0)
+
+
+def log_ratio(distribution: Distribution, batch: Batch) -> th.Tensor:
+    """Return log π(a|s) - log π_old(a|s) of a batch's actions, shape (n,)."""
+    return distribution.log_prob(batch.actions) - batch.old_log_prob
+
+
+@contextmanager
+def unvalidated_distributions() -> Iterator[None]:
+    """
+    Let a distribution with parameters that are not finite yield NaN, which the step refuses, instead of raising.
+
+    It also spares a pass over the parameters of every distribution made.
+    """
+    validated = th.distributions.Distribution._validate_args
+    th.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        th.distributions.Distribution.set_default_validate_args(validated)
+
+
+class PolicyProblem:
+    r"""
+    The trust-region problem of one batch: surrogate, mean KL and Fisher matrix of a policy, around its present parameters.
+
+    .. math::
+        L(\theta) = E\left[\frac{\pi_\theta(a|s)}{\pi_{old}(a|s)} A(s, a)\right], \qquad
+        \bar D_{KL}(\theta) = E\left[D_{KL}(\pi_{old}(\cdot|s) \,\|\, \pi_\theta(\cdot|s))\right]
+
+    Schulman et al., *Trust Region Policy Optimization*, equations 12 to 14. The old policy is frozen here, at construction.
+
+    :param distribution_of: maps a batch to the policy's action distribution there, with a graph to the parameters
+    :param batch: transitions, with the advantages to use as they stand
+    :param parameters: the parameters θ that the distribution depends on
+    :param fisher_batch: transitions whose states make the Fisher matrix, by default all; gradient, surrogate and mean KL
+        always see the whole batch
+    """
+
+    def __init__(
+        self,
+        distribution_of: Callable[[Batch], Distribution],
+        batch: Batch,
+        parameters: Parameters,
+        *,
+        fisher_batch: Batch | None = None,
+    ):
+        self.distribution_of = distribution_of
+        self.batch = batch
+        self.parameters = parameters
+        self.fisher_batch = batch if fisher_batch is None else fisher_batch
+        self.old_distribution = self.frozen_distribution(batch)
+
+    @th.no_grad()
+    def frozen_distribution(self, batch: Batch) -> Distribution:
+        """Return the present policy's distribution without a graph; SB3 hands out the same object each time, hence the copy."""
+        return copy.copy(self.distribution_of(batch))
+
+    def old_entropy(self) -> float | None:
+        """Return the mean entropy of the old policy in nats, ``None`` where it has no closed form."""
+        entropy = self.old_distribution.entropy()
+        return None if entropy is None else float(weighted_mean(entropy, self.batch.weights))
+
+    def _surrogate(self, distribution: Distribution) -> th.Tensor:
+        return weighted_mean(log_ratio(distribution, self.batch).exp() * self.batch.advantages, self.batch.weights)
+
+    def surrogate_gradient(self) -> tuple[float, th.Tensor]:
+        """Return L(θ_old) and its gradient, shape (n_params,)."""
+        surrogate = self._surrogate(self.distribution_of(self.batch))
+        return float(surrogate.detach()), flat_gradient(surrogate, self.parameters)
+
+    def fisher_vector_product(self) -> MatrixVectorProduct:
+        """Return v -> F v at θ_old."""
+        batch = self.fisher_batch
+        old = self.old_distribution if batch is self.batch else self.frozen_distribution(batch)
+
+        def mean_kl() -> th.Tensor:
+            return weighted_mean(kl_old_new(old, self.distribution_of(batch)), batch.weights)
+
+        return fisher_vector_product([mean_kl], self.parameters)
+
+    @th.no_grad()
+    def evaluate(self) -> tuple[float, float]:
+        """Return (L(θ), mean KL(old || θ)) at the parameters' present values."""
+        distribution = self.distribution_of(self.batch)
+        mean_kl = weighted_mean(kl_old_new(self.old_distribution, distribution), self.batch.weights)
+        return float(self._surrogate(distribution)), float(mean_kl)

@@ -1,0 +1,147 @@
+"""What an update did, and the one table of logger keys and their meanings."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from stable_baselines3.common.logger import Logger
+
+from sb3_trpo.critic import CriticFit
+from sb3_trpo.trust_region import TrustRegionStep
+
+
+class PhaseClock:
+    """Measures the wall time of phases that follow each other: each begins where the one before it ends."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._current: str | None = None
+        self._since = 0.0
+
+    def begin(self, phase: str) -> None:
+        """End the present phase, if any, and begin another."""
+        self.stop()
+        self._current = phase
+
+    def stop(self) -> None:
+        """End the present phase, if any."""
+        now = time.perf_counter()
+        if self._current is not None:
+            self.seconds[self._current] = self.seconds.get(self._current, 0.0) + now - self._since
+        self._current, self._since = None, now
+
+
+class UpdateReport(NamedTuple):
+    """
+    Everything there is to know about one call of ``train()``; the last one is ``model.last_update``.
+
+    :param step: what the trust-region step did
+    :param critic: what the value fit did, ``None`` if there was none (``n_critic_updates=0``)
+    :param n_updates: number of updates so far, this one included
+    :param max_kl: limit on the mean KL, in nats
+    :param explained_variance: of the returns by the values the rollout was collected with; 1 is perfect
+    :param entropy: mean entropy of the policy after the update, in nats; ``None`` where it has no closed form
+    :param std: mean standard deviation parameter of the policy after the update; ``None`` for discrete actions
+    :param phase_seconds: wall time of each phase of the update
+    """
+
+    step: TrustRegionStep
+    critic: CriticFit | None
+    n_updates: int
+    max_kl: float
+    explained_variance: float
+    entropy: float | None
+    std: float | None
+    phase_seconds: dict[str, float]
+
+    def record(self, logger: Logger) -> None:
+        """Hand every metric that this update has a value for to SB3's logger."""
+        for key, metric in METRICS.items():
+            value = metric.of(self)
+            if value is not None:
+                logger.record(key, value, exclude=metric.exclude)
+
+
+class Metric(NamedTuple):
+    """
+    One row of the table of metrics.
+
+    :param meaning: what the number says, with its unit
+    :param of: takes it out of a report, ``None`` where there is none
+    :param exclude: SB3's logger formats that do not get it
+    """
+
+    meaning: str
+    of: Callable[[UpdateReport], Any]
+    exclude: str | None = None
+
+
+METRICS: dict[str, Metric] = {
+    "train/update_status": Metric(
+        "`accepted`, or why the policy is bit for bit what it was: `line_search_failed` (no candidate kept the limit and "
+        "improved the surrogate), `gradient_zero`, `gradient_not_finite`, `curvature_not_positive`",
+        lambda report: report.step.status,
+        exclude="tensorboard",
+    ),
+    "train/is_line_search_success": Metric("1 if the policy moved, else 0", lambda report: int(report.step.accepted)),
+    "train/kl_divergence_loss": Metric(
+        "measured mean KL(old ‖ new) of the step kept, in nats, summed over action dimensions; 0 if none was kept",
+        lambda report: report.step.mean_kl,
+    ),
+    "train/kl_limit": Metric("`target_kl`, in the same unit", lambda report: report.max_kl),
+    "train/kl_expected": Metric(
+        "what the quadratic model ½ stepᵀF step expected of the step kept", lambda report: report.step.expected_kl
+    ),
+    "train/policy_objective": Metric(
+        "the surrogate L(θ), mean of ratio times advantage, at the policy kept", lambda report: report.step.surrogate
+    ),
+    "train/surrogate_gain": Metric(
+        "measured L(θ) − L(θ_old) of the step kept, in standard deviations of the advantage where it is normalised",
+        lambda report: report.step.surrogate_gain,
+    ),
+    "train/surrogate_gain_expected": Metric(
+        "what the linear model gᵀstep expected of it", lambda report: report.step.expected_gain
+    ),
+    "train/step_fraction": Metric(
+        "share αʲ of the full step that was kept; 0 if none was", lambda report: report.step.step_fraction
+    ),
+    "train/n_backtracks": Metric(
+        "how many longer steps the line search refused", lambda report: sum(bool(c.refused_by) for c in report.step.candidates)
+    ),
+    "train/gradient_norm": Metric("length of the surrogate's gradient g", lambda report: report.step.gradient_norm),
+    "train/step_norm": Metric("length of the step kept in parameter space", lambda report: report.step.step_norm),
+    "train/cg_iterations": Metric(
+        "conjugate gradient iterations that made the direction",
+        lambda report: report.step.conjugate_gradient and report.step.conjugate_gradient.n_iterations,
+    ),
+    "train/cg_residual": Metric(
+        "‖g − (F + βI)s‖ / ‖g‖ when they stopped; 1 means no progress",
+        lambda report: report.step.conjugate_gradient and report.step.conjugate_gradient.residual_norms[-1],
+    ),
+    "train/value_loss": Metric(
+        "mean squared error of the critic over all of its minibatches",
+        lambda report: report.critic and report.critic.value_loss,
+    ),
+    "train/value_loss_first": Metric(
+        "the same over its first pass over the rollout", lambda report: report.critic and report.critic.first_value_loss
+    ),
+    "train/value_loss_last": Metric("and over its last pass", lambda report: report.critic and report.critic.last_value_loss),
+    "train/explained_variance": Metric(
+        "share of the returns' variance that the values before the update explain: 1 is perfect, 0 is no better than a constant",
+        lambda report: report.explained_variance,
+    ),
+    "train/entropy_loss": Metric(
+        "minus the mean entropy of the policy after the update, in nats; left out where it has no closed form",
+        lambda report: None if report.entropy is None else -report.entropy,
+    ),
+    "train/std": Metric("mean standard deviation parameter of the policy; continuous actions only", lambda report: report.std),
+    "train/n_updates": Metric("updates so far, refused ones included", lambda report: report.n_updates, exclude="tensorboard"),
+    "time/gradient_seconds": Metric(
+        "wall time of the surrogate's gradient", lambda report: report.phase_seconds.get("gradient")
+    ),
+    "time/direction_seconds": Metric(
+        "wall time of the conjugate gradients with their Fisher products", lambda report: report.phase_seconds.get("direction")
+    ),
+    "time/line_search_seconds": Metric("wall time of the line search", lambda report: report.phase_seconds.get("line_search")),
+    "time/critic_seconds": Metric("wall time of the value fit", lambda report: report.phase_seconds.get("critic")),
+}

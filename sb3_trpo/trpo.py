@@ -1,0 +1,305 @@
+"""Trust Region Policy Optimization for Stable-Baselines3."""
+
+import copy
+import inspect
+import io
+import pathlib
+from collections.abc import Iterator
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.utils import explained_variance
+
+from sb3_trpo.arguments import check_action_space, check_arguments, check_parameters
+from sb3_trpo.critic import ValueBatch, fit_critic
+from sb3_trpo.objective import Batch, PolicyProblem, normalize_advantages, unvalidated_distributions
+from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.report import PhaseClock, UpdateReport
+from sb3_trpo.trust_region import reached_by, trust_region_step
+
+SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
+
+
+class TRPO(OnPolicyAlgorithm):
+    """
+    Trust Region Policy Optimization (TRPO).
+
+    Paper: Schulman et al. 2015, https://arxiv.org/abs/1502.05477. Takes the arguments of ``sb3_contrib.TRPO``; what differs
+    in their meaning is said here and in the README.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
+    :param env: The environment to learn from (if registered in Gymnasium, can be str)
+    :param learning_rate: The learning rate of the value function, it can be a function of the current progress remaining
+        (from 1 to 0). The policy has none: its step is as long as the trust region allows
+    :param n_steps: The number of steps to run for each environment per update
+        (the batch is ``n_steps * n_envs`` transitions, and at least 2 with ``normalize_advantage``)
+    :param batch_size: Minibatch size of the value function fit
+    :param gamma: Discount factor
+    :param cg_max_steps: Largest number of conjugate gradient iterations for the direction of the step
+    :param cg_damping: Added to the diagonal of the Fisher matrix for the direction; the length of the step is that of the
+        undamped matrix
+    :param line_search_shrinking_factor: Step-size reduction factor α of the line search (the candidates are
+        ``theta_old + α^j * full_step``)
+    :param line_search_max_iter: Largest number of candidates of the line search
+    :param n_critic_updates: Number of passes over the rollout of the value function fit, per policy update
+    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE;
+        -1 means only at the beginning of the rollout
+    :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
+    :param normalize_advantage: Whether to normalize the advantages over the rollout
+    :param target_kl: The limit δ on the mean over states of KL(old policy ‖ new policy), in nats, summed over action
+        dimensions. Measured after every step, and never exceeded
+    :param sub_sampling_factor: Use every n-th state (of the shuffled rollout) for the Fisher matrix; gradient, KL and
+        line search see all of them. See p. 40-42 of John Schulman's thesis, http://joschu.net/docs/thesis.pdf
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+        the reported success rate, mean episode length, and mean reward over
+    :param tensorboard_log: The log location for tensorboard (if None, no logging)
+    :param policy_kwargs: Additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for debug
+        messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run.
+        Setting it to auto, the code will be run on the GPU if possible
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises TypeError: naming the argument and the value received, if it is not of the right type
+    :raises ValueError: naming the argument and the value received, if it cannot work
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+
+    last_update: UpdateReport | None = None
+    """What the latest call of :meth:`train` did, for whoever wants to look."""
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 2048,
+        batch_size: int = 128,
+        gamma: float = 0.99,
+        cg_max_steps: int = 15,
+        cg_damping: float = 0.1,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 10,
+        n_critic_updates: int = 10,
+        gae_lambda: float = 0.95,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        normalize_advantage: bool = True,
+        target_kl: float = 0.01,
+        sub_sampling_factor: int = 1,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        check_arguments(locals())
+        if env is not None:
+            env = maybe_make_env(env, verbose)
+            check_action_space(env.action_space)
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            # SB3's weights of a joint loss: TRPO has none
+            ent_coef=0.0,
+            vf_coef=0.0,
+            max_grad_norm=0.0,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            _init_setup_model=False,
+        )
+        self.batch_size = batch_size
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
+        self.line_search_shrinking_factor = line_search_shrinking_factor
+        self.line_search_max_iter = line_search_max_iter
+        self.n_critic_updates = n_critic_updates
+        self.normalize_advantage = normalize_advantage
+        self.target_kl = target_kl
+        self.sub_sampling_factor = sub_sampling_factor
+
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        # Also what `load` calls once it has put saved and given arguments in place
+        check_arguments(vars(self))
+        if self.normalize_advantage and self.n_steps * self.n_envs < 2:
+            raise ValueError(
+                f"n_steps * n_envs must be at least 2 with normalize_advantage=True, "
+                f"got n_steps={self.n_steps} and n_envs={self.n_envs}"
+            )
+        super()._setup_model()
+
+    def train(self) -> None:
+        """Update the policy inside the trust region, then the critic, using the current rollout buffer."""
+        # Eval mode throughout: with dropout or batch statistics the ratio would not start at 1
+        self.policy.set_training_mode(False)
+        self._update_learning_rate(self.policy.optimizer)
+        clock = PhaseClock()
+
+        batch = self._full_batch()
+        actor_parameters, critic_parameters = self._split_parameters(batch)
+        with unvalidated_distributions():
+            problem = PolicyProblem(
+                self._distribution, batch, actor_parameters, fisher_batch=batch.thinned(self.sub_sampling_factor)
+            )
+            step = trust_region_step(
+                problem,
+                max_kl=self.target_kl,
+                damping=self.cg_damping,
+                cg_max_iterations=self.cg_max_steps,
+                shrinking_factor=self.line_search_shrinking_factor,
+                max_candidates=self.line_search_max_iter,
+                phase=clock.begin,
+            )
+        clock.begin("critic")
+        critic = fit_critic(self.policy.predict_values, self.policy.optimizer, critic_parameters, self._value_epochs())
+        clock.stop()
+
+        self._n_updates += 1
+        log_std = getattr(self.policy, "log_std", None)
+        self.last_update = UpdateReport(
+            step=step,
+            critic=critic,
+            n_updates=self._n_updates,
+            max_kl=self.target_kl,
+            explained_variance=explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()),
+            entropy=problem.old_entropy(),
+            std=None if log_std is None else log_std.exp().mean().item(),
+            phase_seconds=clock.seconds,
+        )
+        self.last_update.record(self.logger)
+
+    # What variants of TRPO override: how to read their buffer, and how to ask their policy
+
+    def _full_batch(self) -> Batch:
+        """Return the whole rollout in random order, with the advantages that the surrogate uses."""
+        data = next(self.rollout_buffer.get(batch_size=None))
+        actions = data.actions
+        if isinstance(self.action_space, spaces.Discrete):
+            # The buffer holds them as floats
+            actions = actions.long().flatten()
+        weights = th.full_like(data.advantages, 1.0 / len(data.advantages))
+        advantages = normalize_advantages(data.advantages, weights) if self.normalize_advantage else data.advantages
+        return Batch(data.observations, actions, data.old_log_prob, advantages, weights)
+
+    def _distribution(self, batch: Batch) -> Distribution:
+        """Return the action distribution of the policy at the observations of a batch."""
+        return self.policy.get_distribution(batch.observations)
+
+    def _value_epochs(self) -> Iterator[Iterator[ValueBatch]]:
+        """Yield for each pass of the value fit over the rollout its minibatches."""
+        for _ in range(self.n_critic_updates):
+            yield (ValueBatch(data.observations, data.returns) for data in self.rollout_buffer.get(self.batch_size))
+
+    def _split_parameters(self, batch: Batch) -> tuple[list[th.nn.Parameter], list[th.nn.Parameter]]:
+        """
+        Ask the autograd graph which parameters make the action distribution, and which the values alone.
+
+        A parameter of both is the actor's: if the value fit moved it, the policy would leave the trust region.
+        """
+        probe = batch.select(slice(0, 1))
+        everything = list(self.policy.parameters())
+        actor = reached_by(self._distribution(probe).log_prob(probe.actions), everything)
+        values = reached_by(self.policy.predict_values(probe.observations), everything)
+        actors = set(actor)
+        return actor, [parameter for parameter in values if parameter not in actors]
+
+    def learn(
+        self: SelfTRPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "TRPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfTRPO:
+        """
+        Train for at least a number of environment steps (see SB3's ``BaseAlgorithm.learn`` for the parameters).
+
+        SB3 writes its log before each update; here what the last one did is written too, once training has ended.
+        """
+        super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        if log_interval is not None and self.logger.name_to_value:
+            self.logger.dump(step=self.num_timesteps)
+        return self
+
+    @classmethod
+    def load(
+        cls: type[SelfTRPO],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfTRPO:
+        """
+        Load the model from a zip-file (see SB3's ``BaseAlgorithm.load`` for the parameters).
+
+        :raises TypeError: if a further keyword is not an argument of the constructor
+        """
+        known = set(inspect.signature(cls.__init__).parameters) - {"self", "policy", "_init_setup_model"}
+        for name, value in kwargs.items():
+            if name not in known:
+                raise TypeError(f"load() got an unexpected keyword argument {name}={value!r}, expected one of {sorted(known)}")
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | TensorDict,
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """
+        Load parameters from a zip-file or a dictionary (see SB3's ``BaseAlgorithm.set_parameters`` for the parameters).
+
+        :raises ValueError: if a tensor is unknown, of the wrong shape or not finite; no parameter is changed then
+        """
+        params = load_path_or_dict
+        if not isinstance(params, dict):
+            _, params, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
+        check_parameters(params, self.get_parameters())
+        before = copy.deepcopy(self.get_parameters())
+        try:
+            super().set_parameters(params, exact_match, device)
+        except Exception:
+            super().set_parameters(before)
+            raise
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "last_update"]

@@ -1,0 +1,27 @@
+"""
+The trust-region step as plain numerics: torch and the standard library, nothing of reinforcement learning.
+
+Direction (``conjugate_gradient`` with Fisher products) and distance (``backtrack``) do not know each other;
+``trust_region_step`` joins them.
+"""
+
+from sb3_trpo.trust_region.conjugate_gradient import ConjugateGradientResult, conjugate_gradient
+from sb3_trpo.trust_region.fisher import fisher_vector_product, flat_gradient, flatten, reached_by, unflatten
+from sb3_trpo.trust_region.line_search import Candidate, LineSearchResult, backtrack
+from sb3_trpo.trust_region.step import TrustRegionProblem, TrustRegionStep, trust_region_step
+
+__all__ = [
+    "Candidate",
+    "ConjugateGradientResult",
+    "LineSearchResult",
+    "TrustRegionProblem",
+    "TrustRegionStep",
+    "backtrack",
+    "conjugate_gradient",
+    "fisher_vector_product",
+    "flat_gradient",
+    "flatten",
+    "reached_by",
+    "trust_region_step",
+    "unflatten",
+]

@@ -1,0 +1,75 @@
+"""The direction of the step: solve ``(F + damping I) s = g`` with matrix-vector products alone."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch as th
+
+StoppedBy = Literal["converged", "max_iterations", "curvature", "zero_rhs"]
+
+
+class ConjugateGradientResult(NamedTuple):
+    """
+    A solution and how the solve ended.
+
+    :param solution: approximate x, shape (n,)
+    :param n_iterations: number of products with A that led to the solution
+    :param residual_norms: ``||b - A x|| / ||b||`` by the recurrence, before the first and after each iteration
+    :param stopped_by: ``"converged"``, ``"max_iterations"``, ``"zero_rhs"``, or ``"curvature"`` where p'Ap was not
+        positive; the solution is then the last good iterate, zero if there was none
+    """
+
+    solution: th.Tensor
+    n_iterations: int
+    residual_norms: tuple[float, ...]
+    stopped_by: StoppedBy
+
+
+def conjugate_gradient(
+    matrix_vector_product: Callable[[th.Tensor], th.Tensor],
+    rhs: th.Tensor,
+    *,
+    max_iterations: int = 15,
+    relative_tolerance: float = 1e-5,
+) -> ConjugateGradientResult:
+    r"""
+    Solve :math:`A x = b` for a symmetric positive definite :math:`A`.
+
+    Nocedal & Wright, *Numerical Optimization*, algorithm 5.2. Starts from x = 0: it draws no random number.
+
+    :param matrix_vector_product: maps v to A v, both of shape (n,)
+    :param rhs: right-hand side b, shape (n,)
+    :param max_iterations: largest number of products with A
+    :param relative_tolerance: stop once ``||b - A x|| <= relative_tolerance * ||b||``
+    :return: the solution and how the solve ended; bad curvature (p'Ap <= 0 or not finite) stops it, it does not raise
+    """
+    x = th.zeros_like(rhs)
+    residual = rhs.clone()
+    direction = residual.clone()
+    residual_squared = float(residual @ residual)
+    rhs_norm = math.sqrt(residual_squared)
+    if rhs_norm == 0.0:
+        return ConjugateGradientResult(x, 0, (0.0,), "zero_rhs")
+    residual_norms = [1.0]
+    stopped_by: StoppedBy = "max_iterations"
+
+    for _ in range(max_iterations):
+        product = matrix_vector_product(direction)
+        curvature = float(direction @ product)
+        if not 0.0 < curvature < math.inf:
+            stopped_by = "curvature"
+            break
+        alpha = residual_squared / curvature
+        x = x + alpha * direction
+        residual = residual - alpha * product
+        new_residual_squared = float(residual @ residual)
+        residual_norms.append(math.sqrt(new_residual_squared) / rhs_norm)
+        if residual_norms[-1] <= relative_tolerance:
+            stopped_by = "converged"
+            break
+        beta = new_residual_squared / residual_squared
+        direction = residual + beta * direction
+        residual_squared = new_residual_squared
+
+    return ConjugateGradientResult(x, len(residual_norms) - 1, tuple(residual_norms), stopped_by)

@@ -1,0 +1,191 @@
+"""One trust-region step: gradient -> direction -> length -> search."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol
+
+import torch as th
+
+from sb3_trpo.trust_region.conjugate_gradient import ConjugateGradientResult, conjugate_gradient
+from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, unflatten
+from sb3_trpo.trust_region.line_search import Candidate, backtrack
+
+Status = Literal["accepted", "gradient_zero", "gradient_not_finite", "curvature_not_positive", "line_search_failed"]
+
+
+class TrustRegionProblem(Protocol):
+    """What the step must be able to ask of the problem: maximise the surrogate with the mean KL inside a limit."""
+
+    @property
+    def parameters(self) -> Parameters:
+        """The variables θ; the step moves them in place."""
+
+    def surrogate_gradient(self) -> tuple[float, th.Tensor]:
+        """Return L(θ_old) and g = ∇L there, shape (n_params,)."""
+
+    def fisher_vector_product(self) -> MatrixVectorProduct:
+        """Return v -> F v at θ_old, both of shape (n_params,)."""
+
+    def evaluate(self) -> tuple[float, float]:
+        """Return (L(θ), mean KL(old || θ)) at the present value of the parameters."""
+
+
+class TrustRegionStep(NamedTuple):
+    """
+    What one step did. Where a stage was not reached, its numbers are NaN and its tuples empty.
+
+    :param status: ``"accepted"``, or why every parameter is bit for bit what it was
+    :param surrogate: L(θ) at the parameters kept
+    :param surrogate_gain: measured L(θ) - L(θ_old) of the step kept, 0 if none was
+    :param expected_gain: g · step for the same step, 0 if none was kept
+    :param mean_kl: measured mean KL(old || new) of the step kept, in nats, 0 if none was
+    :param expected_kl: ½ stepᵀ F step for the same step, in nats, 0 if none was kept
+    :param step_fraction: share of the full step that was kept, 0 if none was
+    :param gradient_norm: ||g||
+    :param step_norm: ||step|| of the step kept, 0 if none was
+    :param full_step_gain: g · full_step; times a candidate's fraction it is that candidate's expected gain
+    :param candidates: what the line search tried, longest first
+    :param conjugate_gradient: the direction's solve, ``None`` if it was not reached
+    """
+
+    status: Status
+    surrogate: float
+    surrogate_gain: float
+    expected_gain: float
+    mean_kl: float
+    expected_kl: float
+    step_fraction: float
+    gradient_norm: float
+    step_norm: float
+    full_step_gain: float
+    candidates: tuple[Candidate, ...]
+    conjugate_gradient: ConjugateGradientResult | None
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the parameters moved."""
+        return self.status == "accepted"
+
+
+def _refused(
+    status: Status,
+    surrogate: float,
+    gradient_norm: float,
+    *,
+    full_step_gain: float = math.nan,
+    candidates: tuple[Candidate, ...] = (),
+    solve: ConjugateGradientResult | None = None,
+) -> TrustRegionStep:
+    """Describe a step that was not taken."""
+    return TrustRegionStep(status, surrogate, 0.0, 0.0, 0.0, 0.0, 0.0, gradient_norm, 0.0, full_step_gain, candidates, solve)
+
+
+@th.no_grad()
+def _move(parameters: Parameters, origin: list[th.Tensor], step: list[th.Tensor], fraction: float) -> None:
+    for parameter, start, direction in zip(parameters, origin, step, strict=True):
+        parameter.copy_(start + fraction * direction)
+
+
+@th.no_grad()
+def _restore(parameters: Parameters, origin: list[th.Tensor]) -> None:
+    for parameter, start in zip(parameters, origin, strict=True):
+        parameter.copy_(start)
+
+
+def trust_region_step(
+    problem: TrustRegionProblem,
+    *,
+    max_kl: float,
+    damping: float,
+    cg_max_iterations: int = 15,
+    cg_relative_tolerance: float = 1e-5,
+    shrinking_factor: float = 0.8,
+    max_candidates: int = 10,
+    phase: Callable[[str], None] = lambda name: None,
+) -> TrustRegionStep:
+    r"""
+    Move the parameters to the best point that the trust region allows along the natural gradient, or leave them.
+
+    .. math::
+        \theta \leftarrow \theta + \alpha^j \sqrt{\frac{2 \delta}{s^T F s}} \, s, \qquad (F + \beta I) \, s = g
+
+    Schulman et al., *Trust Region Policy Optimization*, section 6 and appendix C. The damping β shapes the direction s only:
+    the radius is that of F itself, so that the step spends the whole budget δ of its quadratic model.
+
+    :param problem: surrogate and KL at the parameters' present values
+    :param max_kl: δ, limit on the mean KL, in nats
+    :param damping: β, added to the diagonal of F for the direction
+    :param cg_max_iterations: largest number of conjugate gradient iterations
+    :param cg_relative_tolerance: relative residual at which they stop
+    :param shrinking_factor: α of the line search
+    :param max_candidates: largest number of candidates of the line search
+    :param phase: called with the name of each phase as it begins (``"gradient"``, ``"direction"``, ``"line_search"``)
+    :return: what was done. Unless it was accepted, every parameter is bit for bit what it was, also when an exception
+        leaves this function
+    """
+    phase("gradient")
+    parameters = problem.parameters
+    surrogate, gradient = problem.surrogate_gradient()
+    gradient_norm = float(gradient.double().norm())
+    if not (math.isfinite(gradient_norm) and math.isfinite(surrogate)):
+        return _refused("gradient_not_finite", surrogate, gradient_norm)
+    if gradient_norm == 0.0:
+        return _refused("gradient_zero", surrogate, gradient_norm)
+
+    phase("direction")
+    fisher_product = problem.fisher_vector_product()
+    # The step does not depend on the length of g: with a unit vector nothing over- or underflows on the way to it
+    solve = conjugate_gradient(
+        lambda vector: fisher_product(vector) + damping * vector,
+        gradient / gradient_norm,
+        max_iterations=cg_max_iterations,
+        relative_tolerance=cg_relative_tolerance,
+    )
+    natural_gradient = solve.solution
+    curvature = float(natural_gradient @ fisher_product(natural_gradient))
+    if not 0.0 < curvature < math.inf:
+        return _refused("curvature_not_positive", surrogate, gradient_norm, solve=solve)
+    full_step = math.sqrt(2.0 * max_kl / curvature) * natural_gradient
+    full_step_gain = float(gradient @ full_step)
+
+    phase("line_search")
+    origin = [parameter.detach().clone() for parameter in parameters]
+    step = unflatten(full_step, parameters)
+
+    def evaluate(fraction: float) -> tuple[float, float]:
+        _move(parameters, origin, step, fraction)
+        new_surrogate, mean_kl = problem.evaluate()
+        return new_surrogate - surrogate, mean_kl
+
+    accepted = False
+    try:
+        accepted, candidates = backtrack(
+            evaluate, max_kl=max_kl, shrinking_factor=shrinking_factor, max_iterations=max_candidates
+        )
+    finally:
+        if not accepted:
+            _restore(parameters, origin)
+    if not accepted:
+        return _refused(
+            "line_search_failed",
+            surrogate,
+            gradient_norm,
+            full_step_gain=full_step_gain,
+            candidates=candidates,
+            solve=solve,
+        )
+    kept = candidates[-1]
+    return TrustRegionStep(
+        status="accepted",
+        surrogate=surrogate + kept.surrogate_gain,
+        surrogate_gain=kept.surrogate_gain,
+        expected_gain=kept.step_fraction * full_step_gain,
+        mean_kl=kept.mean_kl,
+        expected_kl=kept.step_fraction**2 * max_kl,
+        step_fraction=kept.step_fraction,
+        gradient_norm=gradient_norm,
+        step_norm=kept.step_fraction * float(full_step.norm()),
+        full_step_gain=full_step_gain,
+        candidates=candidates,
+        conjugate_gradient=solve,
+    )

@@ -14,12 +14,12 @@ class Rule(NamedTuple):
     """
     What an argument must be.
 
-    :param kind: the type or types
+    :param kind: the type, ``Integral``, ``Real`` or ``bool``
     :param holds: whether a value of that type can work
     :param expected: the same in words
     """
 
-    kind: type | tuple[type, ...]
+    kind: type
     holds: Callable[[Any], bool]
     expected: str
 
@@ -30,9 +30,7 @@ _UNIT_INTERVAL = Rule(Real, lambda value: 0 <= value <= 1, "a number in [0, 1]")
 _FLAG = Rule(bool, lambda value: True, "True or False")
 
 RULES: dict[str, Rule] = {
-    "learning_rate": Rule(
-        (Real, Callable), lambda value: callable(value) or 0 <= value < math.inf, "a finite number >= 0 or a schedule"
-    ),
+    "learning_rate": Rule(Real, lambda value: 0 <= value < math.inf, "a finite number >= 0 or a schedule"),
     "n_steps": _COUNT,
     "batch_size": _COUNT,
     "gamma": _UNIT_INTERVAL,
@@ -50,6 +48,9 @@ RULES: dict[str, Rule] = {
     "stats_window_size": _COUNT,
 }
 
+# These may also be a function of the progress remaining, from 1 to 0
+SCHEDULES = {"learning_rate"}
+
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
     """
@@ -60,9 +61,9 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     :raises ValueError: naming the argument and the value, if it is out of range or not a number
     """
     for name, rule in RULES.items():
-        if name not in arguments:
+        value = arguments.get(name)
+        if name not in arguments or (name in SCHEDULES and callable(value)):
             continue
-        value = arguments[name]
         message = f"{name} must be {rule.expected}, got {value!r}"
         if not isinstance(value, rule.kind) or (isinstance(value, bool) and rule is not _FLAG):
             raise TypeError(message)

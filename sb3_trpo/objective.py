@@ -150,7 +150,7 @@ class PolicyProblem:
 
     @th.no_grad()
     def frozen_distribution(self, batch: Batch) -> Distribution:
-        """Return the present policy's distribution without a graph; SB3 hands out the same object each time, hence the copy."""
+        """Return the present policy's distribution without a graph, as a copy: SB3 hands out the same object each time."""
         return copy.copy(self.distribution_of(batch))
 
     def old_entropy(self) -> float | None:

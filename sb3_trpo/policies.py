@@ -21,12 +21,12 @@ class CnnPolicy(MlpPolicy, ActorCriticCnnPolicy):
     critic is no more than a linear read-out of the actor's features.
     """
 
-    def __init__(self, *args: Any, share_features_extractor: bool = False, **kwargs: Any):
-        super().__init__(*args, share_features_extractor=share_features_extractor, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"share_features_extractor": False, **kwargs})
 
 
 class MultiInputPolicy(MlpPolicy, MultiInputActorCriticPolicy):
     """SB3's ``MultiInputActorCriticPolicy`` for Dict observations; ``share_features_extractor`` is ``False`` by default."""
 
-    def __init__(self, *args: Any, share_features_extractor: bool = False, **kwargs: Any):
-        super().__init__(*args, share_features_extractor=share_features_extractor, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"share_features_extractor": False, **kwargs})

@@ -127,7 +127,7 @@ METRICS: dict[str, Metric] = {
     ),
     "train/value_loss_last": Metric("and over its last pass", lambda report: report.critic and report.critic.last_value_loss),
     "train/explained_variance": Metric(
-        "share of the returns' variance that the values before the update explain: 1 is perfect, 0 is no better than a constant",
+        "share of the returns' variance that the values before the update explain: 1 is perfect, 0 no better than a constant",
         lambda report: report.explained_variance,
     ),
     "train/entropy_loss": Metric(

@@ -290,11 +290,11 @@ class TRPO(OnPolicyAlgorithm):
 
         :raises ValueError: if a tensor is unknown, of the wrong shape or not finite; no parameter is changed then
         """
-        params = load_path_or_dict
-        if not isinstance(params, dict):
+        params: dict[str, Any] = load_path_or_dict  # type: ignore[assignment]
+        if not isinstance(load_path_or_dict, dict):
             _, params, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
         check_parameters(params, self.get_parameters())
-        before = copy.deepcopy(self.get_parameters())
+        before: dict[str, Any] = copy.deepcopy(self.get_parameters())
         try:
             super().set_parameters(params, exact_match, device)
         except Exception:

@@ -1,15 +1,16 @@
 """The bridge between reinforcement learning and the trust-region step: surrogate and KL of SB3's action distributions."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_trpo.trust_region import fisher_vector_product, flat_gradient
+from sb3_trpo.trust_region import fisher_vector_product, flat_gradient, flatten
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
 
@@ -46,6 +47,13 @@ class Batch(NamedTuple):
             return self
         thin = self.select(slice(None, None, factor))
         return thin._replace(weights=thin.weights * (self.weights.sum() / thin.weights.sum()))
+
+    def split(self, size: int | None) -> list["Batch"]:
+        """Cut into pieces of at most ``size`` transitions; their weights sum to one over all of them."""
+        n = len(self.weights)
+        if size is None or size >= n:
+            return [self]
+        return [self.select(slice(start, start + size)) for start in range(0, n, size)]
 
 
 def weighted_mean(values: th.Tensor, weights: th.Tensor) -> th.Tensor:
@@ -97,9 +105,15 @@ def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
     return th.stack([kl if kl.dim() == 1 else kl.sum(dim=1) for kl in per_factor]).sum(dim=0)
 
 
-def log_ratio(distribution: Distribution, batch: Batch) -> th.Tensor:
-    """Return log π(a|s) - log π_old(a|s) of a batch's actions, shape (n,)."""
-    return distribution.log_prob(batch.actions) - batch.old_log_prob
+def surrogate_term(distribution: Distribution, batch: Batch) -> th.Tensor:
+    """Return a batch's share of the surrogate, the mean of π(a|s) / π_old(a|s) A(s, a), shape ()."""
+    ratio = (distribution.log_prob(batch.actions) - batch.old_log_prob).exp()
+    return weighted_mean(ratio * batch.advantages, batch.weights)
+
+
+def kl_term(old: Distribution, new: Distribution, batch: Batch) -> th.Tensor:
+    """Return a batch's share of the mean KL(old || new), shape ()."""
+    return weighted_mean(kl_old_new(old, new), batch.weights)
 
 
 @contextmanager
@@ -126,12 +140,16 @@ class PolicyProblem:
         \bar D_{KL}(\theta) = E\left[D_{KL}(\pi_{old}(\cdot|s) \,\|\, \pi_\theta(\cdot|s))\right]
 
     Schulman et al., *Trust Region Policy Optimization*, equations 12 to 14. The old policy is frozen here, at construction.
+    Every mean is a sum over chunks, so that memory is that of one chunk.
 
     :param distribution_of: maps a batch to the policy's action distribution there, with a graph to the parameters
     :param batch: transitions, with the advantages to use as they stand
     :param parameters: the parameters θ that the distribution depends on
     :param fisher_batch: transitions whose states make the Fisher matrix, by default all; gradient, surrogate and mean KL
         always see the whole batch
+    :param chunk_size: largest number of transitions to hold a graph of, by default all of them
+    :param fast_fisher: maps chunks and parameters to the product v -> F v, or to ``None`` where it does not cover the
+        policy; then, and by default, the product is made by differentiating the KL twice
     """
 
     def __init__(
@@ -141,44 +159,57 @@ class PolicyProblem:
         parameters: Parameters,
         *,
         fisher_batch: Batch | None = None,
+        chunk_size: int | None = None,
+        fast_fisher: Callable[[Sequence[Batch], Parameters], MatrixVectorProduct | None] | None = None,
     ):
         self.distribution_of = distribution_of
-        self.batch = batch
         self.parameters = parameters
-        self.fisher_batch = batch if fisher_batch is None else fisher_batch
-        self.old_distribution = self.frozen_distribution(batch)
+        self.chunks = batch.split(chunk_size)
+        self.fisher_chunks = self.chunks if fisher_batch is None or fisher_batch is batch else fisher_batch.split(chunk_size)
+        self.fast_fisher = fast_fisher
+        self.old_distributions = [self._frozen_distribution(chunk) for chunk in self.chunks]
 
     @th.no_grad()
-    def frozen_distribution(self, batch: Batch) -> Distribution:
+    def _frozen_distribution(self, batch: Batch) -> Distribution:
         """Return the present policy's distribution without a graph, as a copy: SB3 hands out the same object each time."""
         return copy.copy(self.distribution_of(batch))
 
     def old_entropy(self) -> float | None:
         """Return the mean entropy of the old policy in nats, ``None`` where it has no closed form."""
-        entropy = self.old_distribution.entropy()
-        return None if entropy is None else float(weighted_mean(entropy, self.batch.weights))
-
-    def _surrogate(self, distribution: Distribution) -> th.Tensor:
-        return weighted_mean(log_ratio(distribution, self.batch).exp() * self.batch.advantages, self.batch.weights)
+        total = 0.0
+        for chunk, old in zip(self.chunks, self.old_distributions, strict=True):
+            entropy = old.entropy()
+            if entropy is None:
+                return None
+            total += float(weighted_mean(entropy, chunk.weights))
+        return total
 
     def surrogate_gradient(self) -> tuple[float, th.Tensor]:
         """Return L(θ_old) and its gradient, shape (n_params,)."""
-        surrogate = self._surrogate(self.distribution_of(self.batch))
-        return float(surrogate.detach()), flat_gradient(surrogate, self.parameters)
+        surrogate, gradient = 0.0, th.zeros_like(flatten(self.parameters))
+        for chunk in self.chunks:
+            term = surrogate_term(self.distribution_of(chunk), chunk)
+            gradient += flat_gradient(term, self.parameters)
+            surrogate += float(term.detach())
+        return surrogate, gradient
 
     def fisher_vector_product(self) -> MatrixVectorProduct:
-        """Return v -> F v at θ_old."""
-        batch = self.fisher_batch
-        old = self.old_distribution if batch is self.batch else self.frozen_distribution(batch)
+        """Return v -> F v at θ_old, both of shape (n_params,)."""
+        product = self.fast_fisher and self.fast_fisher(self.fisher_chunks, self.parameters)
+        return product or fisher_vector_product(
+            [partial(self._kl_to_here, chunk) for chunk in self.fisher_chunks], self.parameters
+        )
 
-        def mean_kl() -> th.Tensor:
-            return weighted_mean(kl_old_new(old, self.distribution_of(batch)), batch.weights)
-
-        return fisher_vector_product([mean_kl], self.parameters)
+    def _kl_to_here(self, chunk: Batch) -> th.Tensor:
+        """Return a chunk's share of the mean KL from the present policy, held fixed, to itself: 0, with a graph of its own."""
+        return kl_term(self._frozen_distribution(chunk), self.distribution_of(chunk), chunk)
 
     @th.no_grad()
     def evaluate(self) -> tuple[float, float]:
         """Return (L(θ), mean KL(old || θ)) at the parameters' present values."""
-        distribution = self.distribution_of(self.batch)
-        mean_kl = weighted_mean(kl_old_new(self.old_distribution, distribution), self.batch.weights)
-        return float(self._surrogate(distribution)), float(mean_kl)
+        surrogate, mean_kl = 0.0, 0.0
+        for chunk, old in zip(self.chunks, self.old_distributions, strict=True):
+            distribution = self.distribution_of(chunk)
+            surrogate += float(surrogate_term(distribution, chunk))
+            mean_kl += float(kl_term(old, distribution, chunk))
+        return surrogate, mean_kl

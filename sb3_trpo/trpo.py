@@ -5,24 +5,30 @@ import inspect
 import io
 import pathlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.arguments import check_action_space, check_arguments, check_parameters
-from sb3_trpo.critic import ValueBatch, fit_critic
+from sb3_trpo.critic import CriticFit, ValueBatch, fit_critic
+from sb3_trpo.fast.critic import mlp_critic
+from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
 from sb3_trpo.objective import Batch, PolicyProblem, normalize_advantages, unvalidated_distributions
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.report import PhaseClock, UpdateReport
+from sb3_trpo.rollout import collect_rollouts, lean_actor
 from sb3_trpo.trust_region import reached_by, trust_region_step
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
@@ -71,6 +77,9 @@ class TRPO(OnPolicyAlgorithm):
     :param device: Device (cpu, cuda, ...) on which the code should be run.
         Setting it to auto, the code will be run on the GPU if possible
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :param fast: Whether to use, where they cover the policy, the faster ways of collecting experience, multiplying with the
+        Fisher matrix and fitting the critic; the results are those of the plain ways up to rounding and, while collecting
+        with perceptrons, up to the random numbers drawn. ``verbose=1`` says which are in use
     :raises TypeError: naming the argument and the value received, if it is not of the right type
     :raises ValueError: naming the argument and the value received, if it cannot work
     """
@@ -112,6 +121,8 @@ class TRPO(OnPolicyAlgorithm):
         seed: int | None = None,
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
+        *,
+        fast: bool = True,
     ):
         check_arguments(locals())
         if env is not None:
@@ -149,6 +160,7 @@ class TRPO(OnPolicyAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
         self.sub_sampling_factor = sub_sampling_factor
+        self.fast = fast
 
         if _init_setup_model:
             self._setup_model()
@@ -163,6 +175,19 @@ class TRPO(OnPolicyAlgorithm):
             )
         super()._setup_model()
 
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Collect experience with the current policy (see SB3's ``OnPolicyAlgorithm.collect_rollouts`` for the parameters).
+
+        With ``fast``, callbacks do not find ``values``, ``log_probs`` and ``obs_tensor`` in their ``locals``.
+        """
+        actor = lean_actor(self.policy, rollout_buffer, env.num_envs) if self.fast else None
+        if actor is None:
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        return collect_rollouts(self, actor, env, callback, rollout_buffer, n_rollout_steps)
+
     def train(self) -> None:
         """Update the policy inside the trust region, then the critic, using the current rollout buffer."""
         # Eval mode throughout: with dropout or batch statistics the ratio would not start at 1
@@ -174,7 +199,12 @@ class TRPO(OnPolicyAlgorithm):
         actor_parameters, critic_parameters = self._split_parameters(batch)
         with unvalidated_distributions():
             problem = PolicyProblem(
-                self._distribution, batch, actor_parameters, fisher_batch=batch.thinned(self.sub_sampling_factor)
+                self._distribution,
+                batch,
+                actor_parameters,
+                fisher_batch=batch.thinned(self.sub_sampling_factor),
+                chunk_size=self._chunk_size(),
+                fast_fisher=partial(gauss_newton_fisher, self.policy) if self.fast else None,
             )
             step = trust_region_step(
                 problem,
@@ -186,7 +216,7 @@ class TRPO(OnPolicyAlgorithm):
                 phase=clock.begin,
             )
         clock.begin("critic")
-        critic = fit_critic(self.policy.predict_values, self.policy.optimizer, critic_parameters, self._value_epochs())
+        critic = self._fit_critic(critic_parameters)
         clock.stop()
 
         self._n_updates += 1
@@ -224,6 +254,19 @@ class TRPO(OnPolicyAlgorithm):
         """Yield for each pass of the value fit over the rollout its minibatches."""
         for _ in range(self.n_critic_updates):
             yield (ValueBatch(data.observations, data.returns) for data in self.rollout_buffer.get(self.batch_size))
+
+    def _fit_critic(self, parameters: list[th.nn.Parameter]) -> CriticFit | None:
+        """Fit the values to the returns of the rollout, moving these parameters only."""
+        mlp = mlp_critic(self.policy, parameters) if self.fast else None
+        if mlp is None:
+            return fit_critic(self.policy.predict_values, self.policy.optimizer, parameters, self._value_epochs())
+        buffer = self.rollout_buffer
+        observations, returns = buffer.to_torch(buffer.observations, copy=False), buffer.to_torch(buffer.returns, copy=False)
+        return mlp.fit(observations, returns.flatten(), n_epochs=self.n_critic_updates, batch_size=self.batch_size)
+
+    def _chunk_size(self) -> int:
+        """Return how many transitions to differentiate at a time: full speed within less than a gigabyte."""
+        return min(8192, max(128, 2**23 // spaces.flatdim(self.observation_space)))
 
     def _split_parameters(self, batch: Batch) -> tuple[list[th.nn.Parameter], list[th.nn.Parameter]]:
         """

@@ -1,0 +1,146 @@
+"""The value fit with its gradient and Adam written out, for critics that are multi-layer perceptrons."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+
+from sb3_trpo.critic import CriticFit
+from sb3_trpo.fast.network import Stage, network_input, read_critic
+from sb3_trpo.trust_region.fisher import unflatten
+
+
+class MlpCritic:
+    """
+    A working copy of a critic and of its optimizer's state, in one flat vector each; see :func:`mlp_critic`.
+
+    :param policy: the policy whose critic it is
+    :param stages: the critic's layers
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, stages: list[Stage]):
+        self.policy = policy
+        self.stages = stages
+        self.parameters = [parameter for stage in stages for parameter in (stage.weight, stage.bias)]
+        group = policy.optimizer.param_groups[0]
+        self.lr, (self.beta1, self.beta2), self.eps = group["lr"], group["betas"], group["eps"]
+        states = [policy.optimizer.state.get(parameter, {}) for parameter in self.parameters]
+        self.n_steps = int(states[0].get("step", 0))
+        self.flat = th.cat([p.detach().reshape(-1) for p in self.parameters])
+        self.mean, self.square = (
+            th.cat(
+                [
+                    state[name].reshape(-1) if state else th.zeros_like(p).reshape(-1)
+                    for state, p in zip(states, self.parameters, strict=True)
+                ]
+            )
+            for name in ("exp_avg", "exp_avg_sq")
+        )
+        self.gradient = th.zeros_like(self.flat)
+        self.views = unflatten(self.flat, self.parameters)
+        self.gradient_views = unflatten(self.gradient, self.parameters)
+
+    def _squared_error(self, inputs: th.Tensor, returns: th.Tensor) -> th.Tensor:
+        """Put the gradient of the mean squared error of a minibatch in place, and return the error's value."""
+        hidden = [inputs]
+        for i, stage in enumerate(self.stages):
+            weight, bias = self.views[2 * i : 2 * i + 2]
+            values = th.addmm(bias, hidden[-1], weight.t())
+            if stage.activation is not None:
+                values = values.tanh_() if isinstance(stage.activation, nn.Tanh) else values.relu_()
+            hidden.append(values)
+        error = hidden[-1].squeeze(1).sub_(returns)
+        loss = error.dot(error) / len(returns)
+        cotangent = error.mul_(2.0 / len(returns)).unsqueeze(1)
+        for i in reversed(range(len(self.stages))):
+            activation = self.stages[i].activation
+            if isinstance(activation, nn.Tanh):
+                cotangent = th.ops.aten.tanh_backward(cotangent, hidden[i + 1])
+            elif activation is not None:
+                cotangent = th.ops.aten.threshold_backward(cotangent, hidden[i + 1], 0)
+            th.mm(cotangent.t(), hidden[i], out=self.gradient_views[2 * i])
+            th.sum(cotangent, 0, out=self.gradient_views[2 * i + 1])
+            if i > 0:
+                cotangent = cotangent @ self.views[2 * i]
+        return loss
+
+    def _adam_step(self) -> None:
+        """Kingma & Ba 2015, algorithm 1, with the operations of ``torch.optim.Adam``."""
+        self.n_steps += 1
+        self.mean.lerp_(self.gradient, 1.0 - self.beta1)
+        self.square.mul_(self.beta2).addcmul_(self.gradient, self.gradient, value=1.0 - self.beta2)
+        bias_correction1, bias_correction2 = 1.0 - self.beta1**self.n_steps, 1.0 - self.beta2**self.n_steps
+        denominator = self.square.sqrt().div_(math.sqrt(bias_correction2)).add_(self.eps)
+        self.flat.addcdiv_(self.mean, denominator, value=-self.lr / bias_correction1)
+
+    def _write_back(self) -> None:
+        for parameter, value, mean, square in zip(
+            self.parameters,
+            self.views,
+            unflatten(self.mean, self.parameters),
+            unflatten(self.square, self.parameters),
+            strict=True,
+        ):
+            parameter.copy_(value)
+            state = self.policy.optimizer.state[parameter]
+            state["step"] = th.tensor(float(self.n_steps))
+            state["exp_avg"], state["exp_avg_sq"] = mean.clone(), square.clone()
+
+    @th.no_grad()
+    def fit(self, observations: th.Tensor, returns: th.Tensor, *, n_epochs: int, batch_size: int) -> CriticFit | None:
+        """
+        Take one Adam step on the mean squared error of each minibatch; the same steps as ``critic.fit_critic``.
+
+        :param observations: as the buffer holds them, shape (n, *obs_shape)
+        :param returns: the targets, shape (n,)
+        :param n_epochs: number of passes over the data, each in an order drawn from NumPy's generator as SB3's buffer does
+        :param batch_size: minibatch size
+        :return: the losses before and after, ``None`` without a pass
+        """
+        if n_epochs == 0:
+            return None
+        inputs = network_input(self.policy, observations).flatten(1)
+        losses = [th.stack(list(self._epoch(inputs, returns, batch_size))) for _ in range(n_epochs)]
+        self._write_back()
+        return CriticFit(
+            value_loss=float(th.cat(losses).mean()),
+            first_value_loss=float(losses[0].mean()),
+            last_value_loss=float(losses[-1].mean()),
+            n_steps=sum(map(len, losses)),
+        )
+
+    def _epoch(self, inputs: th.Tensor, returns: th.Tensor, batch_size: int) -> Iterator[th.Tensor]:
+        order = th.as_tensor(np.random.permutation(len(returns)), device=inputs.device)
+        for batch_inputs, batch_returns in zip(inputs[order].split(batch_size), returns[order].split(batch_size), strict=True):
+            yield self._squared_error(batch_inputs, batch_returns)
+            self._adam_step()
+
+
+def mlp_critic(policy: ActorCriticPolicy, parameters: list[nn.Parameter]) -> MlpCritic | None:
+    """
+    Take a critic over, if it is a multi-layer perceptron of its own that ``torch.optim.Adam`` trains.
+
+    :param policy: the policy
+    :param parameters: what the value fit may move
+    :return: ``None`` for what is not covered: other networks, shared or frozen layers, other optimizers or Adam's variants
+    """
+    stages = read_critic(policy)
+    optimizer = policy.optimizer
+    if stages is None or type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1:
+        return None
+    own = [parameter for stage in stages for parameter in (stage.weight, stage.bias)]
+    group = optimizer.param_groups[0]
+    states = [optimizer.state.get(parameter, {}) for parameter in own]
+    if (
+        any(isinstance(stage.affine, nn.Conv2d) for stage in stages)
+        or set(own) != set(parameters)
+        or any(group[flag] for flag in ("weight_decay", "amsgrad", "maximize", "differentiable"))
+        or len({int(state.get("step", 0)) for state in states}) != 1
+        or optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+    ):
+        return None
+    return MlpCritic(policy, stages)

@@ -1,0 +1,215 @@
+r"""
+Fisher products without differentiating twice: :math:`F v = E[J^T M J v]`.
+
+J is the Jacobian of the distribution's parameters (mean or logits) with respect to θ, M the Fisher matrix of the distribution
+in these parameters, known in closed form. At θ_old this Gauss-Newton matrix is the Fisher matrix (Martens 2020, *New Insights
+and Perspectives on the Natural Gradient Method*, section 9). The tangent J v is pushed forward through the layers and pulled
+back again, both written out.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch as th
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_trpo.fast.network import Stage, network_input, read_actor
+from sb3_trpo.objective import Batch
+from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatten, unflatten
+
+# Activations of a batch up to this size are kept from product to product; beyond it each product makes them anew
+KEPT_BYTES = 256 * 2**20
+
+Metric = Callable[[th.Tensor], th.Tensor]
+
+
+class _Tape(NamedTuple):
+    """What a forward pass over a chunk leaves: each stage's input and the slope of its activation, and the metric."""
+
+    inputs: list[th.Tensor]
+    slopes: list[th.Tensor | None]
+    metric: Metric
+
+
+def _softmax_metric(logits: th.Tensor) -> Metric:
+    """M u = p ∘ u - p (p·u) for logits of one categorical variable."""
+    p = logits.softmax(dim=1)
+    return lambda u: p * (u - (p * u).sum(dim=1, keepdim=True))
+
+
+def _metric(policy: ActorCriticPolicy, output: th.Tensor) -> Metric:
+    """Return u -> M u for the network's output z, both of shape (n, n_outputs)."""
+    distribution = policy.action_dist
+    if isinstance(distribution, DiagGaussianDistribution):
+        inverse_variance = (-2.0 * policy.log_std.detach()).exp()
+        return lambda u: u * inverse_variance
+    if isinstance(distribution, BernoulliDistribution):
+        p = output.sigmoid()
+        return lambda u: p * (1.0 - p) * u
+    if isinstance(distribution, MultiCategoricalDistribution):
+        sizes = [int(size) for size in distribution.action_dims]
+        metrics = [_softmax_metric(logits) for logits in output.split(sizes, dim=1)]
+        return lambda u: th.cat([metric(part) for metric, part in zip(metrics, u.split(sizes, dim=1), strict=True)], dim=1)
+    return _softmax_metric(output)
+
+
+def _apply(affine: nn.Linear | nn.Conv2d, inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
+    if isinstance(affine, nn.Linear):
+        return F.linear(inputs, weight, bias)
+    return F.conv2d(inputs, weight, bias, affine.stride, affine.padding, affine.dilation, affine.groups)
+
+
+def _pull_back(
+    affine: nn.Linear | nn.Conv2d, inputs: th.Tensor, cotangent: th.Tensor, *, to_inputs: bool, to_weight: bool
+) -> tuple[th.Tensor | None, th.Tensor | None]:
+    """Return the cotangents of an affine map's inputs and of its weight."""
+    if isinstance(affine, nn.Linear):
+        return cotangent @ affine.weight if to_inputs else None, cotangent.t() @ inputs if to_weight else None
+    to_inputs_, to_weight_, _ = th.ops.aten.convolution_backward(
+        cotangent,
+        inputs,
+        affine.weight,
+        None,
+        affine.stride,
+        affine.padding,
+        affine.dilation,
+        False,
+        [0, 0],
+        affine.groups,
+        [to_inputs, to_weight, False],
+    )
+    return to_inputs_, to_weight_
+
+
+class GaussNewtonFisher:
+    """
+    Fisher products of a policy whose actor is a chain of stages; see :func:`gauss_newton_fisher`.
+
+    :param policy: the policy, with the parameters θ_old for as long as products are made
+    :param stages: its actor
+    :param chunks: the transitions, in pieces that fit in memory
+    :param parameters: the actor's trainable parameters: the variables, in the order of the vectors
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, stages: list[Stage], chunks: Sequence[Batch], parameters: Parameters):
+        self.policy = policy
+        self.stages = stages
+        self.chunks = chunks
+        self.parameters = parameters
+        self.position = {parameter: i for i, parameter in enumerate(parameters)}
+        first_trainable = [stage.weight in self.position or stage.bias in self.position for stage in stages].index(True)
+        # Nothing before the first trainable stage has a tangent, or needs a cotangent
+        self.first_trainable = first_trainable
+        self.kept: dict[int, _Tape] = {}
+        self.bytes_left = KEPT_BYTES
+
+    def _run(self, chunk: Batch) -> _Tape:
+        assert isinstance(chunk.observations, th.Tensor)
+        values = network_input(self.policy, chunk.observations)
+        inputs: list[th.Tensor] = []
+        slopes: list[th.Tensor | None] = []
+        for affine, weight, bias, activation in self.stages:
+            if isinstance(affine, nn.Linear):
+                values = values.flatten(1)
+            inputs.append(values)
+            values = _apply(affine, values, weight, bias)
+            if activation is None:
+                slopes.append(None)
+            elif isinstance(activation, nn.Tanh):
+                values = values.tanh()
+                slopes.append(1.0 - values * values)
+            else:
+                values = values.relu()
+                slopes.append((values > 0).to(values.dtype))
+        return _Tape(inputs, slopes, _metric(self.policy, values))
+
+    def _tape(self, index: int) -> _Tape:
+        if index in self.kept:
+            return self.kept[index]
+        tape = self._run(self.chunks[index])
+        size = sum(t.nbytes for t in (*tape.inputs, *tape.slopes) if t is not None)
+        if size <= self.bytes_left:
+            self.bytes_left -= size
+            self.kept[index] = tape
+        return tape
+
+    def _push_forward(self, tape: _Tape, tangents: list[th.Tensor]) -> th.Tensor:
+        """Return J v for the outputs of a chunk, shape (n, n_outputs)."""
+        tangent: th.Tensor | None = None
+        for i in range(self.first_trainable, len(self.stages)):
+            affine, weight, bias, _ = self.stages[i]
+            inputs, slope = tape.inputs[i], tape.slopes[i]
+            moved = None if tangent is None else _apply(affine, tangent.view_as(inputs), weight, None)
+            if weight in self.position or bias in self.position:
+                zero_or_tangent = [
+                    tangents[self.position[p]] if p in self.position else th.zeros_like(p) for p in (weight, bias)
+                ]
+                own = _apply(affine, inputs, *zero_or_tangent)
+                moved = own if moved is None else moved.add_(own)
+            assert moved is not None
+            tangent = moved if slope is None else moved.mul_(slope)
+        assert tangent is not None
+        return tangent
+
+    def _pull_back(self, tape: _Tape, cotangent: th.Tensor, result: list[th.Tensor]) -> None:
+        """Add Jᵀ u to the result, for a cotangent u of the outputs of a chunk."""
+        for i in reversed(range(self.first_trainable, len(self.stages))):
+            affine, weight, bias, _ = self.stages[i]
+            inputs, slope = tape.inputs[i], tape.slopes[i]
+            if slope is not None:
+                cotangent = cotangent.view_as(slope) * slope
+            to_inputs, to_weight = _pull_back(
+                affine, inputs, cotangent, to_inputs=i > self.first_trainable, to_weight=weight in self.position
+            )
+            if to_weight is not None:
+                result[self.position[weight]] += to_weight
+            if bias in self.position:
+                result[self.position[bias]] += cotangent.sum(dim=[d for d in range(cotangent.dim()) if d != 1])
+            if to_inputs is not None:
+                cotangent = to_inputs
+
+    @th.no_grad()
+    def product(self, vector: th.Tensor) -> th.Tensor:
+        """Return F v, shape (n_params,)."""
+        tangents = unflatten(vector, self.parameters)
+        result = [th.zeros_like(parameter) for parameter in self.parameters]
+        for index, chunk in enumerate(self.chunks):
+            tape = self._tape(index)
+            outputs = self._push_forward(tape, tangents)
+            self._pull_back(tape, tape.metric(outputs) * chunk.weights[:, None], result)
+        log_std = getattr(self.policy, "log_std", None)
+        if log_std in self.position:
+            # A Gaussian has Fisher information 2 about each log standard deviation, whatever the state
+            total_weight = th.stack([chunk.weights.sum() for chunk in self.chunks]).sum()
+            i = self.position[log_std]
+            result[i] += 2.0 * total_weight * tangents[i]
+        return flatten(result)
+
+
+def gauss_newton_fisher(
+    policy: ActorCriticPolicy, chunks: Sequence[Batch], parameters: Parameters
+) -> MatrixVectorProduct | None:
+    """
+    Build the product v -> F v, if the policy's actor is a chain and its distribution has the closed forms.
+
+    :param policy: the policy, with the parameters θ_old for as long as the product is used
+    :param chunks: the transitions whose states make the Fisher matrix, in pieces
+    :param parameters: the actor's trainable parameters, in the order of the vectors
+    :return: the product, ``None`` for what is not covered: other networks, gSDE, distributions of the user's own
+    """
+    stages = read_actor(policy)
+    known = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
+    if stages is None or type(policy.action_dist) not in known:
+        return None
+    covered = {parameter for stage in stages for parameter in (stage.weight, stage.bias)}
+    if not covered.intersection(parameters) or not set(parameters) <= covered | {getattr(policy, "log_std", None)}:
+        return None
+    return GaussNewtonFisher(policy, stages, chunks, parameters).product

@@ -1,0 +1,103 @@
+"""Read a policy's networks as a chain of linear maps and elementwise activations, if that is all they are."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor, NatureCNN
+from torch import nn
+
+
+class Stage(NamedTuple):
+    """
+    One link of the chain: an affine map, then an elementwise activation.
+
+    :param affine: ``Linear`` or ``Conv2d``
+    :param weight: its weight
+    :param bias: its bias
+    :param activation: ``Tanh`` or ``ReLU``, ``None`` for the identity
+    """
+
+    affine: nn.Linear | nn.Conv2d
+    weight: nn.Parameter
+    bias: nn.Parameter
+    activation: nn.Tanh | nn.ReLU | None
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def _is_affine(module: nn.Module) -> bool:
+    plain_convolution = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return (type(module) is nn.Linear or plain_convolution) and module.bias is not None
+
+
+def read_stages(modules: Iterable[nn.Module]) -> list[Stage] | None:
+    """
+    Read modules that are applied one after the other.
+
+    :param modules: layers; ``Flatten`` before the first ``Linear`` is implied, and passed over
+    :return: the stages, ``None`` if there is anything else among the modules
+    """
+    stages: list[Stage] = []
+    for module in modules:
+        # Exact types: a subclass (weight norm is one) may compute anything
+        kind = type(module)
+        if not _is_plain(module):
+            return None
+        if _is_affine(module):
+            stages.append(Stage(module, module.weight, module.bias, None))  # type: ignore[arg-type]
+        elif kind in (nn.Tanh, nn.ReLU) and stages and stages[-1].activation is None:
+            stages[-1] = stages[-1]._replace(activation=module)  # type: ignore[arg-type]
+        elif kind is nn.Flatten and module.start_dim == 1 and module.end_dim == -1:
+            continue
+        else:
+            return None
+    return stages or None
+
+
+def _unchanged(policy: BasePolicy, *methods: str) -> bool:
+    """Whether a policy does as ``ActorCriticPolicy`` does: none of these methods is overridden."""
+    own, known = type(policy), ActorCriticPolicy
+    return isinstance(policy, known) and all(
+        getattr(own, name) is getattr(known, name) and name not in vars(policy) for name in methods
+    )
+
+
+def _extractor_modules(extractor: nn.Module) -> Iterator[nn.Module]:
+    if type(extractor) is NatureCNN:
+        yield from (*extractor.cnn, *extractor.linear)
+    elif type(extractor) is not FlattenExtractor:
+        yield extractor  # no stage can be read from it
+
+
+def _chain(policy: ActorCriticPolicy, extractor: nn.Module, net: str, head: nn.Module) -> list[Stage] | None:
+    if (
+        isinstance(policy.observation_space, spaces.Dict)
+        or not _unchanged(policy, "extract_features", "get_distribution", "_get_action_dist_from_latent", "predict_values")
+        or type(policy.mlp_extractor) is not MlpExtractor
+        or not all(_is_plain(module) for module in (policy, extractor, policy.mlp_extractor))
+    ):
+        return None
+    return read_stages((*_extractor_modules(extractor), *getattr(policy.mlp_extractor, net), head))
+
+
+def read_actor(policy: ActorCriticPolicy) -> list[Stage] | None:
+    """Read the network from preprocessed observations to the action distribution's mean or logits, if it is a chain."""
+    return _chain(policy, policy.pi_features_extractor, "policy_net", policy.action_net)
+
+
+def read_critic(policy: ActorCriticPolicy) -> list[Stage] | None:
+    """Read the network from preprocessed observations to the value, if it is a chain."""
+    return _chain(policy, policy.vf_features_extractor, "value_net", policy.value_net)
+
+
+def network_input(policy: ActorCriticPolicy, observations: th.Tensor) -> th.Tensor:
+    """Return what the first layer is given: floats, images scaled, discrete observations one-hot, as SB3 does."""
+    processed = preprocess_obs(observations, policy.observation_space, normalize_images=policy.normalize_images)
+    assert isinstance(processed, th.Tensor)
+    return processed

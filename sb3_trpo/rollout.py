@@ -1,0 +1,294 @@
+"""
+Lean experience collection into SB3's rollout buffer.
+
+The same experience as ``OnPolicyAlgorithm.collect_rollouts`` with less work at every step: only the action is computed while
+the environment waits; values, log-probabilities and time-limit bootstraps follow once, in batches over the whole rollout.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from sb3_trpo.fast.network import Stage, read_actor
+
+if TYPE_CHECKING:
+    from sb3_trpo.trpo import TRPO
+
+Observations = np.ndarray | dict[str, np.ndarray]
+Actor = Callable[[Observations], np.ndarray]
+
+# Numbers of noise drawn at a time: enough that drawing costs nothing per step, few enough to forget about
+NOISE_BLOCK = 2**18
+# Observations evaluated at a time, in numbers: as many as give full speed within a few hundred megabytes
+EVALUATION_BLOCK = 2**23
+
+
+def _noise(shape: tuple[int, int], sample: Callable[[tuple[int, ...]], th.Tensor]) -> Iterator[np.ndarray]:
+    """Yield noise for step after step from torch's generator, drawn in blocks."""
+    n_steps = max(1, NOISE_BLOCK // (shape[0] * shape[1]))
+    while True:
+        yield from sample((n_steps, *shape)).numpy()
+
+
+def _gumbel(shape: tuple[int, ...]) -> th.Tensor:
+    return -th.empty(shape).exponential_().log()
+
+
+def _logistic(shape: tuple[int, ...]) -> th.Tensor:
+    return th.empty(shape).uniform_(th.finfo(th.float32).tiny, 1.0).logit(eps=1e-7)
+
+
+def _mlp(stages: list[Stage]) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the chain as a function of NumPy arrays that share the parameters' memory."""
+    layers = [(stage.weight.detach().numpy().T, stage.bias.detach().numpy(), type(stage.activation)) for stage in stages]
+
+    def forward(values: np.ndarray) -> np.ndarray:
+        for weight, bias, activation in layers:
+            values = values @ weight + bias
+            if activation is nn.Tanh:
+                np.tanh(values, out=values)
+            elif activation is nn.ReLU:
+                np.maximum(values, 0.0, out=values)
+        return values
+
+    return forward
+
+
+def _sampler(policy: ActorCriticPolicy, n_envs: int, n_outputs: int) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Return a function from the network's output to sampled actions, each shape (n_envs, ...)."""
+    distribution = policy.action_dist
+    shape = (n_envs, n_outputs)
+    if type(distribution) is DiagGaussianDistribution:
+        std = policy.log_std.detach().exp().numpy()
+        normal = _noise(shape, th.randn)
+        return lambda mean: mean + std * next(normal)
+    if type(distribution) is CategoricalDistribution:
+        # The largest of logits plus independent Gumbel noise is a sample of their softmax
+        gumbel = _noise(shape, _gumbel)
+        return lambda logits: (logits + next(gumbel)).argmax(axis=1)
+    if type(distribution) is MultiCategoricalDistribution:
+        gumbel = _noise(shape, _gumbel)
+        cuts = np.cumsum(distribution.action_dims)[:-1]
+        return lambda logits: np.stack([part.argmax(axis=1) for part in np.split(logits + next(gumbel), cuts, axis=1)], axis=1)
+    if type(distribution) is BernoulliDistribution:
+        # A uniform number is below the sigmoid of a logit where logistic noise is below the logit
+        logistic = _noise(shape, _logistic)
+        return lambda logits: (logits > next(logistic)).astype(np.float32)
+    return None
+
+
+def _numpy_actor(policy: ActorCriticPolicy, n_envs: int) -> Actor | None:
+    """Return an actor of a few microseconds, for a perceptron on vectors on the CPU."""
+    stages = read_actor(policy)
+    space = policy.observation_space
+    if (
+        stages is None
+        or not isinstance(space, spaces.Box)
+        or (policy.normalize_images and is_image_space(space))
+        or any(not isinstance(stage.affine, nn.Linear) for stage in stages)
+        or any(p.device.type != "cpu" or p.dtype != th.float32 for p in policy.parameters())
+    ):
+        return None
+    sample = _sampler(policy, n_envs, len(stages[-1].bias))
+    if sample is None:
+        return None
+    forward = _mlp(stages)
+    action_shape = policy.action_space.shape or ()
+
+    def act(observations: Observations) -> np.ndarray:
+        assert isinstance(observations, np.ndarray)
+        inputs = observations.reshape(n_envs, -1).astype(np.float32, copy=False)
+        return sample(forward(inputs)).reshape(n_envs, *action_shape)
+
+    return act
+
+
+def _torch_actor(policy: ActorCriticPolicy) -> Actor:
+    """Return an actor that asks the policy for its distribution, and spares the critic; the actions are SB3's to the bit."""
+
+    @th.no_grad()
+    def act(observations: Observations) -> np.ndarray:
+        distribution = policy.get_distribution(obs_as_tensor(observations, policy.device))
+        return distribution.get_actions().reshape(-1, *(policy.action_space.shape or ())).cpu().numpy()
+
+    return act
+
+
+def lean_actor(policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer, n_envs: int) -> Actor | None:
+    """
+    Return the quickest way to sample actions that covers a policy.
+
+    :param policy: the policy, whose parameters may change only between rollouts
+    :param rollout_buffer: where the experience goes
+    :param n_envs: number of environments
+    :return: maps observations to actions of shape (n_envs, *action_shape), ``None`` where lean collection does not apply:
+        buffers of the user's own, and policies that act in a way of their own
+    """
+    if type(rollout_buffer) not in (RolloutBuffer, DictRolloutBuffer) or type(policy).forward is not ActorCriticPolicy.forward:
+        return None
+    return _numpy_actor(policy, n_envs) or _torch_actor(policy)
+
+
+def _environment_actions(policy: ActorCriticPolicy, actions: np.ndarray) -> np.ndarray:
+    """Return what the environment is given, as SB3 does."""
+    if not isinstance(policy.action_space, spaces.Box):
+        return actions
+    if policy.squash_output:
+        return policy.unscale_action(actions)
+    return np.clip(actions, policy.action_space.low, policy.action_space.high)
+
+
+def _store(rollout_buffer: RolloutBuffer, observations: Observations, actions: np.ndarray, rewards: np.ndarray) -> None:
+    """Put one step at the buffer's position; what is computed later stays zero."""
+    at, n_envs = rollout_buffer.pos, rollout_buffer.n_envs
+    if isinstance(observations, dict):
+        for key, target in rollout_buffer.observations.items():  # type: ignore[attr-defined]
+            target[at] = observations[key].reshape(target.shape[1:])
+    else:
+        rollout_buffer.observations[at] = observations.reshape(rollout_buffer.observations.shape[1:])
+    rollout_buffer.actions[at] = actions.reshape(n_envs, -1)
+    rollout_buffer.rewards[at] = rewards
+
+
+def collect_rollouts(
+    model: "TRPO",
+    actor: Actor,
+    env: VecEnv,
+    callback: BaseCallback,
+    rollout_buffer: RolloutBuffer,
+    n_rollout_steps: int,
+) -> bool:
+    """
+    Fill a rollout buffer as ``OnPolicyAlgorithm.collect_rollouts`` does.
+
+    Callbacks are called in the same order and find the same in their ``locals``, but for what is not known yet at a step:
+    ``values``, ``log_probs`` and ``obs_tensor`` are missing.
+
+    :param model: the algorithm, whose last observation and counters are read and moved on
+    :param actor: maps observations to sampled actions
+    :param env: the training environment
+    :param callback: called at each step, and at the beginning and end of the rollout
+    :param rollout_buffer: buffer to fill
+    :param n_rollout_steps: number of steps to collect per environment
+    :return: False if the callback ended the rollout before its time
+    """
+    policy = model.policy
+    last_obs = model._last_obs
+    assert last_obs is not None, "No previous observation was provided"
+    policy.set_training_mode(False)
+    n_steps = 0
+    rollout_buffer.reset()
+    if model.use_sde:
+        policy.reset_noise(env.num_envs)
+    time_limits: list[tuple[int, int, Any]] = []  # step, environment, last observation of the episode
+
+    callback.on_rollout_start()
+    while n_steps < n_rollout_steps:
+        if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
+            policy.reset_noise(env.num_envs)
+        actions = actor(last_obs)
+        clipped_actions = _environment_actions(policy, actions)
+        new_obs, rewards, dones, infos = env.step(clipped_actions)
+        model.num_timesteps += env.num_envs
+
+        callback.update_locals({**locals(), "self": model})
+        if not callback.on_step():
+            return False
+        model._update_info_buffer(infos, dones)
+
+        for index in np.flatnonzero(dones).tolist():
+            info = infos[index]
+            if info.get("terminal_observation") is not None and info.get("TimeLimit.truncated", False):
+                time_limits.append((n_steps, index, info["terminal_observation"]))
+        _store(rollout_buffer, last_obs, actions, rewards)
+        rollout_buffer.episode_starts[n_steps] = model._last_episode_starts
+        rollout_buffer.pos += 1
+        n_steps += 1
+        model._last_obs = last_obs = new_obs  # type: ignore[assignment]
+        model._last_episode_starts = dones
+    rollout_buffer.full = rollout_buffer.pos == rollout_buffer.buffer_size
+
+    with th.no_grad():
+        _evaluate(policy, rollout_buffer)
+        _bootstrap(policy, rollout_buffer, time_limits)
+        values = policy.predict_values(obs_as_tensor(new_obs, model.device))  # type: ignore[arg-type]
+    compute_returns_and_advantage(rollout_buffer, values.flatten().cpu().numpy(), dones)
+
+    callback.update_locals({**locals(), "self": model})
+    callback.on_rollout_end()
+    return True
+
+
+def _blocks(space: spaces.Space, n: int) -> Iterator[slice]:
+    """Cut n observations into blocks that are evaluated together."""
+    size = max(1, EVALUATION_BLOCK // spaces.flatdim(space))
+    return (slice(start, start + size) for start in range(0, n, size))
+
+
+def _evaluate(policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer) -> None:
+    """Put the values and log-probabilities of the whole rollout in place."""
+
+    def flat(array: np.ndarray) -> np.ndarray:
+        return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
+
+    values, log_probs = flat(rollout_buffer.values), flat(rollout_buffer.log_probs)
+    all_actions = flat(rollout_buffer.actions)
+    stored: Any = rollout_buffer.observations
+    for block in _blocks(policy.observation_space, len(values)):
+        rows = {key: flat(array)[block] for key, array in stored.items()} if isinstance(stored, dict) else flat(stored)[block]
+        observations: Any = obs_as_tensor(rows, policy.device)
+        actions = th.as_tensor(all_actions[block], device=policy.device)
+        if isinstance(policy.action_space, spaces.Discrete):
+            actions = actions.flatten()
+        elif isinstance(policy.action_space, spaces.MultiBinary):
+            actions = actions.float()
+        values[block] = policy.predict_values(observations).flatten().cpu().numpy()
+        log_probs[block] = policy.get_distribution(observations).log_prob(actions).cpu().numpy()
+
+
+def _bootstrap(policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer, time_limits: list[tuple[int, int, Any]]) -> None:
+    """Add the value of the last observation to the reward where an episode was cut by its time limit (SB3 issue 633)."""
+    for block in _blocks(policy.observation_space, len(time_limits)):
+        steps, indices, last = zip(*time_limits[block], strict=True)
+        stacked: Any = (
+            {key: np.stack([o[key] for o in last]) for key in last[0]} if isinstance(last[0], dict) else np.stack(last)
+        )
+        values = policy.predict_values(policy.obs_to_tensor(stacked)[0]).flatten().cpu().numpy()
+        rollout_buffer.rewards[list(steps), list(indices)] += rollout_buffer.gamma * values
+
+
+def compute_returns_and_advantage(rollout_buffer: RolloutBuffer, last_values: np.ndarray, dones: np.ndarray) -> None:
+    r"""
+    Put advantages and returns in place, as the buffer's own method does step by step.
+
+    Schulman et al. 2016, *High-Dimensional Continuous Control Using Generalized Advantage Estimation*, equation 16:
+    :math:`\hat A_t = \delta_t + \gamma \lambda \hat A_{t+1}`, with every :math:`\delta_t` computed at once.
+
+    :param rollout_buffer: buffer with rewards, values and episode starts
+    :param last_values: values after the last step, shape (n_envs,)
+    :param dones: whether an episode ended with the last step, shape (n_envs,)
+    """
+    values = np.concatenate([rollout_buffer.values, last_values[None]])
+    goes_on = 1.0 - np.concatenate([rollout_buffer.episode_starts[1:], dones[None].astype(np.float32)])
+    advantages = rollout_buffer.rewards + rollout_buffer.gamma * values[1:] * goes_on - values[:-1]
+    decay = rollout_buffer.gamma * rollout_buffer.gae_lambda * goes_on
+    for step in reversed(range(len(advantages) - 1)):
+        advantages[step] += decay[step] * advantages[step + 1]
+    rollout_buffer.advantages = advantages
+    rollout_buffer.returns = advantages + rollout_buffer.values

@@ -1,0 +1,290 @@
+"""
+Seconds per update of this TRPO, of sb3_contrib's and of SB3's PPO, phase by phase, side by side in one process.
+
+``python -m benchmarks.speed`` runs every case with one thread and with the defaults of sb3_contrib's TRPO for all three,
+update after update in turn, and writes a table, ``speed.csv`` and ``speed.png`` to ``benchmarks/results``.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import argparse
+import csv
+import multiprocessing
+import resource
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import sb3_contrib
+import sb3_contrib.trpo.trpo
+import torch as th
+from gymnasium import spaces
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+import sb3_trpo
+
+contrib_module: Any = sb3_contrib.trpo.trpo
+
+POLICY_PHASES = ("gradient", "direction", "line_search")
+PHASES = ("collect", *POLICY_PHASES, "critic")
+
+
+class Case(NamedTuple):
+    """One row of the comparison: an environment and the size of the rollout."""
+
+    name: str
+    env_id: str
+    n_envs: int
+    n_steps: int
+    rounds: int
+    sub_sampling_factor: int = 1
+    policy: str = "MlpPolicy"
+    policy_update_only: bool = False
+
+
+class RandomImages(gym.Env):
+    """Frames of noise in the shape of four stacked Atari frames."""
+
+    observation_space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    action_space = spaces.Discrete(6)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._frame(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return self._frame(), float(self.np_random.normal()), False, False, {}
+
+    def _frame(self) -> np.ndarray:
+        return self.np_random.integers(0, 256, self.observation_space.shape, dtype=np.uint8)
+
+
+CASES = (
+    Case("CartPole-v1, 1 env", "CartPole-v1", 1, 2048, 7),
+    Case("HalfCheetah-v5, 1 env", "HalfCheetah-v5", 1, 2048, 7),
+    Case("HalfCheetah-v5, 8 envs", "HalfCheetah-v5", 8, 256, 7),
+    Case("HalfCheetah-v5, 8 envs, 65,536 steps", "HalfCheetah-v5", 8, 8192, 3, sub_sampling_factor=8),
+    Case("NatureCNN, 1,024 images, all states", "images", 1, 1024, 2, policy="CnnPolicy", policy_update_only=True),
+    Case("NatureCNN, 1,024 images, 1/8 of the states", "images", 1, 1024, 2, 8, "CnnPolicy", True),
+)
+
+
+def make_model(algorithm: str, case: Case) -> Any:
+    """Build one of the three with the same environment, network and sizes."""
+    env_id: Any = RandomImages if case.env_id == "images" else case.env_id
+    env = make_vec_env(env_id, n_envs=case.n_envs, seed=0)
+    common: dict[str, Any] = {"n_steps": case.n_steps, "batch_size": 128, "seed": 0, "device": "cpu"}
+    if algorithm == "ppo":
+        return PPO(case.policy, env, **common)
+    if case.policy_update_only:
+        # The extractor shared as in sb3_contrib, so that both collect with the same network
+        common |= {"n_critic_updates": 0, "policy_kwargs": {"share_features_extractor": True}}
+    if algorithm == "contrib":
+        return sb3_contrib.TRPO(case.policy, env, **common)
+    return sb3_trpo.TRPO(case.policy, env, **common, sub_sampling_factor=case.sub_sampling_factor)
+
+
+def timed(function: Callable[..., Any], phase: str, seconds: dict[str, float]) -> Callable[..., Any]:
+    """Add up the time that calls of a function take."""
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds[phase] += time.perf_counter() - start
+
+    return wrapper
+
+
+class Contender:
+    """A model that is told apart by phases as it trains."""
+
+    def __init__(self, algorithm: str, case: Case):
+        self.algorithm = algorithm
+        self.model = make_model(algorithm, case)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.critic_since = 0.0
+        self.model.collect_rollouts = timed(self.model.collect_rollouts, "collect", self.seconds)
+        self.model.train = timed(self.model.train, "train", self.seconds)
+        if algorithm == "contrib":
+            self.model._compute_actor_grad = timed(self.model._compute_actor_grad, "gradient", self.seconds)
+            get = self.model.rollout_buffer.get
+
+            def get_and_notice(batch_size: int | None = None) -> Any:
+                if batch_size is not None and not self.critic_since:
+                    self.critic_since = time.perf_counter()
+                return get(batch_size)
+
+            self.model.rollout_buffer.get = get_and_notice
+
+    def update(self) -> dict[str, float]:
+        """Collect one rollout, train once, and return seconds by phase."""
+        self.seconds.clear()
+        self.critic_since = 0.0
+        solver = contrib_module.conjugate_gradient_solver
+        if self.algorithm == "contrib":
+            contrib_module.conjugate_gradient_solver = timed(solver, "direction", self.seconds)
+        try:
+            self.model.learn(self.model.n_steps * self.model.n_envs, reset_num_timesteps=False)
+        finally:
+            contrib_module.conjugate_gradient_solver = solver
+        result = dict(self.seconds)
+        if self.algorithm == "trpo":
+            result |= self.model.last_update.phase_seconds
+        elif self.algorithm == "contrib":
+            result["critic"] = time.perf_counter() - self.critic_since if self.critic_since else 0.0
+            # What is left of the policy update: setting it up, the curvature's Fisher product and the line search
+            result["line_search"] = result["train"] - result["gradient"] - result["direction"] - result["critic"]
+        return result
+
+
+def run_case(case: Case, algorithms: list[str]) -> list[dict[str, Any]]:
+    """Time the algorithms in turn; the first update of each is a warm-up and dropped."""
+    contenders = [Contender(algorithm, case) for algorithm in algorithms]
+    measured: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for index in track(range(case.rounds + 1), description=case.name):
+        for contender in contenders:
+            seconds = contender.update()
+            if index > 0:
+                measured[contender.algorithm].append(seconds)
+    rows = []
+    for algorithm, updates in measured.items():
+        row: dict[str, Any] = {"case": case.name, "algorithm": algorithm, "steps": case.n_steps * case.n_envs}
+        for phase in (*PHASES, "train"):
+            row[phase] = median(update.get(phase, float("nan")) for update in updates)
+        row["collect+train"] = median(update["collect"] + update["train"] for update in updates)
+        rows.append(row)
+    return rows
+
+
+def _peak_above_rollout(algorithm: str, case: Case, answer: Any) -> None:
+    th.set_num_threads(1)
+    model = make_model(algorithm, case)
+    train, before = model.train, 0
+
+    def train_and_measure() -> None:
+        nonlocal before
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        train()
+
+    model.train = train_and_measure
+    model.learn(case.n_steps * case.n_envs)
+    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+
+
+def peak_memory(algorithm: str, case: Case) -> float:
+    """Return by how many bytes one update raises the peak memory of a fresh process that has collected its rollout."""
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    process = context.Process(target=_peak_above_rollout, args=(algorithm, case, answer))
+    process.start()
+    peak: float = answer.get()
+    process.join()
+    return peak
+
+
+def print_tables(rows: list[dict[str, Any]]) -> None:
+    """Print the medians and, beside ours, how many times faster than sb3_contrib it is."""
+    by_case: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        by_case[row["case"]][row["algorithm"]] = row
+    columns = (*PHASES, "train", "collect+train", "peak memory")
+    for case, algorithms in by_case.items():
+        table = Table("", *columns, title=f"{case}: seconds per update, median")
+        for algorithm, row in algorithms.items():
+            table.add_row(
+                algorithm,
+                *(f"{row[c]:.3f}" if row[c] == row[c] else "" for c in columns[:-1]),
+                f"{row['peak memory'] / 2**20:,.0f} MiB" if row.get("peak memory") else "",
+            )
+        if {"trpo", "contrib"} <= algorithms.keys():
+            ours, theirs = algorithms["trpo"], algorithms["contrib"]
+            table.add_row(
+                "contrib / trpo",
+                *(f"{theirs[c] / ours[c]:.1f}x" if ours[c] > 0 and theirs[c] == theirs[c] else "" for c in columns[:-1]),
+                f"{theirs['peak memory'] / ours['peak memory']:.1f}x" if ours.get("peak memory") else "",
+                style="bold",
+            )
+        Console(width=127).print(table)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw one panel per case with a stacked bar per algorithm."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    colours = dict(zip(PHASES, ("#0072B2", "#F0E442", "#E69F00", "#D55E00", "#009E73"), strict=True)) | {"train": "#999999"}
+    labels = {"direction": "conjugate gradients", "line_search": "line search", "train": "train (PPO, undivided)"}
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    figure, axes = plt.subplots(len(cases), 1, figsize=(9, 0.7 + 1.35 * len(cases)), layout="constrained", squeeze=False)
+    for axis, case in zip(axes[:, 0], cases, strict=True):
+        contenders = [row for row in rows if row["case"] == case]
+        for row in contenders:
+            left = 0.0
+            phases = ("collect", "train") if row["algorithm"] == "ppo" else PHASES
+            for phase in phases:
+                if row[phase] == row[phase] and not (phase == "collect" and "NatureCNN" in case):
+                    label = labels.get(phase, phase)
+                    axis.barh(row["algorithm"], row[phase], left=left, color=colours[phase], label=label, edgecolor="white")
+                    left += row[phase]
+            axis.annotate(f" {left:.3g} s", (left, row["algorithm"]), va="center")
+        axis.invert_yaxis()
+        axis.set_title(case, loc="left", fontsize="medium")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(x=0.1)
+    axes[-1, 0].set_xlabel("seconds per update, median of interleaved runs on one thread")
+    handles = {label: handle for axis in axes[:, 0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6, fontsize="small", frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run the cases that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="*", default=[], help="run only the cases whose name contains one of these")
+    parser.add_argument("--algorithms", nargs="*", default=["trpo", "contrib", "ppo"])
+    parser.add_argument("--rounds", type=int, help="updates to time of each case, instead of its own number")
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+
+    warnings.filterwarnings("ignore", message="Mean of empty slice")
+    th.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    for case in CASES:
+        if arguments.cases and not any(part in case.name for part in arguments.cases):
+            continue
+        case = case._replace(rounds=arguments.rounds or case.rounds)
+        algorithms = [a for a in arguments.algorithms if not (a == "ppo" and case.policy_update_only)]
+        case_rows = run_case(case, algorithms)
+        for row in case_rows if case.policy_update_only else []:
+            row["peak memory"] = peak_memory(row["algorithm"], case)
+        rows += case_rows
+        print_tables(case_rows)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    with open(arguments.folder / "speed.csv", "w", newline="") as file:
+        fields = ["case", "algorithm", "steps", *PHASES, "train", "collect+train", "peak memory"]
+        writer = csv.DictWriter(file, fieldnames=fields)
+        writer.writeheader()
+        writer.writerows({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    draw(rows, arguments.folder / "speed.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -46,10 +46,13 @@ RULES: dict[str, Rule] = {
     "target_kl": Rule(Real, lambda value: 0 < value < math.inf, "a finite number > 0"),
     "sub_sampling_factor": _COUNT,
     "stats_window_size": _COUNT,
+    "seed": Rule(Integral, lambda value: value >= 0, "an integer >= 0 or None"),
 }
 
 # These may also be a function of the progress remaining, from 1 to 0
 SCHEDULES = {"learning_rate"}
+# and these left out
+OPTIONAL = {"seed"}
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -62,7 +65,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     """
     for name, rule in RULES.items():
         value = arguments.get(name)
-        if name not in arguments or (name in SCHEDULES and callable(value)):
+        if name not in arguments or (name in SCHEDULES and callable(value)) or (name in OPTIONAL and value is None):
             continue
         message = f"{name} must be {rule.expected}, got {value!r}"
         if not isinstance(value, rule.kind) or (isinstance(value, bool) and rule is not _FLAG):
@@ -80,14 +83,15 @@ def check_action_space(action_space: spaces.Space) -> None:
     """
     if isinstance(action_space, spaces.Box):
         supported = bool(np.isfinite([action_space.low, action_space.high]).all())
-    elif isinstance(action_space, spaces.MultiBinary):
-        supported = len(action_space.shape) == 1
+    elif isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete):
+        # SB3's categorical distributions count from zero
+        supported = len(action_space.shape or ()) <= 1 and not np.any(action_space.start)
     else:
-        supported = isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete)
+        supported = isinstance(action_space, spaces.MultiBinary) and len(action_space.shape) == 1
     if not supported:
         raise ValueError(
-            "env.action_space must be a Box with finite bounds, a Discrete, a MultiDiscrete or a one-dimensional MultiBinary, "
-            f"got {action_space}"
+            "env.action_space must be a Box with finite bounds, a Discrete or one-dimensional MultiDiscrete that starts at 0, "
+            f"or a one-dimensional MultiBinary, got {action_space}"
         )
 
 
@@ -106,10 +110,22 @@ def check_parameters(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         if not isinstance(state, Mapping):
             raise TypeError(f"the parameters of {name!r} must be a dictionary, got {state!r}")
     for key, tensor in given.get("policy", {}).items():
-        expected = own["policy"].get(key)
-        if expected is None:
-            raise ValueError(f"policy has no parameter {key!r}, expected one of {sorted(own['policy'])}")
-        if tensor.shape != expected.shape:
-            raise ValueError(f"policy parameter {key!r} must have shape {tuple(expected.shape)}, got {tuple(tensor.shape)}")
-        if not bool(th.isfinite(tensor).all()):
-            raise ValueError(f"policy parameter {key!r} must be finite, got {tensor}")
+        _check_tensor(f"policy parameter {key!r}", tensor, own["policy"].get(key))
+    optimizer = given.get("policy.optimizer", {"param_groups": None, "state": {}})
+    if not {"param_groups", "state"} <= optimizer.keys():
+        raise ValueError(f"policy.optimizer must have the keys 'param_groups' and 'state', got {sorted(optimizer)}")
+    for index, state in optimizer["state"].items():
+        for key, value in state.items():
+            if isinstance(value, th.Tensor):
+                _check_tensor(f"policy.optimizer's {key!r} of parameter {index}", value, value)
+
+
+def _check_tensor(name: str, tensor: Any, own: th.Tensor | None) -> None:
+    if own is None:
+        raise ValueError(f"{name} is not one of this model's")
+    if not isinstance(tensor, th.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {tensor!r}")
+    if tensor.shape != own.shape:
+        raise ValueError(f"{name} must have shape {tuple(own.shape)}, got {tuple(tensor.shape)}")
+    if not bool(th.isfinite(tensor).all()):
+        raise ValueError(f"{name} must be finite, got {tensor}")

@@ -1,5 +1,6 @@
 """The value-function fit: least squares on the returns, in the critic's own parameters only."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -28,12 +29,28 @@ class CriticFit(NamedTuple):
     :param first_value_loss: that of the first pass over the data
     :param last_value_loss: that of the last pass
     :param n_steps: number of optimizer steps
+    :param n_skipped: number of minibatches that made no step, since their gradient was not finite
     """
 
     value_loss: float
     first_value_loss: float
     last_value_loss: float
     n_steps: int
+    n_skipped: int
+
+
+def summarize(losses: list[th.Tensor], n_skipped: int) -> CriticFit | None:
+    """
+    Describe a fit.
+
+    :param losses: for each pass over the data the mean squared error of each minibatch, shape (n_minibatches,)
+    :param n_skipped: number of minibatches that made no step
+    :return: ``None`` without a pass
+    """
+    if not losses:
+        return None
+    value_loss, first, last = (float(part.mean()) for part in (th.cat(losses), losses[0], losses[-1]))
+    return CriticFit(value_loss, first, last, sum(map(len, losses)) - n_skipped, n_skipped)
 
 
 def fit_critic(
@@ -43,7 +60,7 @@ def fit_critic(
     epochs: Iterable[Iterable[ValueBatch]],
 ) -> CriticFit | None:
     """
-    Take one optimizer step on the mean squared error of each minibatch.
+    Take one optimizer step on the mean squared error of each minibatch whose gradient is finite.
 
     :param predict_values: maps observations to values, shape (n, 1), with a graph to the parameters
     :param optimizer: holds the parameters; what else it holds gets no gradient and stays as it is
@@ -53,22 +70,19 @@ def fit_critic(
     :return: the losses before and after, ``None`` if there was nothing to fit
     """
     losses: list[th.Tensor] = []
-    if not parameters:
-        return None
-    for minibatches in epochs:
+    n_skipped = 0
+    for minibatches in epochs if parameters else ():
         epoch_losses = []
         for batch in minibatches:
             loss = F.mse_loss(predict_values(batch.observations).flatten(), batch.returns)
+            epoch_losses.append(loss.detach())
             optimizer.zero_grad()
             loss.backward(inputs=parameters)
-            optimizer.step()
-            epoch_losses.append(loss.detach())
+            # Finite squares too, for they go into Adam's memory
+            if math.isfinite(th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])):
+                optimizer.step()
+            else:
+                n_skipped += 1
         losses.append(th.stack(epoch_losses))
-    if not losses:
-        return None
-    return CriticFit(
-        value_loss=float(th.cat(losses).mean()),
-        first_value_loss=float(losses[0].mean()),
-        last_value_loss=float(losses[-1].mean()),
-        n_steps=sum(map(len, losses)),
-    )
+    optimizer.zero_grad()
+    return summarize(losses, n_skipped)

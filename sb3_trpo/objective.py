@@ -105,10 +105,14 @@ def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
     return th.stack([kl if kl.dim() == 1 else kl.sum(dim=1) for kl in per_factor]).sum(dim=0)
 
 
+def log_ratio(distribution: Distribution, batch: Batch) -> th.Tensor:
+    """Return log π(a|s) - log π_old(a|s) of a batch's actions, shape (n,)."""
+    return distribution.log_prob(batch.actions) - batch.old_log_prob
+
+
 def surrogate_term(distribution: Distribution, batch: Batch) -> th.Tensor:
     """Return a batch's share of the surrogate, the mean of π(a|s) / π_old(a|s) A(s, a), shape ()."""
-    ratio = (distribution.log_prob(batch.actions) - batch.old_log_prob).exp()
-    return weighted_mean(ratio * batch.advantages, batch.weights)
+    return weighted_mean(log_ratio(distribution, batch).exp() * batch.advantages, batch.weights)
 
 
 def kl_term(old: Distribution, new: Distribution, batch: Batch) -> th.Tensor:
@@ -167,22 +171,13 @@ class PolicyProblem:
         self.chunks = batch.split(chunk_size)
         self.fisher_chunks = self.chunks if fisher_batch is None or fisher_batch is batch else fisher_batch.split(chunk_size)
         self.fast_fisher = fast_fisher
-        self.old_distributions = [self._frozen_distribution(chunk) for chunk in self.chunks]
+        self.old_distributions = [self.frozen_distribution(chunk) for chunk in self.chunks]
+        self.new_distributions = self.old_distributions
 
     @th.no_grad()
-    def _frozen_distribution(self, batch: Batch) -> Distribution:
+    def frozen_distribution(self, batch: Batch) -> Distribution:
         """Return the present policy's distribution without a graph, as a copy: SB3 hands out the same object each time."""
         return copy.copy(self.distribution_of(batch))
-
-    def old_entropy(self) -> float | None:
-        """Return the mean entropy of the old policy in nats, ``None`` where it has no closed form."""
-        total = 0.0
-        for chunk, old in zip(self.chunks, self.old_distributions, strict=True):
-            entropy = old.entropy()
-            if entropy is None:
-                return None
-            total += float(weighted_mean(entropy, chunk.weights))
-        return total
 
     def surrogate_gradient(self) -> tuple[float, th.Tensor]:
         """Return L(θ_old) and its gradient, shape (n_params,)."""
@@ -202,14 +197,29 @@ class PolicyProblem:
 
     def _kl_to_here(self, chunk: Batch) -> th.Tensor:
         """Return a chunk's share of the mean KL from the present policy, held fixed, to itself: 0, with a graph of its own."""
-        return kl_term(self._frozen_distribution(chunk), self.distribution_of(chunk), chunk)
+        return kl_term(self.frozen_distribution(chunk), self.distribution_of(chunk), chunk)
 
     @th.no_grad()
     def evaluate(self) -> tuple[float, float]:
         """Return (L(θ), mean KL(old || θ)) at the parameters' present values."""
+        self.new_distributions = [self.frozen_distribution(chunk) for chunk in self.chunks]
         surrogate, mean_kl = 0.0, 0.0
-        for chunk, old in zip(self.chunks, self.old_distributions, strict=True):
-            distribution = self.distribution_of(chunk)
-            surrogate += float(surrogate_term(distribution, chunk))
-            mean_kl += float(kl_term(old, distribution, chunk))
+        for chunk, old, new in zip(self.chunks, self.old_distributions, self.new_distributions, strict=True):
+            surrogate += float(surrogate_term(new, chunk))
+            mean_kl += float(kl_term(old, new, chunk))
         return surrogate, mean_kl
+
+    def entropy(self, *, of_new: bool) -> float | None:
+        """
+        Return the mean entropy of a policy in nats.
+
+        :param of_new: whether of the policy that was evaluated last, or of the old one
+        :return: ``None`` where the entropy has no closed form
+        """
+        total = 0.0
+        for chunk, distribution in zip(self.chunks, self.new_distributions if of_new else self.old_distributions, strict=True):
+            entropy = distribution.entropy()
+            if entropy is None:
+                return None
+            total += float(weighted_mean(entropy, chunk.weights))
+        return total

@@ -126,6 +126,10 @@ METRICS: dict[str, Metric] = {
         "the same over its first pass over the rollout", lambda report: report.critic and report.critic.first_value_loss
     ),
     "train/value_loss_last": Metric("and over its last pass", lambda report: report.critic and report.critic.last_value_loss),
+    "train/n_critic_steps_skipped": Metric(
+        "minibatches of the critic's fit that made no step, since their gradient was not finite",
+        lambda report: report.critic and report.critic.n_skipped,
+    ),
     "train/explained_variance": Metric(
         "share of the returns' variance that the values before the update explain: 1 is perfect, 0 no better than a constant",
         lambda report: report.explained_variance,

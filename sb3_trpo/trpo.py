@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
@@ -168,6 +169,10 @@ class TRPO(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         # Also what `load` calls once it has put saved and given arguments in place
         check_arguments(vars(self))
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):
+                # Not all of SB3 and torch takes NumPy's numbers, and they keep a zip from being loaded with weights only
+                setattr(self, name, value.item())
         if self.normalize_advantage and self.n_steps * self.n_envs < 2:
             raise ValueError(
                 f"n_steps * n_envs must be at least 2 with normalize_advantage=True, "
@@ -227,7 +232,7 @@ class TRPO(OnPolicyAlgorithm):
             n_updates=self._n_updates,
             max_kl=self.target_kl,
             explained_variance=explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()),
-            entropy=problem.old_entropy(),
+            entropy=problem.entropy(of_new=step.accepted),
             std=None if log_std is None else log_std.exp().mean().item(),
             phase_seconds=clock.seconds,
         )
@@ -320,6 +325,11 @@ class TRPO(OnPolicyAlgorithm):
         for name, value in kwargs.items():
             if name not in known:
                 raise TypeError(f"load() got an unexpected keyword argument {name}={value!r}, expected one of {sorted(known)}")
+        check_arguments(kwargs)
+        if "stats_window_size" in kwargs:
+            # SB3 keeps it under another name, and the buffer that it sizes apart
+            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
+            kwargs["ep_info_buffer"] = kwargs["ep_success_buffer"] = None
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def set_parameters(

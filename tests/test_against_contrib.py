@@ -8,11 +8,11 @@ import pytest
 import sb3_contrib
 import sb3_contrib.trpo.trpo
 import torch as th
-from environments import BOX, DISCRETE, MULTI_BINARY, MULTI_DISCRETE, Case
 from gymnasium import spaces
 from sb3_contrib.common.utils import conjugate_gradient_solver
 
 from sb3_trpo import TRPO
+from tests.environments import BOX, DISCRETE, MULTI_BINARY, MULTI_DISCRETE, Case
 
 TARGET_KL = 0.002
 DAMPING = 0.05

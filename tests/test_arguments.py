@@ -1,5 +1,6 @@
 """Bad input is refused at once, by an error that names the argument and the value, and changes nothing."""
 
+import copy
 import math
 import pathlib
 from collections.abc import Mapping
@@ -8,7 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from environments import (
+from gymnasium import spaces
+
+from sb3_trpo import TRPO
+from tests.environments import (
     BOX,
     DISCRETE,
     MULTI_BINARY,
@@ -20,9 +24,6 @@ from environments import (
     policy_state,
     small_model,
 )
-from gymnasium import spaces
-
-from sb3_trpo import TRPO
 
 REFUSALS = (TypeError, ValueError)
 
@@ -349,7 +350,7 @@ def test_set_parameters_refuses_an_optimizer_that_would_spoil_the_critic() -> No
     """Moments of the optimizer that are not finite would make every weight of the critic NaN with the next fit."""
     model = small_model().learn(64)
     before, optimizer_before = policy_state(model), optimizer_state(model)
-    given = parameters_with({}, model)
+    given = copy.deepcopy(parameters_with({}, model))
     (first, *_) = given["policy.optimizer"]["state"].values()
     first["exp_avg"] = th.full_like(first["exp_avg"], math.nan)
     with pytest.raises(ValueError) as refusal:

@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_trpo.critic import CriticFit
+from sb3_trpo.critic import CriticFit, summarize
 from sb3_trpo.fast.network import Stage, network_input, read_critic
 from sb3_trpo.trust_region.fisher import unflatten
 
@@ -103,20 +103,19 @@ class MlpCritic:
         if n_epochs == 0:
             return None
         inputs = network_input(self.policy, observations).flatten(1)
+        self.n_skipped = 0
         losses = [th.stack(list(self._epoch(inputs, returns, batch_size))) for _ in range(n_epochs)]
         self._write_back()
-        return CriticFit(
-            value_loss=float(th.cat(losses).mean()),
-            first_value_loss=float(losses[0].mean()),
-            last_value_loss=float(losses[-1].mean()),
-            n_steps=sum(map(len, losses)),
-        )
+        return summarize(losses, self.n_skipped)
 
     def _epoch(self, inputs: th.Tensor, returns: th.Tensor, batch_size: int) -> Iterator[th.Tensor]:
         order = th.as_tensor(np.random.permutation(len(returns)), device=inputs.device)
         for batch_inputs, batch_returns in zip(inputs[order].split(batch_size), returns[order].split(batch_size), strict=True):
             yield self._squared_error(batch_inputs, batch_returns)
-            self._adam_step()
+            if math.isfinite(self.gradient.norm()):
+                self._adam_step()
+            else:
+                self.n_skipped += 1
 
 
 def mlp_critic(policy: ActorCriticPolicy, parameters: list[nn.Parameter]) -> MlpCritic | None:

@@ -10,7 +10,7 @@ MatrixVectorProduct = Callable[[th.Tensor], th.Tensor]
 
 def flatten(tensors: Sequence[th.Tensor]) -> th.Tensor:
     """Join tensors into one vector, shape (n_params,)."""
-    return th.cat([tensor.reshape(-1) for tensor in tensors])
+    return th.cat([tensor.reshape(-1) for tensor in tensors]) if tensors else th.zeros(0)
 
 
 def unflatten(vector: th.Tensor, like: Sequence[th.Tensor]) -> list[th.Tensor]:
@@ -43,7 +43,7 @@ def flat_gradient(scalar: th.Tensor, parameters: Parameters, *, create_graph: bo
     :return: the gradient, shape (n_params,)
     """
     if not parameters:
-        return scalar.new_zeros(0)
+        return flatten([])
     gradients = th.autograd.grad(scalar, parameters, create_graph=create_graph, allow_unused=True, materialize_grads=True)
     return flatten(gradients)
 

@@ -56,6 +56,11 @@ class Batch(NamedTuple):
         return [self.select(slice(start, start + size)) for start in range(0, n, size)]
 
 
+def without_padding(values: th.Tensor, weights: th.Tensor) -> th.Tensor:
+    """Return values, shape (n,), with zero in place of those of weight zero, whatever they are, and no gradient to them."""
+    return th.where(weights > 0, values, th.zeros_like(values))
+
+
 def weighted_mean(values: th.Tensor, weights: th.Tensor) -> th.Tensor:
     """
     Average over samples: the one seam through which every such mean passes.
@@ -66,7 +71,7 @@ def weighted_mean(values: th.Tensor, weights: th.Tensor) -> th.Tensor:
     :param weights: shape (n,), see :class:`Batch`
     :return: the sum of ``weights * values``, shape ()
     """
-    return (weights * th.where(weights > 0, values, th.zeros_like(values))).sum()
+    return (weights * without_padding(values, weights)).sum()
 
 
 def normalize_advantages(advantages: th.Tensor, weights: th.Tensor) -> th.Tensor:
@@ -112,7 +117,9 @@ def log_ratio(distribution: Distribution, batch: Batch) -> th.Tensor:
 
 def surrogate_term(distribution: Distribution, batch: Batch) -> th.Tensor:
     """Return a batch's share of the surrogate, the mean of π(a|s) / π_old(a|s) A(s, a), shape ()."""
-    return weighted_mean(log_ratio(distribution, batch).exp() * batch.advantages, batch.weights)
+    # Before the product and the exponential: a gradient of zero times an infinite slope is not a number
+    ratio = without_padding(log_ratio(distribution, batch), batch.weights).exp()
+    return weighted_mean(ratio * without_padding(batch.advantages, batch.weights), batch.weights)
 
 
 def kl_term(old: Distribution, new: Distribution, batch: Batch) -> th.Tensor:

@@ -43,7 +43,7 @@ def flat_gradient(scalar: th.Tensor, parameters: Parameters, *, create_graph: bo
     :return: the gradient, shape (n_params,)
     """
     if not parameters:
-        return flatten([])
+        return scalar.new_zeros(0)
     gradients = th.autograd.grad(scalar, parameters, create_graph=create_graph, allow_unused=True, materialize_grads=True)
     return flatten(gradients)
 

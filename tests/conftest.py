@@ -1,0 +1,18 @@
+"""What every test shares: one thread, repeatable property tests, and the five kinds of policy."""
+
+import pytest
+import torch as th
+from hypothesis import settings
+
+from tests.cases import ACTION_SPACES, PolicyCase, make_case
+
+th.set_num_threads(1)
+# The same examples on every run: a red test is red for whoever looks at it
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(params=list(ACTION_SPACES))
+def case(request: pytest.FixtureRequest) -> PolicyCase:
+    """A float64 policy away from its initial weights and a batch, for each of the five action distributions."""
+    return make_case(request.param)

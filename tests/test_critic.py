@@ -1,0 +1,159 @@
+"""The value fit: the optimizer's own steps on the critic's own parameters, and the losses it saw."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_trpo.critic import ValueBatch, fit_critic
+from sb3_trpo.objective import kl_old_new
+from sb3_trpo.trust_region import reached_by
+from tests.cases import DoubleExtractor, PolicyCase, make_case, normal
+from tests.oracles import adam_on_squared_error
+
+SIZES = [4, 4, 2]
+
+
+def epochs(n_epochs: int) -> list[list[ValueBatch]]:
+    """Minibatches of unequal size, other ones for each pass."""
+    return [
+        [ValueBatch(normal(size, 3, seed=10 * e + i), normal(size, seed=100 + 10 * e + i)) for i, size in enumerate(SIZES)]
+        for e in range(n_epochs)
+    ]
+
+
+def linear(weights: th.Tensor) -> th.nn.Parameter:
+    return th.nn.Parameter(weights.clone()[:, None])
+
+
+def linear_critic(parameter: th.nn.Parameter) -> Callable[[PyTorchObs], th.Tensor]:
+    return lambda observations: plain(observations) @ parameter
+
+
+def plain(observations: PyTorchObs) -> th.Tensor:
+    assert isinstance(observations, th.Tensor)
+    return observations
+
+
+def test_fit_critic_takes_the_optimizer_s_steps() -> None:
+    """On a linear critic it ends where Adam written out by hand on the mean squared error ends."""
+    start, data = normal(3, seed=0), epochs(4)
+    parameter = linear(start)
+    optimizer = th.optim.Adam([parameter], lr=0.05)
+    fit = fit_critic(linear_critic(parameter), optimizer, [parameter], data)
+    flat = [(plain(batch.observations), batch.returns) for epoch in data for batch in epoch]
+    expected, losses = adam_on_squared_error(start, flat, learning_rate=0.05)
+    assert th.allclose(parameter.detach()[:, 0], expected, rtol=1e-10, atol=0)
+    assert fit is not None and fit.n_steps == 12
+    assert fit.value_loss == pytest.approx(sum(losses) / 12, rel=1e-10)
+    assert fit.first_value_loss == pytest.approx(sum(losses[:3]) / 3, rel=1e-10)
+    assert fit.last_value_loss == pytest.approx(sum(losses[-3:]) / 3, rel=1e-10)
+
+
+def test_fit_critic_measures_each_loss_before_its_step() -> None:
+    """With a learning rate of zero all passes see the same loss, that of the critic as it was."""
+    start, data = normal(3, seed=0), epochs(1) * 3
+    parameter = linear(start)
+    fit = fit_critic(linear_critic(parameter), th.optim.SGD([parameter], lr=0.0), [parameter], data)
+    losses = [float((plain(batch.observations) @ start - batch.returns).square().mean()) for batch in data[0]]
+    assert fit is not None
+    assert (fit.value_loss, fit.first_value_loss, fit.last_value_loss) == pytest.approx((sum(losses) / 3,) * 3, rel=1e-12)
+    assert th.equal(parameter.detach()[:, 0], start)
+
+
+def test_fit_critic_consumes_generators() -> None:
+    """Passes and minibatches may be made as they are needed, each once."""
+    parameter = linear(normal(3, seed=0))
+    other = linear(normal(3, seed=0))
+
+    def lazily() -> Iterator[Iterator[ValueBatch]]:
+        for epoch in epochs(3):
+            yield iter(epoch)
+
+    lazy = fit_critic(linear_critic(parameter), th.optim.Adam([parameter]), [parameter], lazily())
+    eager = fit_critic(linear_critic(other), th.optim.Adam([other]), [other], epochs(3))
+    assert lazy == eager and th.equal(parameter, other)
+
+
+def test_fit_critic_improves() -> None:
+    """On returns that the critic can explain the last pass is better than the first."""
+    truth, parameter = normal(3, seed=1), linear(normal(3, seed=0))
+    inputs = normal(50, 3, seed=2)
+    data = [[ValueBatch(inputs, inputs @ truth)]] * 50
+    fit = fit_critic(linear_critic(parameter), th.optim.Adam([parameter], lr=0.1), [parameter], data)
+    assert fit is not None and fit.last_value_loss < 0.1 * fit.first_value_loss
+
+
+def critic_parameters(case: PolicyCase) -> list[th.nn.Parameter]:
+    observations = case.batch.observations
+    actors = set(map(id, case.parameters))
+    values = reached_by(case.policy.predict_values(observations), list(case.policy.parameters()))
+    return [parameter for parameter in values if id(parameter) not in actors]
+
+
+@pytest.mark.parametrize("optimizer_class", [th.optim.Adam, th.optim.AdamW, th.optim.RMSprop])
+def test_fit_critic_moves_only_the_given_parameters(case: PolicyCase, optimizer_class: type[th.optim.Optimizer]) -> None:
+    """What else the optimizer holds is bit for bit the same, also where it has gradients or weight decay of its own."""
+    policy, batch = case.policy, case.batch
+    optimizer = optimizer_class(policy.parameters(), lr=1e-2, weight_decay=0.1)  # type: ignore[call-arg]
+    for parameter in policy.parameters():
+        parameter.grad = th.ones_like(parameter)
+    own = critic_parameters(case)
+    before = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
+    fit = fit_critic(policy.predict_values, optimizer, own, [[ValueBatch(batch.observations, batch.advantages)]] * 3)
+    assert fit is not None and fit.n_steps == 3
+    moved = {id(p) for name, p in policy.named_parameters() if not th.equal(p, before[name])}
+    assert moved == set(map(id, own)) and moved
+
+
+class LearnedExtractor(DoubleExtractor):
+    """A feature extractor with something to learn, which actor and critic share."""
+
+    def __init__(self, observation_space: spaces.Space):
+        super().__init__(observation_space)
+        self.layer = th.nn.Linear(4, 4)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.layer(super().forward(observations)).tanh()
+
+
+def test_fit_critic_leaves_a_shared_extractor_alone(case: PolicyCase) -> None:
+    """Of a policy with a shared extractor only the critic's own layers are fitted: the KL stays exactly what it was."""
+    shared = make_case(case.name, features_extractor_class=LearnedExtractor, share_features_extractor=True)
+    extractor = list(shared.policy.features_extractor.parameters())
+    reached = reached_by(shared.policy.predict_values(shared.batch.observations), list(shared.policy.parameters()))
+    assert len(extractor) == 2 and set(map(id, extractor)) < set(map(id, reached))
+    old = shared.frozen_distribution()
+    before = [parameter.detach().clone() for parameter in shared.parameters]
+    own = critic_parameters(shared)
+    own_before = [parameter.detach().clone() for parameter in own]
+    data = [[ValueBatch(shared.batch.observations, shared.batch.advantages)]] * 3
+    assert fit_critic(shared.policy.predict_values, th.optim.Adam(shared.policy.parameters(), lr=1e-2), own, data)
+    assert all(th.equal(parameter, start) for parameter, start in zip(shared.parameters, before, strict=True))
+    assert not any(th.equal(parameter, start) for parameter, start in zip(own, own_before, strict=True))
+    assert all(parameter.grad is None for parameter in shared.parameters)
+    assert kl_old_new(old, shared.frozen_distribution()).abs().max() < 1e-14
+
+
+def test_fit_critic_without_anything_to_fit_is_none() -> None:
+    """No parameters, or no pass over the data, make no fit: nothing is predicted, nothing moves."""
+    parameter = linear(normal(3, seed=0))
+    optimizer = th.optim.Adam([parameter])
+
+    def no_prediction(observations: object) -> th.Tensor:
+        raise AssertionError("there is nothing to fit")
+
+    assert fit_critic(no_prediction, optimizer, [], epochs(2)) is None
+    assert fit_critic(no_prediction, optimizer, [parameter], []) is None
+    assert th.equal(parameter.detach()[:, 0], normal(3, seed=0))
+
+
+def test_fit_critic_compares_values_and_returns_row_by_row() -> None:
+    """Values of shape (n, 1) and returns of shape (n,) are paired, not broadcast into each other."""
+    parameter = linear(th.ones(1, dtype=th.float64))
+    returns = th.tensor([1.0, 2.0, 4.0], dtype=th.float64)
+    data = [[ValueBatch(returns[:, None], returns)]]
+    fit = fit_critic(linear_critic(parameter), th.optim.SGD([parameter], lr=0.1), [parameter], data)
+    assert fit is not None and fit.value_loss == 0.0

@@ -1,0 +1,387 @@
+"""The trust-region step: its direction, its length, and that a step not taken leaves nothing behind."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch as th
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sb3_trpo.objective import kl_old_new, unvalidated_distributions
+from sb3_trpo.trust_region import TrustRegionStep, flatten, trust_region_step
+from tests.cases import ACTION_SPACES, PolicyCase, QuadraticProblem, make_case, normal, shake, spd_matrix
+from tests.oracles import dense_fisher, relative_error
+
+MAX_KL = 0.01
+DAMPINGS = [0.0, 0.1, 10.0]
+
+
+def quadratic(*, gradient_scale: float = 1.0, bend: float = 0.0) -> QuadraticProblem:
+    fisher = spd_matrix(th.logspace(-1, 1, 9, dtype=th.float64), seed=0)
+    return QuadraticProblem(fisher, gradient_scale * normal(9, seed=1), bend=bend, surrogate_origin=0.7 * gradient_scale)
+
+
+def take_step(problem: Any, *, max_kl: float = MAX_KL, damping: float = 0.1, **kwargs: Any) -> TrustRegionStep:
+    exact = {"cg_max_iterations": 200, "cg_relative_tolerance": 1e-12}
+    return trust_region_step(problem, max_kl=max_kl, damping=damping, **(exact | kwargs))
+
+
+def snapshot(problem: Any) -> list[th.Tensor]:
+    return [parameter.detach().clone() for parameter in problem.parameters]
+
+
+def unchanged(problem: Any, before: list[th.Tensor]) -> bool:
+    return all(th.equal(parameter, start) for parameter, start in zip(problem.parameters, before, strict=True))
+
+
+# Direction and length, where both models are exact
+
+
+@pytest.mark.parametrize("damping", DAMPINGS)
+@pytest.mark.parametrize("max_kl", [1e-4, 0.01, 1.0])
+def test_step_length_is_that_of_the_undamped_fisher(damping: float, max_kl: float) -> None:
+    """The first candidate is sqrt(2δ/sᵀFs)·s with (F + damping I)s = g: damping turns it and does not shorten it."""
+    problem = quadratic()
+    take_step(problem, max_kl=max_kl, damping=damping)
+    full_step = problem.visited[0]
+    s = th.linalg.solve(problem.fisher + damping * th.eye(9, dtype=th.float64), problem.gradient)
+    assert relative_error(full_step, th.sqrt(2 * max_kl / (s @ problem.fisher @ s)) * s) < 1e-8
+    assert 0.5 * float(full_step @ problem.fisher @ full_step) == pytest.approx(max_kl, rel=1e-12)
+
+
+def test_step_without_damping_is_the_theory_s() -> None:
+    """Without damping the length is the theory's sqrt(2δ / gᵀF⁻¹g): no other step inside the limit gains more."""
+    problem = quadratic()
+    step = take_step(problem, damping=0.0)
+    s = th.linalg.solve(problem.fisher, problem.gradient)
+    assert relative_error(problem.visited[0], math.sqrt(2 * MAX_KL / float(problem.gradient @ s)) * s) < 1e-8
+    for seed in range(20):
+        other = normal(9, seed=seed)
+        other *= math.sqrt(2 * MAX_KL / float(other @ problem.fisher @ other))
+        assert float(problem.gradient @ other) < step.full_step_gain
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.1])
+def test_step_backtracks_along_one_line(damping: float) -> None:
+    """Every candidate is α^j times the full step, from the old parameters and not from the candidate before."""
+    problem = quadratic(bend=20.0)
+    step = take_step(problem, damping=damping, shrinking_factor=0.5)
+    assert step.accepted and len(problem.visited) > 2
+    for j, visited in enumerate(problem.visited):
+        assert relative_error(visited, 0.5**j * problem.visited[0]) < 1e-12
+    assert step.step_fraction == 0.5 ** (len(problem.visited) - 1)
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1e-7, 1e7, 1e100])
+def test_step_forgets_the_length_of_the_gradient(scale: float) -> None:
+    """The surrogate times any positive number gives the same step."""
+    plain, scaled = quadratic(), quadratic(gradient_scale=scale)
+    one, other = take_step(plain), take_step(scaled)
+    assert one.accepted and other.accepted
+    assert relative_error(scaled.visited[0], plain.visited[0]) < 1e-9
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_step_in_single_precision_survives_the_length_of_the_gradient(scale: float) -> None:
+    """Where the square of the gradient has no place in float32 the step is the same too, with the default tolerances."""
+
+    class Single(QuadraticProblem):
+        def surrogate_gradient(self) -> tuple[float, th.Tensor]:
+            surrogate, gradient = super().surrogate_gradient()
+            return surrogate, gradient.float()
+
+        def fisher_vector_product(self) -> Callable[[th.Tensor], th.Tensor]:
+            return lambda vector: self.fisher.float() @ vector
+
+    plain, reference = quadratic(gradient_scale=scale), quadratic()
+    problem = Single(plain.fisher, plain.gradient, surrogate_origin=plain.surrogate_origin)
+    assert not 0.0 < float(problem.gradient.float().square().sum()) < math.inf
+    assert trust_region_step(problem, max_kl=MAX_KL, damping=0.1).accepted
+    take_step(reference)
+    assert relative_error(problem.visited[0], reference.visited[0]) < 1e-3
+
+
+@pytest.mark.parametrize("bend", [0.0, 20.0])
+@pytest.mark.parametrize("damping", DAMPINGS)
+def test_step_reports_what_was_measured(bend: float, damping: float) -> None:
+    """Every number of an accepted step is the one that is measured at the parameters afterwards."""
+    problem = quadratic(bend=bend)
+    step = take_step(problem, damping=damping)
+    assert step.accepted and step.status == "accepted"
+    surrogate, mean_kl = problem.measure()
+    moved = problem.displacement()
+    assert step.surrogate == pytest.approx(surrogate, rel=1e-12)
+    assert step.surrogate_gain == pytest.approx(surrogate - problem.surrogate_origin, rel=1e-9)
+    assert step.mean_kl == mean_kl <= MAX_KL
+    assert step.expected_gain == pytest.approx(float(problem.gradient @ moved), rel=1e-9)
+    assert step.expected_kl == pytest.approx(0.5 * float(moved @ problem.fisher @ moved), rel=1e-9)
+    assert step.step_norm == pytest.approx(float(moved.norm()), rel=1e-9)
+    assert step.gradient_norm == pytest.approx(float(problem.gradient.norm()), rel=1e-12)
+    assert step.full_step_gain == pytest.approx(float(problem.gradient @ problem.visited[0]), rel=1e-9)
+    assert len(step.candidates) == len(problem.visited)
+    kept = step.candidates[-1]
+    assert (kept.step_fraction, kept.surrogate_gain, kept.mean_kl) == (step.step_fraction, step.surrogate_gain, step.mean_kl)
+    assert step.conjugate_gradient is not None and step.conjugate_gradient.stopped_by == "converged"
+
+
+def test_step_names_its_phases() -> None:
+    """Whoever measures the phases hears of each once, in their order."""
+    names: list[str] = []
+    take_step(quadratic(), phase=names.append)
+    assert names == ["gradient", "direction", "line_search"]
+
+
+def test_step_draws_no_random_number() -> None:
+    """The global random generator is where it was."""
+    before = th.get_rng_state()
+    assert take_step(quadratic()).accepted
+    assert th.equal(th.get_rng_state(), before)
+
+
+@given(
+    n=st.integers(3, 10),
+    log_condition=st.floats(0, 4),
+    log_damping=st.floats(-4, 2),
+    log_max_kl=st.floats(-5, 0),
+    bend=st.floats(0, 100),
+    seed=st.integers(0, 2**31),
+)
+def test_step_keeps_the_limit_or_moves_nothing(
+    n: int, log_condition: float, log_damping: float, log_max_kl: float, bend: float, seed: int
+) -> None:
+    """Whatever the problem, afterwards the KL is within the limit and the surrogate higher, or nothing has moved."""
+    fisher = spd_matrix(th.logspace(0, log_condition, n, dtype=th.float64), seed=seed)
+    problem = QuadraticProblem(fisher, normal(n, seed=seed + 1), bend=bend)
+    before, max_kl = snapshot(problem), 10**log_max_kl
+    step = take_step(problem, max_kl=max_kl, damping=10**log_damping)
+    surrogate, mean_kl = problem.measure()
+    if step.accepted:
+        assert mean_kl <= max_kl and surrogate > problem.surrogate_origin
+        assert mean_kl == step.mean_kl
+        assert all(c.mean_kl > max_kl or c.surrogate_gain <= 0 for c in step.candidates[:-1])
+    else:
+        assert unchanged(problem, before)
+
+
+# A step that is not taken
+
+
+class Altered(QuadraticProblem):
+    """A problem of which one answer is another."""
+
+    def __init__(
+        self,
+        *,
+        gradient: th.Tensor | None = None,
+        fisher: th.Tensor | None = None,
+        surrogate: float | None = None,
+        measured: Callable[[float, float], tuple[float, float]] | None = None,
+    ):
+        plain = quadratic()
+        super().__init__(plain.fisher if fisher is None else fisher, plain.gradient if gradient is None else gradient)
+        self.altered_surrogate = surrogate
+        self.measured = measured
+
+    def surrogate_gradient(self) -> tuple[float, th.Tensor]:
+        surrogate, gradient = super().surrogate_gradient()
+        return (surrogate if self.altered_surrogate is None else self.altered_surrogate), gradient
+
+    def evaluate(self) -> tuple[float, float]:
+        surrogate, mean_kl = super().evaluate()
+        return (surrogate, mean_kl) if self.measured is None else self.measured(surrogate, mean_kl)
+
+
+def with_entry(value: float) -> th.Tensor:
+    gradient = normal(9, seed=1)
+    gradient[4] = value
+    return gradient
+
+
+ZEROS = th.zeros(9, dtype=th.float64)
+FLAT = th.diag(th.tensor([0.0] * 5 + [1.0] * 4, dtype=th.float64))
+REFUSED = {
+    "no candidate within the limit": (lambda: Altered(measured=lambda s, kl: (s, 1.0)), "line_search_failed"),
+    "no candidate improves": (lambda: Altered(measured=lambda s, kl: (0.0, kl)), "line_search_failed"),
+    "no candidate changes anything": (lambda: Altered(measured=lambda s, kl: (0.7, kl)), "line_search_failed"),
+    "KL is NaN": (lambda: Altered(measured=lambda s, kl: (s, math.nan)), "line_search_failed"),
+    "surrogate is NaN": (lambda: Altered(measured=lambda s, kl: (math.nan, kl)), "line_search_failed"),
+    "surrogate is infinite": (lambda: Altered(measured=lambda s, kl: (math.inf, kl)), "line_search_failed"),
+    "gradient is zero": (lambda: Altered(gradient=ZEROS), "gradient_zero"),
+    "gradient has a NaN": (lambda: Altered(gradient=with_entry(math.nan)), "gradient_not_finite"),
+    "gradient has an infinity": (lambda: Altered(gradient=with_entry(math.inf)), "gradient_not_finite"),
+    "old surrogate is NaN": (lambda: Altered(surrogate=math.nan), "gradient_not_finite"),
+    "no curvature at all": (lambda: Altered(fisher=th.diag(ZEROS)), "curvature_not_positive"),
+    "negative curvature": (lambda: Altered(fisher=-quadratic().fisher), "curvature_not_positive"),
+    "no curvature along the gradient": (
+        lambda: Altered(fisher=FLAT, gradient=th.eye(9, dtype=th.float64)[2]),
+        "curvature_not_positive",
+    ),
+    "curvature is NaN": (lambda: Altered(fisher=math.nan * quadratic().fisher), "curvature_not_positive"),
+}
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.1])
+@pytest.mark.parametrize("reason", list(REFUSED))
+def test_step_refused_leaves_every_parameter(reason: str, damping: float) -> None:
+    """A step that cannot be taken says why, reports zeros for what was kept, and moves nothing by a single bit."""
+    make, status = REFUSED[reason]
+    problem = make()
+    before = snapshot(problem)
+    step = take_step(problem, damping=damping)
+    assert (step.status, step.accepted) == (status, False)
+    assert unchanged(problem, before)
+    kept = (step.surrogate_gain, step.expected_gain, step.mean_kl, step.expected_kl, step.step_fraction, step.step_norm)
+    assert kept == (0.0,) * 6
+    if not math.isnan(problem.altered_surrogate or 0.0):
+        assert step.surrogate == problem.surrogate_origin
+    searched = status == "line_search_failed"
+    assert len(step.candidates) == len(problem.visited) == (10 if searched else 0)
+    assert math.isnan(step.full_step_gain) != searched
+    assert (step.conjugate_gradient is None) == status.startswith("gradient")
+
+
+def test_step_refused_keeps_the_parameters_own_storage() -> None:
+    """The parameters are the same objects with the same memory afterwards, whether the step was taken or not."""
+    for problem in (quadratic(), Altered(measured=lambda s, kl: (s, 1.0))):
+        places = [(id(parameter), parameter.data_ptr()) for parameter in problem.parameters]
+        take_step(problem)
+        assert [(id(parameter), parameter.data_ptr()) for parameter in problem.parameters] == places
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in problem.parameters)
+
+
+@pytest.mark.parametrize("n_before", [0, 3])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_step_interrupted_leaves_every_parameter(error: type[BaseException], n_before: int) -> None:
+    """What is raised in the middle of the line search passes through, and leaves the parameters bit for bit."""
+
+    def measured(surrogate: float, mean_kl: float) -> tuple[float, float]:
+        if len(problem.visited) > n_before:
+            raise error("now")
+        return surrogate, 1.0
+
+    problem = Altered(measured=measured)
+    before = snapshot(problem)
+    with pytest.raises(error, match="now"):
+        take_step(problem)
+    assert len(problem.visited) == n_before + 1 and bool((problem.visited[-1] != 0).any())
+    assert unchanged(problem, before)
+
+
+# The same on policies
+
+
+@pytest.mark.parametrize("damping", DAMPINGS)
+def test_step_of_a_policy_is_the_dense_one(case: PolicyCase, damping: float) -> None:
+    """The first candidate is what a dense solve with the Fisher matrix by definition gives."""
+    batch, start = case.batch, flatten([parameter.detach().clone() for parameter in case.parameters])
+    assert isinstance(batch.observations, th.Tensor)
+    fisher = dense_fisher(case.policy, batch.observations, batch.weights, case.parameters)
+    _, gradient = case.problem().surrogate_gradient()
+    # Fewer states than parameters: F has no inverse, its pseudo-inverse is what conjugate gradients find
+    damped = fisher + damping * th.eye(len(start), dtype=th.float64)
+    s = th.linalg.pinv(damped, rtol=1e-10, hermitian=True) @ gradient
+    full_step = th.sqrt(2 * 1e-8 / (s @ fisher @ s)) * s
+    # So small a step that no candidate is refused
+    step = take_step(case.problem(), max_kl=1e-8, damping=damping)
+    assert step.accepted
+    moved = flatten([parameter.detach() for parameter in case.parameters]) - start
+    tolerance = 1e-4 if damping == 0.0 else 1e-7
+    assert relative_error(moved, step.step_fraction * full_step) < tolerance
+
+
+@pytest.mark.parametrize("max_kl", [1e-3, 0.05, 1.0])
+@pytest.mark.parametrize("damping", [0.01, 0.1])
+def test_step_of_a_policy_keeps_the_limit(case: PolicyCase, max_kl: float, damping: float) -> None:
+    """The KL from the old policy, measured from outside, is what is reported and within the limit; the critic stays."""
+    others = [p for p in case.policy.parameters() if id(p) not in set(map(id, case.parameters))]
+    others_before = [parameter.detach().clone() for parameter in others]
+    old, problem = case.frozen_distribution(), case.problem()
+    before = snapshot(problem)
+    step = take_step(problem, max_kl=max_kl, damping=damping)
+    assert step.accepted and not unchanged(problem, before)
+    with th.no_grad():
+        kl = kl_old_new(old, case.distribution_of(case.batch))
+        ratio = (case.distribution_of(case.batch).log_prob(case.batch.actions) - case.batch.old_log_prob).exp()
+    weights, advantages = case.batch.weights, case.batch.advantages
+    assert step.mean_kl == pytest.approx(float((weights * kl).sum()), rel=1e-9) and step.mean_kl <= max_kl
+    assert step.surrogate_gain == pytest.approx(float((weights * (ratio - 1) * advantages).sum()), rel=1e-7)
+    assert step.surrogate_gain > 0
+    assert all(th.equal(parameter, start) for parameter, start in zip(others, others_before, strict=True))
+
+
+# SB3 hides from gSDE's gradient that the features move the standard deviation too: its models are not exact
+@pytest.mark.parametrize("name", sorted(set(ACTION_SPACES) - {"gsde"}))
+def test_step_of_a_policy_spends_the_budget(name: str) -> None:
+    """Where the quadratic model holds, the measured KL is what the model expects: the radius is not cut by damping."""
+    case = make_case(name)
+    step = take_step(case.problem(), max_kl=1e-7, damping=1.0)
+    assert step.accepted
+    assert step.mean_kl == pytest.approx(step.step_fraction**2 * 1e-7, rel=1e-2)
+    assert step.surrogate_gain == pytest.approx(step.expected_gain, rel=1e-2)
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e7])
+def test_step_of_a_policy_forgets_the_scale_of_the_advantages(case: PolicyCase, scale: float) -> None:
+    """The same advantages times a number give the same step."""
+    start = snapshot(case.problem())
+    ends = []
+    for factor in (1.0, scale):
+        with th.no_grad():
+            for parameter, value in zip(case.parameters, start, strict=True):
+                parameter.copy_(value)
+        batch = case.batch._replace(advantages=factor * case.batch.advantages)
+        # The default solve: what a user gets
+        assert trust_region_step(case._replace(batch=batch).problem(), max_kl=MAX_KL, damping=0.1).accepted
+        ends.append(flatten([parameter.detach().clone() for parameter in case.parameters]))
+    assert relative_error(ends[1] - flatten(start), ends[0] - flatten(start)) < 1e-7
+
+
+@pytest.mark.parametrize("advantage", [0.0, math.nan, math.inf])
+def test_step_of_a_policy_without_a_signal_moves_nothing(case: PolicyCase, advantage: float) -> None:
+    """Advantages that are zero or not finite leave the policy bit for bit."""
+    advantages = th.full_like(case.batch.advantages, advantage)
+    problem = case._replace(batch=case.batch._replace(advantages=advantages)).problem()
+    before = snapshot(problem)
+    step = take_step(problem)
+    assert step.status == ("gradient_zero" if advantage == 0.0 else "gradient_not_finite")
+    assert unchanged(problem, before)
+
+
+def test_step_of_a_policy_that_has_become_nan_moves_nothing(case: PolicyCase) -> None:
+    """Where a candidate's distribution is NaN it is refused, not raised, and the old policy comes back bit for bit."""
+
+    class Poisoned:
+        def __init__(self) -> None:
+            self.inner = case.problem()
+            self.parameters = self.inner.parameters
+            self.surrogate_gradient = self.inner.surrogate_gradient
+            self.fisher_vector_product = self.inner.fisher_vector_product
+
+        def evaluate(self) -> tuple[float, float]:
+            with th.no_grad():
+                self.parameters[-1].fill_(math.nan)
+            return self.inner.evaluate()
+
+    problem = Poisoned()
+    before = snapshot(problem)
+    with unvalidated_distributions():
+        step = take_step(problem)
+    assert step.status == "line_search_failed"
+    assert {candidate.refused_by for candidate in step.candidates} == {"not_finite"}
+    assert unchanged(problem, before)
+
+
+def test_step_of_a_policy_repeats_itself(case: PolicyCase) -> None:
+    """Two steps from the same parameters end at the same ones, bit for bit."""
+    start = snapshot(case.problem())
+    ends = []
+    for _ in range(2):
+        with th.no_grad():
+            for parameter, value in zip(case.parameters, start, strict=True):
+                parameter.copy_(value)
+        take_step(case.problem())
+        ends.append(snapshot(case.problem()))
+        shake(list(case.policy.parameters()), scale=0.0, seed=0)
+    assert all(th.equal(one, other) for one, other in zip(*ends, strict=True))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
+from types import UnionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ class Rule(NamedTuple):
     :param expected: the same in words
     """
 
-    kind: type
+    kind: type | UnionType
     holds: Callable[[Any], bool]
     expected: str
 
@@ -27,7 +28,7 @@ class Rule(NamedTuple):
 _COUNT = Rule(Integral, lambda value: value >= 1, "an integer >= 1")
 _UNIT_INTERVAL = Rule(Real, lambda value: 0 <= value <= 1, "a number in [0, 1]")
 
-_FLAG = Rule(bool, lambda value: True, "True or False")
+_FLAG = Rule(bool | np.bool_, lambda value: True, "True or False")
 
 RULES: dict[str, Rule] = {
     "learning_rate": Rule(Real, lambda value: 0 <= value < math.inf, "a finite number >= 0 or a schedule"),
@@ -46,6 +47,7 @@ RULES: dict[str, Rule] = {
     "target_kl": Rule(Real, lambda value: 0 < value < math.inf, "a finite number > 0"),
     "sub_sampling_factor": _COUNT,
     "stats_window_size": _COUNT,
+    "verbose": Rule(Integral, lambda value: value >= 0, "an integer >= 0"),
     "seed": Rule(Integral, lambda value: value >= 0, "an integer >= 0 or None"),
 }
 
@@ -68,7 +70,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         if name not in arguments or (name in SCHEDULES and callable(value)) or (name in OPTIONAL and value is None):
             continue
         message = f"{name} must be {rule.expected}, got {value!r}"
-        if not isinstance(value, rule.kind) or (isinstance(value, bool) and rule is not _FLAG):
+        if not isinstance(value, rule.kind) or (isinstance(value, bool | np.bool_) and rule is not _FLAG):
             raise TypeError(message)
         if not rule.holds(value):
             raise ValueError(message)

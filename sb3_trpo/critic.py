@@ -83,6 +83,7 @@ def fit_critic(
                 optimizer.step()
             else:
                 n_skipped += 1
-        losses.append(th.stack(epoch_losses))
+        if epoch_losses:
+            losses.append(th.stack(epoch_losses))
     optimizer.zero_grad()
     return summarize(losses, n_skipped)

@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     advantages: th.Tensor
     weights: th.Tensor
 
-    def select(self, rows: slice) -> "Batch":
+    def select(self, rows: slice | th.Tensor) -> "Batch":
         """Return some of the transitions; their weights no longer sum to one."""
         observations = self.observations
         if isinstance(observations, dict):
@@ -42,10 +42,10 @@ class Batch(NamedTuple):
         return Batch(picked, *(field[rows] for field in self[1:]))
 
     def thinned(self, factor: int) -> "Batch":
-        """Return every ``factor``-th transition, with weights that sum to the same as before."""
+        """Return every ``factor``-th transition that counts, with weights that sum to the same as before."""
         if factor == 1:
             return self
-        thin = self.select(slice(None, None, factor))
+        thin = self.select(self.weights.nonzero().squeeze(1)[::factor])
         return thin._replace(weights=thin.weights * (self.weights.sum() / thin.weights.sum()))
 
     def split(self, size: int | None) -> list["Batch"]:

@@ -126,6 +126,8 @@ class TRPO(OnPolicyAlgorithm):
         fast: bool = True,
     ):
         check_arguments(locals())
+        if env is None and _init_setup_model:
+            raise ValueError("env must be a Gymnasium environment, its id or a VecEnv, got None")
         if env is not None:
             env = maybe_make_env(env, verbose)
             check_action_space(env.action_space)

@@ -28,11 +28,14 @@ type: $(INSTALLED)
 	$(BIN)/mypy
 
 test: lint type
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.speed
 
 commit-checks: format lint type
 
-.PHONY: install demo format lint type test test-slow commit-checks
+.PHONY: install demo format lint type test test-slow bench commit-checks

@@ -4,8 +4,7 @@ import copy
 import inspect
 import io
 import pathlib
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -31,6 +30,7 @@ from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.report import PhaseClock, UpdateReport
 from sb3_trpo.rollout import collect_rollouts, lean_actor
 from sb3_trpo.trust_region import reached_by, trust_region_step
+from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
@@ -164,6 +164,7 @@ class TRPO(OnPolicyAlgorithm):
         self.target_kl = target_kl
         self.sub_sampling_factor = sub_sampling_factor
         self.fast = fast
+        self.paths_in_use: dict[str, str] = {}
 
         if _init_setup_model:
             self._setup_model()
@@ -191,6 +192,7 @@ class TRPO(OnPolicyAlgorithm):
         With ``fast``, callbacks do not find ``values``, ``log_probs`` and ``obs_tensor`` in their ``locals``.
         """
         actor = lean_actor(self.policy, rollout_buffer, env.num_envs) if self.fast else None
+        self._note_path("collection", "plain" if actor is None else "lean")
         if actor is None:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         return collect_rollouts(self, actor, env, callback, rollout_buffer, n_rollout_steps)
@@ -211,7 +213,7 @@ class TRPO(OnPolicyAlgorithm):
                 actor_parameters,
                 fisher_batch=batch.thinned(self.sub_sampling_factor),
                 chunk_size=self._chunk_size(),
-                fast_fisher=partial(gauss_newton_fisher, self.policy) if self.fast else None,
+                fast_fisher=self._fast_fisher,
             )
             step = trust_region_step(
                 problem,
@@ -262,14 +264,27 @@ class TRPO(OnPolicyAlgorithm):
         for _ in range(self.n_critic_updates):
             yield (ValueBatch(data.observations, data.returns) for data in self.rollout_buffer.get(self.batch_size))
 
+    def _fast_fisher(self, chunks: Sequence[Batch], parameters: Parameters) -> MatrixVectorProduct | None:
+        product = gauss_newton_fisher(self.policy, chunks, parameters) if self.fast else None
+        self._note_path("Fisher products", "plain" if product is None else "Gauss-Newton")
+        return product
+
     def _fit_critic(self, parameters: list[th.nn.Parameter]) -> CriticFit | None:
         """Fit the values to the returns of the rollout, moving these parameters only."""
         mlp = mlp_critic(self.policy, parameters) if self.fast else None
+        self._note_path("critic fit", "plain" if mlp is None else "written out")
         if mlp is None:
             return fit_critic(self.policy.predict_values, self.policy.optimizer, parameters, self._value_epochs())
         buffer = self.rollout_buffer
         observations, returns = buffer.to_torch(buffer.observations, copy=False), buffer.to_torch(buffer.returns, copy=False)
         return mlp.fit(observations, returns.flatten(), n_epochs=self.n_critic_updates, batch_size=self.batch_size)
+
+    def _note_path(self, phase: str, path: str) -> None:
+        """Keep which way a phase is going, and say so when it changes."""
+        if self.paths_in_use.get(phase) != path:
+            self.paths_in_use[phase] = path
+            if self.verbose >= 1:
+                self.logger.info(f"{phase}: {path} path")
 
     def _chunk_size(self) -> int:
         """Return how many transitions to differentiate at a time: full speed within less than a gigabyte."""
@@ -357,4 +372,4 @@ class TRPO(OnPolicyAlgorithm):
             raise
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "last_update"]
+        return [*super()._excluded_save_params(), "last_update", "paths_in_use"]

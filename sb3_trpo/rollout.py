@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from sb3_trpo.trpo import TRPO
 
 Observations = np.ndarray | dict[str, np.ndarray]
-Actor = Callable[[Observations], np.ndarray]
+# Maps observations to sampled actions and, where they cost nothing more, their log-probabilities
+Actor = Callable[[Observations], tuple[np.ndarray, np.ndarray | None]]
 
 # Numbers of noise drawn at a time: enough that drawing costs nothing per step, few enough to forget about
 NOISE_BLOCK = 2**18
@@ -111,21 +112,27 @@ def _numpy_actor(policy: ActorCriticPolicy, n_envs: int) -> Actor | None:
     forward = _mlp(stages)
     action_shape = policy.action_space.shape or ()
 
-    def act(observations: Observations) -> np.ndarray:
+    def act(observations: Observations) -> tuple[np.ndarray, None]:
         assert isinstance(observations, np.ndarray)
         inputs = observations.reshape(n_envs, -1).astype(np.float32, copy=False)
-        return sample(forward(inputs)).reshape(n_envs, *action_shape)
+        return sample(forward(inputs)).reshape(n_envs, *action_shape), None
 
     return act
 
 
-def _torch_actor(policy: ActorCriticPolicy) -> Actor:
+def _torch_actor(policy: ActorCriticPolicy) -> Actor | None:
     """Return an actor that asks the policy for its distribution, and spares the critic; the actions are SB3's to the bit."""
+    shared = policy.pi_features_extractor is policy.vf_features_extractor
+    if shared and any(True for _ in policy.pi_features_extractor.parameters()):
+        # The critic is a read-out of features that are there at each step: later they would have to be made again
+        return None
+    action_shape = policy.action_space.shape or ()
 
     @th.no_grad()
-    def act(observations: Observations) -> np.ndarray:
-        distribution = policy.get_distribution(obs_as_tensor(observations, policy.device))
-        return distribution.get_actions().reshape(-1, *(policy.action_space.shape or ())).cpu().numpy()
+    def act(observations: Observations) -> tuple[np.ndarray, np.ndarray]:
+        distribution = policy.get_distribution(obs_as_tensor(observations, policy.device))  # type: ignore[arg-type]
+        actions = distribution.get_actions()
+        return actions.reshape(-1, *action_shape).cpu().numpy(), distribution.log_prob(actions).cpu().numpy()
 
     return act
 
@@ -137,8 +144,9 @@ def lean_actor(policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer, n_envs:
     :param policy: the policy, whose parameters may change only between rollouts
     :param rollout_buffer: where the experience goes
     :param n_envs: number of environments
-    :return: maps observations to actions of shape (n_envs, *action_shape), ``None`` where lean collection does not apply:
-        buffers of the user's own, and policies that act in a way of their own
+    :return: maps observations to actions of shape (n_envs, *action_shape) and their log-probabilities or ``None``; ``None``
+        where lean collection does not apply: buffers of the user's own, policies that act in a way of their own, and those
+        whose actor and critic share features that are learned
     """
     if type(rollout_buffer) not in (RolloutBuffer, DictRolloutBuffer) or type(policy).forward is not ActorCriticPolicy.forward:
         return None
@@ -178,7 +186,7 @@ def collect_rollouts(
     Fill a rollout buffer as ``OnPolicyAlgorithm.collect_rollouts`` does.
 
     Callbacks are called in the same order and find the same in their ``locals``, but for what is not known yet at a step:
-    ``values``, ``log_probs`` and ``obs_tensor`` are missing.
+    ``values`` and ``obs_tensor`` are missing, ``log_probs`` may be ``None``.
 
     :param model: the algorithm, whose last observation and counters are read and moved on
     :param actor: maps observations to sampled actions
@@ -202,7 +210,7 @@ def collect_rollouts(
     while n_steps < n_rollout_steps:
         if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
             policy.reset_noise(env.num_envs)
-        actions = actor(last_obs)
+        actions, log_probs = actor(last_obs)
         clipped_actions = _environment_actions(policy, actions)
         new_obs, rewards, dones, infos = env.step(clipped_actions)
         model.num_timesteps += env.num_envs
@@ -217,6 +225,8 @@ def collect_rollouts(
             if info.get("terminal_observation") is not None and info.get("TimeLimit.truncated", False):
                 time_limits.append((n_steps, index, info["terminal_observation"]))
         _store(rollout_buffer, last_obs, actions, rewards)
+        if log_probs is not None:
+            rollout_buffer.log_probs[n_steps] = log_probs
         rollout_buffer.episode_starts[n_steps] = model._last_episode_starts
         rollout_buffer.pos += 1
         n_steps += 1
@@ -225,7 +235,7 @@ def collect_rollouts(
     rollout_buffer.full = rollout_buffer.pos == rollout_buffer.buffer_size
 
     with th.no_grad():
-        _evaluate(policy, rollout_buffer)
+        _evaluate(policy, rollout_buffer, with_log_probs=log_probs is None)
         _bootstrap(policy, rollout_buffer, time_limits)
         values = policy.predict_values(obs_as_tensor(new_obs, model.device))  # type: ignore[arg-type]
     compute_returns_and_advantage(rollout_buffer, values.flatten().cpu().numpy(), dones)
@@ -241,8 +251,8 @@ def _blocks(space: spaces.Space, n: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, n, size))
 
 
-def _evaluate(policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer) -> None:
-    """Put the values and log-probabilities of the whole rollout in place."""
+def _evaluate(policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer, *, with_log_probs: bool) -> None:
+    """Put the values of the whole rollout in place, and the log-probabilities if they are not there yet."""
 
     def flat(array: np.ndarray) -> np.ndarray:
         return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
@@ -253,12 +263,14 @@ def _evaluate(policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer) -> None:
     for block in _blocks(policy.observation_space, len(values)):
         rows = {key: flat(array)[block] for key, array in stored.items()} if isinstance(stored, dict) else flat(stored)[block]
         observations: Any = obs_as_tensor(rows, policy.device)
+        values[block] = policy.predict_values(observations).flatten().cpu().numpy()
+        if not with_log_probs:
+            continue
         actions = th.as_tensor(all_actions[block], device=policy.device)
         if isinstance(policy.action_space, spaces.Discrete):
             actions = actions.flatten()
         elif isinstance(policy.action_space, spaces.MultiBinary):
             actions = actions.float()
-        values[block] = policy.predict_values(observations).flatten().cpu().numpy()
         log_probs[block] = policy.get_distribution(observations).log_prob(actions).cpu().numpy()
 
 

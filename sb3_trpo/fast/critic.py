@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_trpo.critic import CriticFit, summarize
-from sb3_trpo.fast.network import Stage, network_input, read_critic
+from sb3_trpo.fast.network import Stage, network_input, read_critic, times_slope
 from sb3_trpo.trust_region.fisher import unflatten
 
 
@@ -56,11 +56,7 @@ class MlpCritic:
         loss = error.dot(error) / len(returns)
         cotangent = error.mul_(2.0 / len(returns)).unsqueeze(1)
         for i in reversed(range(len(self.stages))):
-            activation = self.stages[i].activation
-            if isinstance(activation, nn.Tanh):
-                cotangent = th.ops.aten.tanh_backward(cotangent, hidden[i + 1])
-            elif activation is not None:
-                cotangent = th.ops.aten.threshold_backward(cotangent, hidden[i + 1], 0)
+            cotangent = times_slope(self.stages[i].activation, cotangent, hidden[i + 1])
             th.mm(cotangent.t(), hidden[i], out=self.gradient_views[2 * i])
             th.sum(cotangent, 0, out=self.gradient_views[2 * i + 1])
             if i > 0:

@@ -21,21 +21,20 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_trpo.fast.network import Stage, network_input, read_actor
+from sb3_trpo.fast.network import Stage, network_input, read_actor, times_slope
 from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatten, unflatten
 
-# Activations of a batch up to this size are kept from product to product; beyond it each product makes them anew
-KEPT_BYTES = 256 * 2**20
+# Activations up to this size are kept from product to product; beyond it each product makes them anew
+KEPT_BYTES = 128 * 2**20
 
 Metric = Callable[[th.Tensor], th.Tensor]
 
 
 class _Tape(NamedTuple):
-    """What a forward pass over a chunk leaves: each stage's input and the slope of its activation, and the metric."""
+    """What a forward pass over a chunk leaves: the output of every stage but the last, and the metric of the last one's."""
 
-    inputs: list[th.Tensor]
-    slopes: list[th.Tensor | None]
+    hidden: list[th.Tensor]
     metric: Metric
 
 
@@ -111,42 +110,38 @@ class GaussNewtonFisher:
         self.kept: dict[int, _Tape] = {}
         self.bytes_left = KEPT_BYTES
 
-    def _run(self, chunk: Batch) -> _Tape:
+    def _input(self, chunk: Batch, hidden: list[th.Tensor], i: int) -> th.Tensor:
+        """Return what stage i is given. The first one's is made anew each time: floats of images are larger than the rest."""
         assert isinstance(chunk.observations, th.Tensor)
-        values = network_input(self.policy, chunk.observations)
-        inputs: list[th.Tensor] = []
-        slopes: list[th.Tensor | None] = []
-        for affine, weight, bias, activation in self.stages:
-            if isinstance(affine, nn.Linear):
-                values = values.flatten(1)
-            inputs.append(values)
-            values = _apply(affine, values, weight, bias)
-            if activation is None:
-                slopes.append(None)
-            elif isinstance(activation, nn.Tanh):
-                values = values.tanh()
-                slopes.append(1.0 - values * values)
-            else:
-                values = values.relu()
-                slopes.append((values > 0).to(values.dtype))
-        return _Tape(inputs, slopes, _metric(self.policy, values))
+        values = network_input(self.policy, chunk.observations) if i == 0 else hidden[i - 1]
+        return values.flatten(1) if isinstance(self.stages[i].affine, nn.Linear) else values
+
+    def _run(self, chunk: Batch) -> _Tape:
+        hidden: list[th.Tensor] = []
+        for i, (affine, weight, bias, activation) in enumerate(self.stages):
+            values = _apply(affine, self._input(chunk, hidden, i), weight, bias)
+            if activation is not None:
+                values = values.tanh_() if isinstance(activation, nn.Tanh) else values.relu_()
+            hidden.append(values)
+        output = hidden.pop()
+        return _Tape(hidden, _metric(self.policy, output))
 
     def _tape(self, index: int) -> _Tape:
         if index in self.kept:
             return self.kept[index]
         tape = self._run(self.chunks[index])
-        size = sum(t.nbytes for t in (*tape.inputs, *tape.slopes) if t is not None)
+        size = sum(values.nbytes for values in tape.hidden)
         if size <= self.bytes_left:
             self.bytes_left -= size
             self.kept[index] = tape
         return tape
 
-    def _push_forward(self, tape: _Tape, tangents: list[th.Tensor]) -> th.Tensor:
+    def _push_forward(self, chunk: Batch, tape: _Tape, tangents: list[th.Tensor]) -> th.Tensor:
         """Return J v for the outputs of a chunk, shape (n, n_outputs)."""
         tangent: th.Tensor | None = None
         for i in range(self.first_trainable, len(self.stages)):
-            affine, weight, bias, _ = self.stages[i]
-            inputs, slope = tape.inputs[i], tape.slopes[i]
+            affine, weight, bias, activation = self.stages[i]
+            inputs = self._input(chunk, tape.hidden, i)
             moved = None if tangent is None else _apply(affine, tangent.view_as(inputs), weight, None)
             if weight in self.position or bias in self.position:
                 zero_or_tangent = [
@@ -155,19 +150,22 @@ class GaussNewtonFisher:
                 own = _apply(affine, inputs, *zero_or_tangent)
                 moved = own if moved is None else moved.add_(own)
             assert moved is not None
-            tangent = moved if slope is None else moved.mul_(slope)
+            tangent = moved if i == len(tape.hidden) else times_slope(activation, moved, tape.hidden[i])
         assert tangent is not None
         return tangent
 
-    def _pull_back(self, tape: _Tape, cotangent: th.Tensor, result: list[th.Tensor]) -> None:
+    def _pull_back(self, chunk: Batch, tape: _Tape, cotangent: th.Tensor, result: list[th.Tensor]) -> None:
         """Add Jᵀ u to the result, for a cotangent u of the outputs of a chunk."""
         for i in reversed(range(self.first_trainable, len(self.stages))):
-            affine, weight, bias, _ = self.stages[i]
-            inputs, slope = tape.inputs[i], tape.slopes[i]
-            if slope is not None:
-                cotangent = cotangent.view_as(slope) * slope
+            affine, weight, bias, activation = self.stages[i]
+            if i < len(tape.hidden):
+                cotangent = times_slope(activation, cotangent.view_as(tape.hidden[i]), tape.hidden[i])
             to_inputs, to_weight = _pull_back(
-                affine, inputs, cotangent, to_inputs=i > self.first_trainable, to_weight=weight in self.position
+                affine,
+                self._input(chunk, tape.hidden, i),
+                cotangent,
+                to_inputs=i > self.first_trainable,
+                to_weight=weight in self.position,
             )
             if to_weight is not None:
                 result[self.position[weight]] += to_weight
@@ -183,8 +181,8 @@ class GaussNewtonFisher:
         result = [th.zeros_like(parameter) for parameter in self.parameters]
         for index, chunk in enumerate(self.chunks):
             tape = self._tape(index)
-            outputs = self._push_forward(tape, tangents)
-            self._pull_back(tape, tape.metric(outputs) * chunk.weights[:, None], result)
+            outputs = self._push_forward(chunk, tape, tangents)
+            self._pull_back(chunk, tape, tape.metric(outputs) * chunk.weights[:, None], result)
         log_std = getattr(self.policy, "log_std", None)
         if log_std in self.position:
             # A Gaussian has Fisher information 2 about each log standard deviation, whatever the state

@@ -101,3 +101,18 @@ def network_input(policy: ActorCriticPolicy, observations: th.Tensor) -> th.Tens
     processed = preprocess_obs(observations, policy.observation_space, normalize_images=policy.normalize_images)
     assert isinstance(processed, th.Tensor)
     return processed
+
+
+def times_slope(activation: nn.Tanh | nn.ReLU | None, values: th.Tensor, output: th.Tensor) -> th.Tensor:
+    """
+    Multiply by the derivative of an activation: what carries tangents forward and cotangents back through it.
+
+    :param activation: of a stage
+    :param values: tangents or cotangents, of the shape of the output
+    :param output: what the activation gave
+    """
+    if activation is None:
+        return values
+    if isinstance(activation, nn.Tanh):
+        return th.ops.aten.tanh_backward(values, output)
+    return th.ops.aten.threshold_backward(values, output, 0)

@@ -130,7 +130,7 @@ def _torch_actor(policy: ActorCriticPolicy) -> Actor | None:
 
     @th.no_grad()
     def act(observations: Observations) -> tuple[np.ndarray, np.ndarray]:
-        distribution = policy.get_distribution(obs_as_tensor(observations, policy.device))  # type: ignore[arg-type]
+        distribution = policy.get_distribution(obs_as_tensor(observations, policy.device))
         actions = distribution.get_actions()
         return actions.reshape(-1, *action_shape).cpu().numpy(), distribution.log_prob(actions).cpu().numpy()
 

@@ -189,7 +189,7 @@ class TRPO(OnPolicyAlgorithm):
         """
         Collect experience with the current policy (see SB3's ``OnPolicyAlgorithm.collect_rollouts`` for the parameters).
 
-        With ``fast``, callbacks do not find ``values`` and ``obs_tensor`` in their ``locals``, and ``log_probs`` may be ``None``.
+        With ``fast``, callbacks find neither ``values`` nor ``obs_tensor`` in their ``locals``; ``log_probs`` may be ``None``.
         """
         actor = lean_actor(self.policy, rollout_buffer, env.num_envs) if self.fast else None
         self._note_path("collection", "plain" if actor is None else "lean")

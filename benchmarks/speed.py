@@ -13,7 +13,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import argparse
 import csv
 import multiprocessing
-import resource
 import time
 import warnings
 from collections import defaultdict
@@ -171,23 +170,29 @@ def run_case(case: Case, algorithms: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def _status_bytes(field: str) -> int:
+    """Return a size from Linux's account of this process."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
+    return int(line.split()[1]) * 1024
+
+
 def _peak_above_rollout(algorithm: str, case: Case, answer: Any) -> None:
     th.set_num_threads(1)
     model = make_model(algorithm, case)
-    train, before = model.train, 0
+    train = model.train
 
     def train_and_measure() -> None:
-        nonlocal before
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _status_bytes("VmRSS")
         train()
+        answer.put(_status_bytes("VmHWM") - before)
 
     model.train = train_and_measure
     model.learn(case.n_steps * case.n_envs)
-    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 
 def peak_memory(algorithm: str, case: Case) -> float:
-    """Return by how many bytes one update raises the peak memory of a fresh process that has collected its rollout."""
+    """Return by how many bytes one update raises the memory of a fresh process that has collected its rollout (Linux)."""
     context = multiprocessing.get_context("spawn")
     answer = context.Queue()
     process = context.Process(target=_peak_above_rollout, args=(algorithm, case, answer))

@@ -1,11 +1,13 @@
 """The bridge between reinforcement learning and the trust-region step: surrogate and KL of SB3's action distributions."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -42,10 +44,13 @@ class Batch(NamedTuple):
         return Batch(picked, *(field[rows] for field in self[1:]))
 
     def thinned(self, factor: int) -> "Batch":
-        """Return every ``factor``-th transition that counts, with weights that sum to the same as before."""
+        """Return one in ``factor`` of the transitions that count, drawn at random, with the same sum of weights."""
         if factor == 1:
             return self
-        thin = self.select(self.weights.nonzero().squeeze(1)[::factor])
+        rows = self.weights.nonzero().squeeze(1)
+        # NumPy's generator, as SB3's buffers use: torch's is that of the actions
+        drawn = np.random.permutation(len(rows))[: math.ceil(len(rows) / factor)]
+        thin = self.select(rows[th.as_tensor(drawn, device=rows.device)])
         return thin._replace(weights=thin.weights * (self.weights.sum() / thin.weights.sum()))
 
     def split(self, size: int | None) -> list["Batch"]:

@@ -21,6 +21,7 @@ from stable_baselines3.common.distributions import (
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
@@ -243,6 +244,30 @@ def collect_rollouts(
     callback.update_locals({**locals(), "self": model})
     callback.on_rollout_end()
     return True
+
+
+def whole_rollout(rollout_buffer: RolloutBuffer) -> RolloutBufferSamples:
+    """
+    Return everything in a full buffer, in any order; of SB3's own buffers views instead of copies, where the device allows.
+
+    :param rollout_buffer: buffer that a rollout has filled
+    :return: what ``rollout_buffer.get(None)`` yields, in another order
+    """
+    if type(rollout_buffer) not in (RolloutBuffer, DictRolloutBuffer):
+        return next(rollout_buffer.get(batch_size=None))
+    n = rollout_buffer.buffer_size * rollout_buffer.n_envs
+
+    def flat(array: np.ndarray, shape: tuple[int, ...] = ()) -> th.Tensor:
+        return rollout_buffer.to_torch(array.reshape(n, *shape), copy=False)
+
+    stored: Any = rollout_buffer.observations
+    shapes: Any = rollout_buffer.obs_shape
+    observations: Any = (
+        {key: flat(stored[key], shapes[key]) for key in stored} if isinstance(stored, dict) else flat(stored, shapes)
+    )
+    actions = rollout_buffer.actions.astype(np.float32, copy=False)
+    scalars = (getattr(rollout_buffer, name) for name in ("values", "log_probs", "advantages", "returns"))
+    return RolloutBufferSamples(observations, flat(actions, (rollout_buffer.action_dim,)), *map(flat, scalars))
 
 
 def _blocks(space: spaces.Space, n: int) -> Iterator[slice]:

@@ -28,7 +28,7 @@ from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
 from sb3_trpo.objective import Batch, PolicyProblem, normalize_advantages, unvalidated_distributions
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.report import PhaseClock, UpdateReport
-from sb3_trpo.rollout import collect_rollouts, lean_actor
+from sb3_trpo.rollout import collect_rollouts, lean_actor, whole_rollout
 from sb3_trpo.trust_region import reached_by, trust_region_step
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
@@ -66,8 +66,8 @@ class TRPO(OnPolicyAlgorithm):
     :param normalize_advantage: Whether to normalize the advantages over the rollout
     :param target_kl: The limit δ on the mean over states of KL(old policy ‖ new policy), in nats, summed over action
         dimensions. Measured after every step, and never exceeded
-    :param sub_sampling_factor: Use every n-th state (of the shuffled rollout) for the Fisher matrix; gradient, KL and
-        line search see all of them. See p. 40-42 of John Schulman's thesis, http://joschu.net/docs/thesis.pdf
+    :param sub_sampling_factor: Use one state in n, drawn at random, for the Fisher matrix; gradient, KL and line search see
+        all of them. See p. 40-42 of John Schulman's thesis, http://joschu.net/docs/thesis.pdf
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
         the reported success rate, mean episode length, and mean reward over
     :param tensorboard_log: The log location for tensorboard (if None, no logging)
@@ -245,8 +245,8 @@ class TRPO(OnPolicyAlgorithm):
     # What variants of TRPO override: how to read their buffer, and how to ask their policy
 
     def _full_batch(self) -> Batch:
-        """Return the whole rollout in random order, with the advantages that the surrogate uses."""
-        data = next(self.rollout_buffer.get(batch_size=None))
+        """Return the whole rollout in any order, with the advantages that the surrogate uses."""
+        data = whole_rollout(self.rollout_buffer)
         actions = data.actions
         if isinstance(self.action_space, spaces.Discrete):
             # The buffer holds them as floats
@@ -271,12 +271,14 @@ class TRPO(OnPolicyAlgorithm):
 
     def _fit_critic(self, parameters: list[th.nn.Parameter]) -> CriticFit | None:
         """Fit the values to the returns of the rollout, moving these parameters only."""
-        mlp = mlp_critic(self.policy, parameters) if self.fast else None
+        buffer = self.rollout_buffer
+        mlp = mlp_critic(self.policy, parameters) if self.fast and type(buffer) is RolloutBuffer else None
         self._note_path("critic fit", "plain" if mlp is None else "written out")
         if mlp is None:
             return fit_critic(self.policy.predict_values, self.policy.optimizer, parameters, self._value_epochs())
-        buffer = self.rollout_buffer
-        observations, returns = buffer.to_torch(buffer.observations, copy=False), buffer.to_torch(buffer.returns, copy=False)
+        # In the order that the buffer's minibatches are drawn from
+        arrays = (a if buffer.generator_ready else buffer.swap_and_flatten(a) for a in (buffer.observations, buffer.returns))
+        observations, returns = (buffer.to_torch(array, copy=False) for array in arrays)
         return mlp.fit(observations, returns.flatten(), n_epochs=self.n_critic_updates, batch_size=self.batch_size)
 
     def _note_path(self, phase: str, path: str) -> None:

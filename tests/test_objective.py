@@ -351,15 +351,18 @@ def test_problem_does_not_see_padding_that_is_not_finite(case: PolicyCase, garba
     check_that_padding_is_not_seen(case, **garbage)
 
 
-def test_batch_thinned_takes_every_nth_transition() -> None:
-    """Thinning keeps every n-th row of every field and the sum of the weights, so that a mean stays a mean."""
+def test_batch_thinned_draws_one_in_n_transitions() -> None:
+    """Thinning keeps whole rows that count, each at most once, and the sum of the weights, so that a mean stays a mean."""
     batch = make_case("multi_categorical", n=10).batch
+    batch = batch._replace(weights=th.where(th.arange(10) < 2, 0.0, batch.weights / batch.weights[2:].sum()))
     thin = batch.thinned(3)
+    rows = [int((batch.old_log_prob == value).nonzero()) for value in thin.old_log_prob]
+    assert len(set(rows)) == len(rows) == 3 and min(rows) >= 2
     for field, kept in zip(batch[:4], thin[:4], strict=True):
         assert isinstance(field, th.Tensor) and isinstance(kept, th.Tensor)
-        assert th.equal(kept, field[[0, 3, 6, 9]])
+        assert th.equal(kept, field[rows])
     assert float(thin.weights.sum()) == pytest.approx(1.0, rel=1e-12)
-    assert th.allclose(thin.weights / thin.weights[0], batch.weights[::3] / batch.weights[0], rtol=1e-12, atol=0)
+    assert th.allclose(thin.weights / thin.weights[0], batch.weights[rows] / batch.weights[rows[0]], rtol=1e-12, atol=0)
     assert batch.thinned(1) is batch
 
 

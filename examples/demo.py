@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch as th
 from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
@@ -76,6 +77,8 @@ def draw(history: UpdateHistory, target_kl: float, path: Path) -> None:
 
 def main() -> int:
     """Train, evaluate, save, load, draw; the exit status says whether the task was learned."""
+    # Networks of this size gain nothing from a second thread
+    th.set_num_threads(1)
     FOLDER.mkdir(exist_ok=True)
     model = TRPO("MlpPolicy", make_vec_env(ENV_ID, n_envs=4), n_steps=512, gae_lambda=0.98, seed=1, device="cpu")
     history = UpdateHistory()

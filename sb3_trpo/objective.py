@@ -97,6 +97,23 @@ def normalize_advantages(advantages: th.Tensor, weights: th.Tensor) -> th.Tensor
     return th.where(std <= rounding, th.zeros_like(centred), centred / std)
 
 
+def detached(distribution: Distribution) -> Distribution:
+    """Return a copy of an SB3 action distribution that has no graph and stays what it is when the policy changes."""
+
+    def without_graph(factor: th.distributions.Distribution) -> th.distributions.Distribution:
+        factor = copy.copy(factor)
+        vars(factor).update({k: v.detach() for k, v in vars(factor).items() if isinstance(v, th.Tensor)})
+        return factor
+
+    inner = distribution.distribution
+    distribution = copy.copy(distribution)
+    if isinstance(inner, th.distributions.Distribution):
+        distribution.distribution = without_graph(inner)
+    else:
+        distribution.distribution = [without_graph(factor) for factor in inner]
+    return distribution
+
+
 def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
     r"""
     Compute :math:`D_{KL}(\pi_{old}(\cdot|s) \,\|\, \pi_{new}(\cdot|s))` for each state, summed over action dimensions.
@@ -183,7 +200,11 @@ class PolicyProblem:
         self.chunks = batch.split(chunk_size)
         self.fisher_chunks = self.chunks if fisher_batch is None or fisher_batch is batch else fisher_batch.split(chunk_size)
         self.fast_fisher = fast_fisher
-        self.old_distributions = [self.frozen_distribution(chunk) for chunk in self.chunks]
+        # A single chunk's graph serves the gradient too; those of several would not fit in memory together
+        self.graph = copy.copy(distribution_of(batch)) if len(self.chunks) == 1 else None
+        self.old_distributions = [self.frozen_distribution(chunk) for chunk in self.chunks if self.graph is None]
+        if self.graph is not None:
+            self.old_distributions.append(detached(self.graph))
         self.new_distributions = self.old_distributions
 
     @th.no_grad()
@@ -195,9 +216,10 @@ class PolicyProblem:
         """Return L(θ_old) and its gradient, shape (n_params,)."""
         surrogate, gradient = 0.0, th.zeros_like(flatten(self.parameters))
         for chunk in self.chunks:
-            term = surrogate_term(self.distribution_of(chunk), chunk)
+            term = surrogate_term(self.graph or self.distribution_of(chunk), chunk)
             gradient += flat_gradient(term, self.parameters)
             surrogate += float(term.detach())
+        self.graph = None
         return surrogate, gradient
 
     def fisher_vector_product(self) -> MatrixVectorProduct:
@@ -209,7 +231,8 @@ class PolicyProblem:
 
     def _kl_to_here(self, chunk: Batch) -> th.Tensor:
         """Return a chunk's share of the mean KL from the present policy, held fixed, to itself: 0, with a graph of its own."""
-        return kl_term(self.frozen_distribution(chunk), self.distribution_of(chunk), chunk)
+        distribution = self.distribution_of(chunk)
+        return kl_term(detached(distribution), distribution, chunk)
 
     @th.no_grad()
     def evaluate(self) -> tuple[float, float]:

@@ -64,13 +64,14 @@ class MlpCritic:
         return loss
 
     def _adam_step(self) -> None:
-        """Kingma & Ba 2015, algorithm 1, with the operations of ``torch.optim.Adam``."""
+        """Kingma & Ba 2015, *Adam*, section 2."""
         self.n_steps += 1
         self.mean.lerp_(self.gradient, 1.0 - self.beta1)
         self.square.mul_(self.beta2).addcmul_(self.gradient, self.gradient, value=1.0 - self.beta2)
-        bias_correction1, bias_correction2 = 1.0 - self.beta1**self.n_steps, 1.0 - self.beta2**self.n_steps
-        denominator = self.square.sqrt().div_(math.sqrt(bias_correction2)).add_(self.eps)
-        self.flat.addcdiv_(self.mean, denominator, value=-self.lr / bias_correction1)
+        # With both bias corrections in the scalars: two passes over the parameters less
+        correction = math.sqrt(1.0 - self.beta2**self.n_steps)
+        denominator = self.square.sqrt().add_(self.eps * correction)
+        self.flat.addcdiv_(self.mean, denominator, value=-self.lr * correction / (1.0 - self.beta1**self.n_steps))
 
     def _write_back(self) -> None:
         for parameter, value, mean, square in zip(
@@ -108,7 +109,7 @@ class MlpCritic:
         order = th.as_tensor(np.random.permutation(len(returns)), device=inputs.device)
         for batch_inputs, batch_returns in zip(inputs[order].split(batch_size), returns[order].split(batch_size), strict=True):
             yield self._squared_error(batch_inputs, batch_returns)
-            if math.isfinite(self.gradient.norm()):
+            if math.isfinite(self.gradient.dot(self.gradient)):
                 self._adam_step()
             else:
                 self.n_skipped += 1

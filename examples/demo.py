@@ -102,7 +102,10 @@ def main() -> int:
     table.add_row("model, loaded back for the evaluation", str(path))
     table.add_row("picture", str(path.with_suffix(".png")))
     Console().print(table)
-    return 0 if mean_return >= REQUIRED_RETURN else 1
+    if mean_return < REQUIRED_RETURN:
+        print(f"the mean return is below {REQUIRED_RETURN:g}: the task was not learned")
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -3,19 +3,24 @@
 import math
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
+from os import PathLike
 from types import UnionType
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.vec_env import VecEnv
 
 
 class Rule(NamedTuple):
     """
     What an argument must be.
 
-    :param kind: the type, ``Integral``, ``Real`` or ``bool``
+    :param kind: the type
     :param holds: whether a value of that type can work
     :param expected: the same in words
     """
@@ -48,13 +53,18 @@ RULES: dict[str, Rule] = {
     "sub_sampling_factor": _COUNT,
     "stats_window_size": _COUNT,
     "verbose": Rule(Integral, lambda value: value >= 0, "an integer >= 0"),
-    "seed": Rule(Integral, lambda value: value >= 0, "an integer >= 0 or None"),
+    "seed": Rule(Integral, lambda value: 0 <= value < 2**32, "an integer in [0, 2**32) or None"),
+    "fast": _FLAG,
+    "policy_kwargs": Rule(dict, lambda value: True, "a dictionary or None"),
+    "rollout_buffer_class": Rule(type, lambda value: issubclass(value, RolloutBuffer), "a subclass of RolloutBuffer or None"),
+    "rollout_buffer_kwargs": Rule(dict, lambda value: True, "a dictionary or None"),
+    "tensorboard_log": Rule(str | PathLike, lambda value: True, "a path or None"),
 }
 
 # These may also be a function of the progress remaining, from 1 to 0
 SCHEDULES = {"learning_rate"}
 # and these left out
-OPTIONAL = {"seed"}
+OPTIONAL = {"seed", "policy_kwargs", "rollout_buffer_class", "rollout_buffer_kwargs", "tensorboard_log"}
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -84,7 +94,9 @@ def check_action_space(action_space: spaces.Space) -> None:
     :raises ValueError: naming the space
     """
     if isinstance(action_space, spaces.Box):
-        supported = bool(np.isfinite([action_space.low, action_space.high]).all())
+        finite = bool(np.isfinite([action_space.low, action_space.high]).all())
+        # SB3's buffer would round the actions, and their probabilities with them
+        supported = finite and np.issubdtype(action_space.dtype, np.floating)
     elif isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete):
         # SB3's categorical distributions count from zero
         supported = len(action_space.shape or ()) <= 1 and not np.any(action_space.start)
@@ -92,17 +104,34 @@ def check_action_space(action_space: spaces.Space) -> None:
         supported = isinstance(action_space, spaces.MultiBinary) and len(action_space.shape) == 1
     if not supported:
         raise ValueError(
-            "env.action_space must be a Box with finite bounds, a Discrete or one-dimensional MultiDiscrete that starts at 0, "
-            f"or a one-dimensional MultiBinary, got {action_space}"
+            "env.action_space must be a Box of floats with finite bounds, a Discrete or one-dimensional MultiDiscrete "
+            f"that starts at 0, or a one-dimensional MultiBinary, got {action_space}"
         )
 
 
-def check_parameters(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+def checked_env(env: Any, verbose: int = 0) -> gym.Env | VecEnv:
+    """
+    Return an environment that can be learned from.
+
+    :param env: a Gymnasium environment, its id or a vectorised environment
+    :param verbose: whether to say so when one is made from its id
+    :raises TypeError: if it is anything else
+    :raises ValueError: if there is no action distribution for its actions
+    """
+    made = maybe_make_env(env, verbose)
+    if not isinstance(made, gym.Env | VecEnv):
+        raise TypeError(f"env must be a Gymnasium environment, its id or a VecEnv, got {env!r}")
+    check_action_space(made.action_space)
+    return made
+
+
+def check_parameters(given: Mapping[str, Any], own: Mapping[str, Any], *, exact_match: bool = True) -> None:
     """
     Refuse parameters that do not fit a model or that no training could start from.
 
     :param given: state dictionaries by object name (``"policy"``, ``"policy.optimizer"``), as a model's ``get_parameters``
     :param own: those of the model that they are for
+    :param exact_match: whether a tensor that the model does not have is refused, or passed over as SB3 does
     :raises TypeError: if an entry is not a dictionary
     :raises ValueError: naming the object or tensor, if it is unknown, of another shape or not finite
     """
@@ -112,7 +141,8 @@ def check_parameters(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         if not isinstance(state, Mapping):
             raise TypeError(f"the parameters of {name!r} must be a dictionary, got {state!r}")
     for key, tensor in given.get("policy", {}).items():
-        _check_tensor(f"policy parameter {key!r}", tensor, own["policy"].get(key))
+        if exact_match or key in own["policy"]:
+            _check_tensor(f"policy parameter {key!r}", tensor, own["policy"].get(key))
     optimizer = given.get("policy.optimizer", {"param_groups": None, "state": {}})
     if not {"param_groups", "state"} <= optimizer.keys():
         raise ValueError(f"policy.optimizer must have the keys 'param_groups' and 'state', got {sorted(optimizer)}")

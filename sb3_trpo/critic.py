@@ -28,14 +28,14 @@ class CriticFit(NamedTuple):
     :param value_loss: mean squared error over all minibatches, each measured before its own step
     :param first_value_loss: that of the first pass over the data
     :param last_value_loss: that of the last pass
-    :param n_steps: number of optimizer steps
+    :param n_optimizer_steps: number of optimizer steps
     :param n_skipped: number of minibatches that made no step, since their gradient was not finite
     """
 
     value_loss: float
     first_value_loss: float
     last_value_loss: float
-    n_steps: int
+    n_optimizer_steps: int
     n_skipped: int
 
 
@@ -67,7 +67,7 @@ def fit_critic(
     :param parameters: the critic's own parameters: those that the values depend on and the action distribution does not,
         so that the fit leaves a feature extractor that both share, and with it the policy, alone
     :param epochs: for each pass over the data its minibatches
-    :return: the losses before and after, ``None`` if there was nothing to fit
+    :return: the losses, ``None`` if there was nothing to fit
     """
     losses: list[th.Tensor] = []
     n_skipped = 0

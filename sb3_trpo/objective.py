@@ -12,7 +12,7 @@ import torch as th
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_trpo.trust_region import fisher_vector_product, flat_gradient, flatten
+from sb3_trpo.trust_region import fisher_vector_product, flat_gradient
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
 
@@ -91,6 +91,9 @@ def normalize_advantages(advantages: th.Tensor, weights: th.Tensor) -> th.Tensor
     :return: shape (n,)
     """
     n = th.count_nonzero(weights)
+    # In units of the largest one nothing over- or underflows on the way
+    largest = without_padding(advantages, weights).abs().max()
+    advantages = advantages / th.where(largest > 0, largest, th.ones_like(largest))
     centred = advantages - weighted_mean(advantages, weights)
     std = (weighted_mean(centred**2, weights) * n / (n - 1)).sqrt()
     rounding = 10 * th.finfo(advantages.dtype).eps * weighted_mean(advantages.abs(), weights)
@@ -214,10 +217,10 @@ class PolicyProblem:
 
     def surrogate_gradient(self) -> tuple[float, th.Tensor]:
         """Return L(θ_old) and its gradient, shape (n_params,)."""
-        surrogate, gradient = 0.0, th.zeros_like(flatten(self.parameters))
+        surrogate, gradient = 0.0, th.zeros(())
         for chunk in self.chunks:
             term = surrogate_term(self.graph or self.distribution_of(chunk), chunk)
-            gradient += flat_gradient(term, self.parameters)
+            gradient = flat_gradient(term, self.parameters).add_(gradient.to(term))
             surrogate += float(term.detach())
         self.graph = None
         return surrogate, gradient

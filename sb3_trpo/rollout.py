@@ -5,6 +5,7 @@ The same experience as ``OnPolicyAlgorithm.collect_rollouts`` with less work at 
 the environment waits; values, log-probabilities and time-limit bootstraps follow once, in batches over the whole rollout.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,8 @@ Observations = np.ndarray | dict[str, np.ndarray]
 # Maps observations to sampled actions and, where they cost nothing more, their log-probabilities
 Actor = Callable[[Observations], tuple[np.ndarray, np.ndarray | None]]
 
-# Numbers of noise drawn at a time: enough that drawing costs nothing per step, few enough to forget about
-NOISE_BLOCK = 2**18
+# Numbers of noise drawn at a time: enough that the call costs little per step, few enough for a short rollout
+NOISE_BLOCK = 2**12
 # Observations evaluated at a time, in numbers: as many as give full speed within a few hundred megabytes
 EVALUATION_BLOCK = 2**23
 
@@ -224,7 +225,8 @@ def collect_rollouts(
         for index in np.flatnonzero(dones).tolist():
             info = infos[index]
             if info.get("terminal_observation") is not None and info.get("TimeLimit.truncated", False):
-                time_limits.append((n_steps, index, info["terminal_observation"]))
+                # A copy: an environment may use the memory of its observations again
+                time_limits.append((n_steps, index, copy.deepcopy(info["terminal_observation"])))
         _store(rollout_buffer, last_obs, actions, rewards)
         if log_probs is not None:
             rollout_buffer.log_probs[n_steps] = log_probs

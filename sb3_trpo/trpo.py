@@ -10,7 +10,6 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
@@ -21,13 +20,14 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.arguments import check_action_space, check_arguments, check_parameters
+from sb3_trpo.arguments import check_arguments, check_parameters, checked_env
 from sb3_trpo.critic import CriticFit, ValueBatch, fit_critic
 from sb3_trpo.fast.critic import mlp_critic
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
+from sb3_trpo.fast.network import read_actor, read_critic
 from sb3_trpo.objective import Batch, PolicyProblem, normalize_advantages, unvalidated_distributions
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_trpo.report import PhaseClock, UpdateReport
+from sb3_trpo.report import PhaseClock, UpdateReport, dump_pending
 from sb3_trpo.rollout import collect_rollouts, lean_actor, whole_rollout
 from sb3_trpo.trust_region import reached_by, trust_region_step
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
@@ -126,11 +126,8 @@ class TRPO(OnPolicyAlgorithm):
         fast: bool = True,
     ):
         check_arguments(locals())
-        if env is None and _init_setup_model:
-            raise ValueError("env must be a Gymnasium environment, its id or a VecEnv, got None")
-        if env is not None:
-            env = maybe_make_env(env, verbose)
-            check_action_space(env.action_space)
+        if env is not None or _init_setup_model:
+            env = checked_env(env, verbose)
         super().__init__(
             policy,
             env,
@@ -298,7 +295,9 @@ class TRPO(OnPolicyAlgorithm):
 
         A parameter of both is the actor's: if the value fit moved it, the policy would leave the trust region.
         """
-        probe = batch.select(slice(0, 1))
+        # What a chain of layers depends on does not depend on the state; other networks may take a branch
+        is_chain = read_actor(self.policy) is not None and read_critic(self.policy) is not None
+        probe = batch.select(slice(0, 1 if is_chain else self._chunk_size()))
         everything = list(self.policy.parameters())
         actor = reached_by(self._distribution(probe).log_prob(probe.actions), everything)
         values = reached_by(self.policy.predict_values(probe.observations), everything)
@@ -320,8 +319,8 @@ class TRPO(OnPolicyAlgorithm):
         SB3 writes its log before each update; here what the last one did is written too, once training has ended.
         """
         super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-        if log_interval is not None and self.logger.name_to_value:
-            self.logger.dump(step=self.num_timesteps)
+        if log_interval is not None:
+            dump_pending(self.logger, self.num_timesteps)
         return self
 
     @classmethod
@@ -340,11 +339,15 @@ class TRPO(OnPolicyAlgorithm):
 
         :raises TypeError: if a further keyword is not an argument of the constructor
         """
-        known = set(inspect.signature(cls.__init__).parameters) - {"self", "policy", "_init_setup_model"}
+        constructors = [parent.__init__ for parent in cls.__mro__ if issubclass(parent, TRPO)]
+        known = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+        known -= {"self", "policy", "_init_setup_model", "args", "kwargs"}
         for name, value in kwargs.items():
             if name not in known:
                 raise TypeError(f"load() got an unexpected keyword argument {name}={value!r}, expected one of {sorted(known)}")
         check_arguments(kwargs)
+        if env is not None:
+            env = checked_env(env)
         if "stats_window_size" in kwargs:
             # SB3 keeps it under another name, and the buffer that it sizes apart
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
@@ -365,7 +368,7 @@ class TRPO(OnPolicyAlgorithm):
         params: dict[str, Any] = load_path_or_dict  # type: ignore[assignment]
         if not isinstance(load_path_or_dict, dict):
             _, params, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
-        check_parameters(params, self.get_parameters())
+        check_parameters(params, self.get_parameters(), exact_match=exact_match)
         before: dict[str, Any] = copy.deepcopy(self.get_parameters())
         try:
             super().set_parameters(params, exact_match, device)

@@ -46,7 +46,7 @@ def test_fit_critic_takes_the_optimizer_s_steps() -> None:
     flat = [(plain(batch.observations), batch.returns) for epoch in data for batch in epoch]
     expected, losses = adam_on_squared_error(start, flat, learning_rate=0.05)
     assert th.allclose(parameter.detach()[:, 0], expected, rtol=1e-10, atol=0)
-    assert fit is not None and fit.n_steps == 12
+    assert fit is not None and fit.n_optimizer_steps == 12
     assert fit.value_loss == pytest.approx(sum(losses) / 12, rel=1e-10)
     assert fit.first_value_loss == pytest.approx(sum(losses[:3]) / 3, rel=1e-10)
     assert fit.last_value_loss == pytest.approx(sum(losses[-3:]) / 3, rel=1e-10)
@@ -103,7 +103,7 @@ def test_fit_critic_moves_only_the_given_parameters(case: PolicyCase, optimizer_
     own = critic_parameters(case)
     before = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
     fit = fit_critic(policy.predict_values, optimizer, own, [[ValueBatch(batch.observations, batch.advantages)]] * 3)
-    assert fit is not None and fit.n_steps == 3
+    assert fit is not None and fit.n_optimizer_steps == 3
     moved = {id(p) for name, p in policy.named_parameters() if not th.equal(p, before[name])}
     assert moved == set(map(id, own)) and moved
 

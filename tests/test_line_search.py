@@ -27,14 +27,14 @@ def replay(measured: Measured, seen: list[float] | None = None) -> Callable[[flo
 
 
 def search(measured: Measured, *, max_kl: float = 0.01) -> tuple[bool, list[str]]:
-    result = backtrack(replay(measured), max_kl=max_kl, max_iterations=len(measured))
+    result = backtrack(replay(measured), max_kl=max_kl, max_candidates=len(measured))
     return result.accepted, [candidate.refused_by for candidate in result.candidates]
 
 
 @pytest.mark.parametrize("limit", [1.0, 0.3, 0.011, 1e-3])
 def test_backtrack_takes_the_longest_step_that_keeps_the_limit(limit: float) -> None:
     """The accepted candidate satisfies both conditions and the one before it did not."""
-    result = backtrack(lambda f: (f - 0.5 * f**2, f**2), max_kl=limit, shrinking_factor=0.5, max_iterations=20)
+    result = backtrack(lambda f: (f - 0.5 * f**2, f**2), max_kl=limit, shrinking_factor=0.5, max_candidates=20)
     assert result.accepted
     *refused, kept = result.candidates
     assert kept.mean_kl <= limit and kept.surrogate_gain > 0
@@ -54,7 +54,7 @@ def test_backtrack_shortens_until_the_gain_is_positive() -> None:
 def test_backtrack_tries_the_powers_of_the_shrinking_factor(factor: float) -> None:
     """The candidates are α⁰, α¹, α², … in this order, each evaluated once, and no more of them than allowed."""
     seen: list[float] = []
-    result = backtrack(replay([(-1.0, 0.0)] * 9, seen), max_kl=0.01, shrinking_factor=factor, max_iterations=6)
+    result = backtrack(replay([(-1.0, 0.0)] * 9, seen), max_kl=0.01, shrinking_factor=factor, max_candidates=6)
     assert seen == pytest.approx([factor**j for j in range(6)], rel=1e-12)
     assert seen[0] == 1.0
     assert [candidate.step_fraction for candidate in result.candidates] == seen
@@ -88,7 +88,7 @@ def test_backtrack_says_what_was_wrong() -> None:
 def test_backtrack_that_finds_nothing_shows_all_that_it_tried() -> None:
     """Where every candidate is refused nothing is accepted and all of them are reported."""
     measured = [(-0.1 * j, 0.02 * j) for j in range(7)]
-    result = backtrack(replay(measured), max_kl=0.01, max_iterations=7)
+    result = backtrack(replay(measured), max_kl=0.01, max_candidates=7)
     assert not result.accepted
     assert [(c.surrogate_gain, c.mean_kl) for c in result.candidates] == measured
     assert all(c.refused_by for c in result.candidates)
@@ -113,7 +113,7 @@ numbers = st.one_of(
 def test_backtrack_accepts_the_first_that_the_trust_region_allows(measured: Measured, factor: float) -> None:
     """Whatever is measured, the result is that of a plain search, and the last evaluation is the accepted one."""
     seen: list[float] = []
-    result = backtrack(replay(measured, seen), max_kl=0.01, shrinking_factor=factor, max_iterations=len(measured))
+    result = backtrack(replay(measured, seen), max_kl=0.01, shrinking_factor=factor, max_candidates=len(measured))
     expected = first_acceptable(measured, 0.01)
     assert result.accepted == (expected is not None)
     assert len(result.candidates) == len(seen) == (len(measured) if expected is None else expected + 1)

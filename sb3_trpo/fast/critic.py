@@ -40,6 +40,7 @@ class MlpCritic:
             for name in ("exp_avg", "exp_avg_sq")
         )
         self.gradient = th.zeros_like(self.flat)
+        self.n_skipped = 0
         self.views = unflatten(self.flat, self.parameters)
         self.gradient_views = unflatten(self.gradient, self.parameters)
 
@@ -95,12 +96,11 @@ class MlpCritic:
         :param returns: the targets, shape (n,)
         :param n_epochs: number of passes over the data, each in an order drawn from NumPy's generator as SB3's buffer does
         :param batch_size: minibatch size
-        :return: the losses before and after, ``None`` without a pass
+        :return: the losses, ``None`` without a pass
         """
         if n_epochs == 0:
             return None
         inputs = network_input(self.policy, observations).flatten(1)
-        self.n_skipped = 0
         losses = [th.stack(list(self._epoch(inputs, returns, batch_size))) for _ in range(n_epochs)]
         self._write_back()
         return summarize(losses, self.n_skipped)

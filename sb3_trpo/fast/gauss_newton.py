@@ -28,23 +28,24 @@ from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatte
 # Activations up to this size are kept from product to product; beyond it each product makes them anew
 KEPT_BYTES = 128 * 2**20
 
-Metric = Callable[[th.Tensor], th.Tensor]
+# Maps u to M u, both of shape (n, n_outputs)
+OutputFisher = Callable[[th.Tensor], th.Tensor]
 
 
 class _Tape(NamedTuple):
-    """What a forward pass over a chunk leaves: the output of every stage but the last, and the metric of the last one's."""
+    """What a forward pass over a chunk leaves: every stage's output but the last's, and the Fisher matrix of that one."""
 
     hidden: list[th.Tensor]
-    metric: Metric
+    output_fisher: OutputFisher
 
 
-def _softmax_metric(logits: th.Tensor) -> Metric:
+def _softmax_fisher(logits: th.Tensor) -> OutputFisher:
     """M u = p ∘ u - p (p·u) for logits of one categorical variable."""
     p = logits.softmax(dim=1)
     return lambda u: p * (u - (p * u).sum(dim=1, keepdim=True))
 
 
-def _metric(policy: ActorCriticPolicy, output: th.Tensor) -> Metric:
+def _output_fisher(policy: ActorCriticPolicy, output: th.Tensor) -> OutputFisher:
     """Return u -> M u for the network's output z, both of shape (n, n_outputs)."""
     distribution = policy.action_dist
     if isinstance(distribution, DiagGaussianDistribution):
@@ -55,9 +56,9 @@ def _metric(policy: ActorCriticPolicy, output: th.Tensor) -> Metric:
         return lambda u: p * (1.0 - p) * u
     if isinstance(distribution, MultiCategoricalDistribution):
         sizes = [int(size) for size in distribution.action_dims]
-        metrics = [_softmax_metric(logits) for logits in output.split(sizes, dim=1)]
-        return lambda u: th.cat([metric(part) for metric, part in zip(metrics, u.split(sizes, dim=1), strict=True)], dim=1)
-    return _softmax_metric(output)
+        fishers = [_softmax_fisher(logits) for logits in output.split(sizes, dim=1)]
+        return lambda u: th.cat([fisher(part) for fisher, part in zip(fishers, u.split(sizes, dim=1), strict=True)], dim=1)
+    return _softmax_fisher(output)
 
 
 def _apply(affine: nn.Linear | nn.Conv2d, inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
@@ -66,13 +67,13 @@ def _apply(affine: nn.Linear | nn.Conv2d, inputs: th.Tensor, weight: th.Tensor, 
     return F.conv2d(inputs, weight, bias, affine.stride, affine.padding, affine.dilation, affine.groups)
 
 
-def _pull_back(
+def _pull_back_affine(
     affine: nn.Linear | nn.Conv2d, inputs: th.Tensor, cotangent: th.Tensor, *, to_inputs: bool, to_weight: bool
 ) -> tuple[th.Tensor | None, th.Tensor | None]:
     """Return the cotangents of an affine map's inputs and of its weight."""
     if isinstance(affine, nn.Linear):
         return cotangent @ affine.weight if to_inputs else None, cotangent.t() @ inputs if to_weight else None
-    to_inputs_, to_weight_, _ = th.ops.aten.convolution_backward(
+    inputs_cotangent, weight_cotangent, _ = th.ops.aten.convolution_backward(
         cotangent,
         inputs,
         affine.weight,
@@ -85,7 +86,7 @@ def _pull_back(
         affine.groups,
         [to_inputs, to_weight, False],
     )
-    return to_inputs_, to_weight_
+    return inputs_cotangent, weight_cotangent
 
 
 class GaussNewtonFisher:
@@ -124,7 +125,7 @@ class GaussNewtonFisher:
                 values = values.tanh_() if isinstance(activation, nn.Tanh) else values.relu_()
             hidden.append(values)
         output = hidden.pop()
-        return _Tape(hidden, _metric(self.policy, output))
+        return _Tape(hidden, _output_fisher(self.policy, output))
 
     def _tape(self, index: int) -> _Tape:
         if index in self.kept:
@@ -160,7 +161,7 @@ class GaussNewtonFisher:
             affine, weight, bias, activation = self.stages[i]
             if i < len(tape.hidden):
                 cotangent = times_slope(activation, cotangent.view_as(tape.hidden[i]), tape.hidden[i])
-            to_inputs, to_weight = _pull_back(
+            to_inputs, to_weight = _pull_back_affine(
                 affine,
                 self._input(chunk, tape.hidden, i),
                 cotangent,
@@ -182,7 +183,7 @@ class GaussNewtonFisher:
         for index, chunk in enumerate(self.chunks):
             tape = self._tape(index)
             outputs = self._push_forward(chunk, tape, tangents)
-            self._pull_back(chunk, tape, tape.metric(outputs) * chunk.weights[:, None], result)
+            self._pull_back(chunk, tape, tape.output_fisher(outputs) * chunk.weights[:, None], result)
         log_std = getattr(self.policy, "log_std", None)
         if log_std in self.position:
             # A Gaussian has Fisher information 2 about each log standard deviation, whatever the state

@@ -28,7 +28,15 @@ class Stage(NamedTuple):
 
 
 def _is_plain(module: nn.Module) -> bool:
-    return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    """Whether a module and those within do nothing beside what their classes say."""
+    return not any(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        or any(name.startswith("forward") for name in vars(part))
+        for part in module.modules()
+    )
 
 
 def _is_affine(module: nn.Module) -> bool:
@@ -47,8 +55,6 @@ def read_stages(modules: Iterable[nn.Module]) -> list[Stage] | None:
     for module in modules:
         # Exact types: a subclass (weight norm is one) may compute anything
         kind = type(module)
-        if not _is_plain(module):
-            return None
         if _is_affine(module):
             stages.append(Stage(module, module.weight, module.bias, None))  # type: ignore[arg-type]
         elif kind in (nn.Tanh, nn.ReLU) and stages and stages[-1].activation is None:
@@ -80,7 +86,7 @@ def _chain(policy: ActorCriticPolicy, extractor: nn.Module, net: str, head: nn.M
         isinstance(policy.observation_space, spaces.Dict)
         or not _unchanged(policy, "extract_features", "get_distribution", "_get_action_dist_from_latent", "predict_values")
         or type(policy.mlp_extractor) is not MlpExtractor
-        or not all(_is_plain(module) for module in (policy, extractor, policy.mlp_extractor))
+        or not _is_plain(policy)
     ):
         return None
     return read_stages((*_extractor_modules(extractor), *getattr(policy.mlp_extractor, net), head))

@@ -10,7 +10,7 @@ MatrixVectorProduct = Callable[[th.Tensor], th.Tensor]
 
 def flatten(tensors: Sequence[th.Tensor]) -> th.Tensor:
     """Join tensors into one vector, shape (n_params,)."""
-    return th.cat([tensor.reshape(-1) for tensor in tensors]) if tensors else th.zeros(0)
+    return th.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def unflatten(vector: th.Tensor, like: Sequence[th.Tensor]) -> list[th.Tensor]:
@@ -26,11 +26,16 @@ def reached_by(output: th.Tensor, parameters: Parameters) -> list[th.nn.Paramete
     :param parameters: the candidates
     :return: those of the candidates that are trainable and that the output depends on, in their order
     """
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    if not (trainable and output.requires_grad):
-        return []
-    gradients = th.autograd.grad(output.sum(), trainable, retain_graph=True, allow_unused=True)
-    return [parameter for parameter, gradient in zip(trainable, gradients, strict=True) if gradient is not None]
+    reached, seen, to_visit = set(), set(), [output.grad_fn]
+    while to_visit:
+        node = to_visit.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        # The leaves of the graph are the nodes that hold a variable to put a gradient in
+        reached.add(getattr(node, "variable", None))
+        to_visit.extend(function for function, _ in node.next_functions)
+    return [parameter for parameter in parameters if parameter in reached]
 
 
 def flat_gradient(scalar: th.Tensor, parameters: Parameters, *, create_graph: bool = False) -> th.Tensor:

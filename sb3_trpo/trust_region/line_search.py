@@ -45,7 +45,7 @@ def backtrack(
     *,
     max_kl: float,
     shrinking_factor: float = 0.8,
-    max_iterations: int = 10,
+    max_candidates: int = 10,
 ) -> LineSearchResult:
     r"""
     Find the smallest j for which the step :math:`\alpha^j` keeps the trust region and improves the surrogate.
@@ -56,11 +56,11 @@ def backtrack(
         last fraction evaluated is the accepted one, if any is
     :param max_kl: limit on the mean KL, in nats
     :param shrinking_factor: :math:`\alpha`, in (0, 1)
-    :param max_iterations: largest number of candidates
+    :param max_candidates: largest number of candidates
     :return: every candidate tried and whether the last one is accepted
     """
     candidates: list[Candidate] = []
-    for j in range(max_iterations):
+    for j in range(max_candidates):
         step_fraction = shrinking_factor**j
         surrogate_gain, mean_kl = evaluate(step_fraction)
         candidates.append(Candidate(step_fraction, surrogate_gain, mean_kl, _refusal(surrogate_gain, mean_kl, max_kl)))

@@ -32,7 +32,7 @@ class TrustRegionProblem(Protocol):
 
 class TrustRegionStep(NamedTuple):
     """
-    What one step did. Where a stage was not reached, its numbers are NaN and its tuples empty.
+    What one step did.
 
     :param status: ``"accepted"``, or why every parameter is bit for bit what it was
     :param surrogate: L(θ) at the parameters kept
@@ -43,7 +43,8 @@ class TrustRegionStep(NamedTuple):
     :param step_fraction: share of the full step that was kept, 0 if none was
     :param gradient_norm: ||g||
     :param step_norm: ||step|| of the step kept, 0 if none was
-    :param full_step_gain: g · full_step; times a candidate's fraction it is that candidate's expected gain
+    :param full_step_gain: g · full_step; times a candidate's fraction it is that candidate's expected gain. NaN if no line
+        search was reached
     :param candidates: what the line search tried, longest first
     :param conjugate_gradient: the direction's solve, ``None`` if it was not reached
     """
@@ -77,7 +78,20 @@ def _refused(
     solve: ConjugateGradientResult | None = None,
 ) -> TrustRegionStep:
     """Describe a step that was not taken."""
-    return TrustRegionStep(status, surrogate, 0.0, 0.0, 0.0, 0.0, 0.0, gradient_norm, 0.0, full_step_gain, candidates, solve)
+    return TrustRegionStep(
+        status=status,
+        surrogate=surrogate,
+        surrogate_gain=0.0,
+        expected_gain=0.0,
+        mean_kl=0.0,
+        expected_kl=0.0,
+        step_fraction=0.0,
+        gradient_norm=gradient_norm,
+        step_norm=0.0,
+        full_step_gain=full_step_gain,
+        candidates=candidates,
+        conjugate_gradient=solve,
+    )
 
 
 @th.no_grad()
@@ -160,7 +174,7 @@ def trust_region_step(
     accepted = False
     try:
         accepted, candidates = backtrack(
-            evaluate, max_kl=max_kl, shrinking_factor=shrinking_factor, max_iterations=max_candidates
+            evaluate, max_kl=max_kl, shrinking_factor=shrinking_factor, max_candidates=max_candidates
         )
     finally:
         if not accepted:

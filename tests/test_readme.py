@@ -34,7 +34,11 @@ def test_readme_explains_every_metric() -> None:
 def test_readme_maps_equations_to_what_exists() -> None:
     """Every function or module that the map of equations names is there."""
     section = README.split("## From the equations to the code")[1].split("\n## ")[0]
-    names = [name for name in re.findall(r"`([\w.]+)`", section) if "." in name and not name.endswith("TRPO.train")]
+    names = [
+        name
+        for name in re.findall(r"`([\w.]+)`", section)
+        if "." in name and name != "TRPO.train" and not name.endswith(".py")
+    ]
     assert len(names) >= 8
     for name in names:
         module: object = sb3_trpo

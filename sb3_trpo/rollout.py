@@ -27,7 +27,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from sb3_trpo.fast.network import Stage, read_actor
+from sb3_trpo.fast.network import Stage, is_as_sb3, read_actor
 
 if TYPE_CHECKING:
     from sb3_trpo.trpo import TRPO
@@ -150,7 +150,9 @@ def lean_actor(policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer, n_envs:
         where lean collection does not apply: buffers of the user's own, policies that act in a way of their own, and those
         whose actor and critic share features that are learned
     """
-    if type(rollout_buffer) not in (RolloutBuffer, DictRolloutBuffer) or type(policy).forward is not ActorCriticPolicy.forward:
+    # Of these SB3's forward does the work in ways of its own
+    own_ways = ("forward", "extract_features", "get_distribution", "predict_values")
+    if type(rollout_buffer) not in (RolloutBuffer, DictRolloutBuffer) or not is_as_sb3(policy, *own_ways):
         return None
     return _numpy_actor(policy, n_envs) or _torch_actor(policy)
 
@@ -239,7 +241,7 @@ def collect_rollouts(
 
     with th.no_grad():
         _evaluate(policy, rollout_buffer, with_log_probs=log_probs is None)
-        _bootstrap(policy, rollout_buffer, time_limits)
+        _bootstrap(policy, rollout_buffer, time_limits, gamma=model.gamma)
         values = policy.predict_values(obs_as_tensor(new_obs, model.device))  # type: ignore[arg-type]
     compute_returns_and_advantage(rollout_buffer, values.flatten().cpu().numpy(), dones)
 
@@ -301,7 +303,9 @@ def _evaluate(policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer, *, with_
         log_probs[block] = policy.get_distribution(observations).log_prob(actions).cpu().numpy()
 
 
-def _bootstrap(policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer, time_limits: list[tuple[int, int, Any]]) -> None:
+def _bootstrap(
+    policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer, time_limits: list[tuple[int, int, Any]], *, gamma: float
+) -> None:
     """Add the value of the last observation to the reward where an episode was cut by its time limit (SB3 issue 633)."""
     for block in _blocks(policy.observation_space, len(time_limits)):
         steps, indices, last = zip(*time_limits[block], strict=True)
@@ -309,7 +313,7 @@ def _bootstrap(policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer, time_li
             {key: np.stack([o[key] for o in last]) for key in last[0]} if isinstance(last[0], dict) else np.stack(last)
         )
         values = policy.predict_values(policy.obs_to_tensor(stacked)[0]).flatten().cpu().numpy()
-        rollout_buffer.rewards[list(steps), list(indices)] += rollout_buffer.gamma * values
+        rollout_buffer.rewards[list(steps), list(indices)] += gamma * values
 
 
 def compute_returns_and_advantage(rollout_buffer: RolloutBuffer, last_values: np.ndarray, dones: np.ndarray) -> None:

@@ -262,14 +262,16 @@ class TRPO(OnPolicyAlgorithm):
             yield (ValueBatch(data.observations, data.returns) for data in self.rollout_buffer.get(self.batch_size))
 
     def _fast_fisher(self, chunks: Sequence[Batch], parameters: Parameters) -> MatrixVectorProduct | None:
-        product = gauss_newton_fisher(self.policy, chunks, parameters) if self.fast else None
+        covered = self.fast and type(self)._distribution is TRPO._distribution
+        product = gauss_newton_fisher(self.policy, chunks, parameters) if covered else None
         self._note_path("Fisher products", "plain" if product is None else "Gauss-Newton")
         return product
 
     def _fit_critic(self, parameters: list[th.nn.Parameter]) -> CriticFit | None:
         """Fit the values to the returns of the rollout, moving these parameters only."""
         buffer = self.rollout_buffer
-        mlp = mlp_critic(self.policy, parameters) if self.fast and type(buffer) is RolloutBuffer else None
+        covered = self.fast and type(buffer) is RolloutBuffer and type(self)._value_epochs is TRPO._value_epochs
+        mlp = mlp_critic(self.policy, parameters) if covered else None
         self._note_path("critic fit", "plain" if mlp is None else "written out")
         if mlp is None:
             return fit_critic(self.policy.predict_values, self.policy.optimizer, parameters, self._value_epochs())

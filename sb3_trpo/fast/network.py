@@ -36,7 +36,7 @@ def _is_plain(module: nn.Module) -> bool:
         or part._backward_pre_hooks
         or any(name.startswith("forward") for name in vars(part))
         for part in module.modules()
-    )
+    ) and not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in module.parameters())
 
 
 def _is_affine(module: nn.Module) -> bool:
@@ -66,12 +66,11 @@ def read_stages(modules: Iterable[nn.Module]) -> list[Stage] | None:
     return stages or None
 
 
-def _unchanged(policy: BasePolicy, *methods: str) -> bool:
-    """Whether a policy does as ``ActorCriticPolicy`` does: none of these methods is overridden."""
+def is_as_sb3(policy: BasePolicy, *methods: str) -> bool:
+    """Whether a policy does as ``ActorCriticPolicy`` does: none of these methods is overridden, and nothing hooked."""
     own, known = type(policy), ActorCriticPolicy
-    return isinstance(policy, known) and all(
-        getattr(own, name) is getattr(known, name) and name not in vars(policy) for name in methods
-    )
+    unchanged = (getattr(own, name) is getattr(known, name) and name not in vars(policy) for name in methods)
+    return isinstance(policy, known) and all(unchanged) and _is_plain(policy)
 
 
 def _extractor_modules(extractor: nn.Module) -> Iterator[nn.Module]:
@@ -84,9 +83,8 @@ def _extractor_modules(extractor: nn.Module) -> Iterator[nn.Module]:
 def _chain(policy: ActorCriticPolicy, extractor: nn.Module, net: str, head: nn.Module) -> list[Stage] | None:
     if (
         isinstance(policy.observation_space, spaces.Dict)
-        or not _unchanged(policy, "extract_features", "get_distribution", "_get_action_dist_from_latent", "predict_values")
+        or not is_as_sb3(policy, "extract_features", "get_distribution", "_get_action_dist_from_latent", "predict_values")
         or type(policy.mlp_extractor) is not MlpExtractor
-        or not _is_plain(policy)
     ):
         return None
     return read_stages((*_extractor_modules(extractor), *getattr(policy.mlp_extractor, net), head))

@@ -20,7 +20,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.arguments import check_arguments, check_parameters, checked_env
+from sb3_trpo.arguments import SCHEDULES, check_arguments, check_parameters, checked_env, value_at
 from sb3_trpo.critic import CriticFit, ValueBatch, fit_critic
 from sb3_trpo.fast.critic import mlp_critic
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
@@ -52,7 +52,7 @@ class TRPO(OnPolicyAlgorithm):
     :param gamma: Discount factor
     :param cg_max_steps: Largest number of conjugate gradient iterations for the direction of the step
     :param cg_damping: Added to the diagonal of the Fisher matrix for the direction; the length of the step is that of the
-        undamped matrix
+        undamped matrix. It can be a function of the current progress remaining (from 1 to 0)
     :param line_search_shrinking_factor: Step-size reduction factor α of the line search (the candidates are
         ``theta_old + α^j * full_step``)
     :param line_search_max_iter: Largest number of candidates of the line search
@@ -65,7 +65,8 @@ class TRPO(OnPolicyAlgorithm):
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param normalize_advantage: Whether to normalize the advantages over the rollout
     :param target_kl: The limit δ on the mean over states of KL(old policy ‖ new policy), in nats, summed over action
-        dimensions. Measured after every step, and never exceeded
+        dimensions. Measured after every step, and never exceeded. It can be a function of the current progress remaining
+        (from 1 to 0)
     :param sub_sampling_factor: Use one state in n, drawn at random, for the Fisher matrix; gradient, KL and line search see
         all of them. See p. 40-42 of John Schulman's thesis, http://joschu.net/docs/thesis.pdf
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
@@ -103,7 +104,7 @@ class TRPO(OnPolicyAlgorithm):
         batch_size: int = 128,
         gamma: float = 0.99,
         cg_max_steps: int = 15,
-        cg_damping: float = 0.1,
+        cg_damping: float | Schedule = 0.1,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 10,
         n_critic_updates: int = 10,
@@ -113,7 +114,7 @@ class TRPO(OnPolicyAlgorithm):
         rollout_buffer_class: type[RolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         normalize_advantage: bool = True,
-        target_kl: float = 0.01,
+        target_kl: float | Schedule = 0.01,
         sub_sampling_factor: int = 1,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -180,6 +181,10 @@ class TRPO(OnPolicyAlgorithm):
             )
         super()._setup_model()
 
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # The last rollout may go beyond the end, and schedules are functions from 1 to 0
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
@@ -196,6 +201,12 @@ class TRPO(OnPolicyAlgorithm):
 
     def train(self) -> None:
         """Update the policy inside the trust region, then the critic, using the current rollout buffer."""
+        # Before anything moves: a schedule may return what cannot work
+        schedules = (self.lr_schedule, self.target_kl, self.cg_damping)
+        _, target_kl, cg_damping = (
+            value_at(name, schedule, progress_remaining=self._current_progress_remaining)
+            for name, schedule in zip(SCHEDULES, schedules, strict=True)
+        )
         # Eval mode throughout: with dropout or batch statistics the ratio would not start at 1
         self.policy.set_training_mode(False)
         self._update_learning_rate(self.policy.optimizer)
@@ -214,8 +225,8 @@ class TRPO(OnPolicyAlgorithm):
             )
             step = trust_region_step(
                 problem,
-                max_kl=self.target_kl,
-                damping=self.cg_damping,
+                max_kl=target_kl,
+                damping=cg_damping,
                 cg_max_iterations=self.cg_max_steps,
                 shrinking_factor=self.line_search_shrinking_factor,
                 max_candidates=self.line_search_max_iter,
@@ -231,7 +242,8 @@ class TRPO(OnPolicyAlgorithm):
             step=step,
             critic=critic,
             n_updates=self._n_updates,
-            max_kl=self.target_kl,
+            max_kl=target_kl,
+            damping=cg_damping,
             explained_variance=explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()),
             entropy=problem.entropy(of_new=step.accepted),
             std=None if log_std is None else log_std.exp().mean().item(),

@@ -13,6 +13,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -88,6 +89,23 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise TypeError(message)
         if not rule.holds(value):
             raise ValueError(message)
+
+
+def check_policy(policy: Any, aliases: Mapping[str, type[BasePolicy]]) -> None:
+    """
+    Refuse policies that are neither a known name nor a class of the right kind.
+
+    :param policy: what was given
+    :param aliases: classes by name
+    :raises TypeError: if it is neither a name nor such a class
+    :raises ValueError: if it is an unknown name
+    """
+    message = f"policy must be one of {sorted(aliases)} or a subclass of ActorCriticPolicy, got {policy!r}"
+    if isinstance(policy, str):
+        if policy not in aliases:
+            raise ValueError(message)
+    elif not (isinstance(policy, type) and issubclass(policy, (ActorCriticPolicy, *aliases.values()))):
+        raise TypeError(message)
 
 
 def value_at(name: str, value: float | Schedule, *, progress_remaining: float) -> float:

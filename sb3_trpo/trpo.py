@@ -20,7 +20,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.arguments import SCHEDULES, check_arguments, check_parameters, checked_env, value_at
+from sb3_trpo.arguments import SCHEDULES, check_arguments, check_parameters, check_policy, checked_env, value_at
+from sb3_trpo.contrib import convert_loaded, is_saved_by_contrib
 from sb3_trpo.critic import CriticFit, ValueBatch, fit_critic
 from sb3_trpo.fast.critic import mlp_critic
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
@@ -29,6 +30,7 @@ from sb3_trpo.objective import Batch, PolicyProblem, normalize_advantages, unval
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.report import PhaseClock, UpdateReport, dump_pending
 from sb3_trpo.rollout import collect_rollouts, lean_actor, whole_rollout
+from sb3_trpo.saved import saved_names
 from sb3_trpo.trust_region import reached_by, trust_region_step
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
@@ -127,6 +129,7 @@ class TRPO(OnPolicyAlgorithm):
         fast: bool = True,
     ):
         check_arguments(locals())
+        check_policy(policy, self.policy_aliases)
         if env is not None or _init_setup_model:
             env = checked_env(env, verbose)
         super().__init__(
@@ -351,8 +354,13 @@ class TRPO(OnPolicyAlgorithm):
         """
         Load the model from a zip-file (see SB3's ``BaseAlgorithm.load`` for the parameters).
 
+        A zip of ``sb3_contrib.TRPO`` is opened too, its ``target_kl`` and ``cg_damping`` converted with a warning; what is
+        given here is in our units.
+
         :raises TypeError: if a further keyword is not an argument of the constructor
+        :raises ValueError: if the file holds no TRPO, or one for other spaces than those of the environment
         """
+        names = saved_names(path)
         constructors = [parent.__init__ for parent in cls.__mro__ if issubclass(parent, TRPO)]
         known = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
         known -= {"self", "policy", "_init_setup_model", "args", "kwargs"}
@@ -366,7 +374,25 @@ class TRPO(OnPolicyAlgorithm):
             # SB3 keeps it under another name, and the buffer that it sizes apart
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
             kwargs["ep_info_buffer"] = kwargs["ep_success_buffer"] = None
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if is_saved_by_contrib(names):
+            convert_loaded(model, {*kwargs, *(custom_objects or {})})
+        return model
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Set the environment to learn from (see SB3's ``BaseAlgorithm.set_env`` for the parameters).
+
+        :raises ValueError: if its spaces or the number of its copies are not those of the model, which stays as it is
+        """
+        env = checked_env(env, self.verbose)
+        n_envs = env.num_envs if isinstance(env, VecEnv) else 1
+        if n_envs != self.n_envs:
+            raise ValueError(
+                f"env must hold {self.n_envs} environments as the model's own does, got {n_envs}; "
+                "`load(path, env)` takes a model to another number of them"
+            )
+        super().set_env(env, force_reset)
 
     def set_parameters(
         self,

@@ -1,8 +1,8 @@
 """
 Moving from sb3-contrib: what its numbers are here, and its zip files.
 
-``sb3_contrib.TRPO`` averages the KL over the dimensions of an action, where here it is summed as the KL of the whole action is.
-Its limit and its damping are therefore smaller by the number of dimensions that it averages over.
+``sb3_contrib.TRPO`` averages the KL over the dimensions of an action; here it is summed, as the KL of the whole action is.
+Its limit and damping times the number of dimensions that it averages over are ours.
 """
 
 import warnings
@@ -35,6 +35,7 @@ class ScaledSchedule:
         self.factor = factor
 
     def __call__(self, progress_remaining: float) -> float:
+        """Return the schedule's value times the factor."""
         return float(self.factor * self.schedule(progress_remaining))
 
     def __repr__(self) -> str:

@@ -42,15 +42,16 @@ def linear_schedule(value: Any) -> Any:
     return LinearSchedule(float(start), 0.0, 1.0)
 
 
-def read_hyperparameters(manager: ExperimentManager) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_hyperparameters(self: ExperimentManager) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read hyperparameters as RL Zoo does, those of TRPO from our file and with schedules for limit and damping."""
-    if manager.algo != "trpo":
-        return _read_hyperparameters(manager)
-    if Path(manager.config) == _RL_ZOO_HYPERPARAMETERS:
-        manager.config = str(HYPERPARAMETERS)
-    hyperparameters, saved = _read_hyperparameters(manager)
-    schedules = {name: linear_schedule(hyperparameters[name]) for name in ("target_kl", "cg_damping") if name in hyperparameters}
-    return hyperparameters | schedules, saved
+    if self.algo != "trpo":
+        return _read_hyperparameters(self)
+    if Path(self.config) == _RL_ZOO_HYPERPARAMETERS:
+        self.config = str(HYPERPARAMETERS)
+    hyperparameters, saved = _read_hyperparameters(self)
+    for name in {"target_kl", "cg_damping"} & hyperparameters.keys():
+        hyperparameters[name] = linear_schedule(hyperparameters[name])
+    return hyperparameters, saved
 
 
 rl_zoo3.ALGOS["trpo"] = TRPO

@@ -1,8 +1,8 @@
 """
 Run a script of RL Zoo with TRPO: ``python -m sb3_trpo.zoo train --env CartPole-v1``.
 
-The arguments are RL Zoo's own, see ``python -m sb3_trpo.zoo train --help``. Left out, ``--algo`` is ``trpo`` and the folder to read
-from is ``logs``, where ``train`` writes.
+The arguments are RL Zoo's own, see ``python -m sb3_trpo.zoo train --help``. Left out, ``--algo`` is ``trpo`` and the folder to
+read from is ``logs``, where ``train`` writes.
 """
 
 import argparse

@@ -13,7 +13,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -106,6 +106,22 @@ def check_policy(policy: Any, aliases: Mapping[str, type[BasePolicy]]) -> None:
             raise ValueError(message)
     elif not (isinstance(policy, type) and issubclass(policy, (ActorCriticPolicy, *aliases.values()))):
         raise TypeError(message)
+
+
+def check_policy_fits(policy_class: type, observation_space: spaces.Space, policy_kwargs: Mapping[str, Any]) -> None:
+    """
+    Refuse a policy for Dict observations where there are none; SB3 itself refuses the other ways round.
+
+    :param policy_class: the policy's
+    :param observation_space: that of the environment
+    :param policy_kwargs: a feature extractor among them may take whatever it likes
+    :raises ValueError: naming policy and space
+    """
+    for_dicts = issubclass(policy_class, MultiInputActorCriticPolicy) and "features_extractor_class" not in policy_kwargs
+    if for_dicts and not isinstance(observation_space, spaces.Dict):
+        raise ValueError(
+            f"{policy_class.__name__} is for Dict observations, got {observation_space}: take MlpPolicy or CnnPolicy"
+        )
 
 
 def value_at(name: str, value: float | Schedule, *, progress_remaining: float) -> float:

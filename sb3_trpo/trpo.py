@@ -20,7 +20,15 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.arguments import SCHEDULES, check_arguments, check_parameters, check_policy, checked_env, value_at
+from sb3_trpo.arguments import (
+    SCHEDULES,
+    check_arguments,
+    check_parameters,
+    check_policy,
+    check_policy_fits,
+    checked_env,
+    value_at,
+)
 from sb3_trpo.contrib import convert_loaded, is_saved_by_contrib
 from sb3_trpo.critic import CriticFit, ValueBatch, fit_critic
 from sb3_trpo.fast.critic import mlp_critic
@@ -182,6 +190,7 @@ class TRPO(OnPolicyAlgorithm):
                 f"n_steps * n_envs must be at least 2 with normalize_advantage=True, "
                 f"got n_steps={self.n_steps} and n_envs={self.n_envs}"
             )
+        check_policy_fits(self.policy_class, self.observation_space, self.policy_kwargs)
         super()._setup_model()
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:

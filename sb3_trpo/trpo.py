@@ -344,10 +344,16 @@ class TRPO(OnPolicyAlgorithm):
 
         SB3 writes its log before each update; here what the last one did is written too, once training has ended.
         """
+        self._logs_anything = log_interval is not None
         super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-        if log_interval is not None:
+        if self._logs_anything:
             dump_pending(self.logger, self.num_timesteps)
         return self
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write the log (see SB3's ``OnPolicyAlgorithm.dump_logs``); callbacks call it too, whatever the interval."""
+        self._logs_anything = True
+        super().dump_logs(iteration)
 
     @classmethod
     def load(
@@ -426,4 +432,4 @@ class TRPO(OnPolicyAlgorithm):
             raise
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "last_update", "paths_in_use"]
+        return [*super()._excluded_save_params(), "last_update", "paths_in_use", "_logs_anything"]

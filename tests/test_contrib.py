@@ -163,7 +163,7 @@ def test_zip_of_contrib_opens_from_a_file_object(tmp_path: pathlib.Path) -> None
 def test_zip_of_contrib_with_settings_that_cannot_work_is_refused(tmp_path: pathlib.Path) -> None:
     """Contrib accepts a limit of zero and saves it; here the error names it."""
     contrib_zip(Case(), tmp_path / "contrib.zip", target_kl=0.0)
-    with pytest.raises(ValueError, match="target_kl.*0.0"):
+    with pytest.raises(ValueError, match=r"target_kl.*0\.0"):
         TRPO.load(tmp_path / "contrib.zip", device="cpu")
 
 

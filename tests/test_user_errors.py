@@ -68,7 +68,7 @@ def test_load_refuses_a_file_that_is_no_model(name: str, saved: pathlib.Path) ->
     path = saved.parent / "file.zip"
     content = damaged(saved)[name]
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="no saved model.*expected a zip written by") as refusal:
+    with pytest.raises(ValueError, match=r"no saved model.*expected a zip written by") as refusal:
         TRPO.load(path, device="cpu")
     assert str(path) in str(refusal.value)
     assert path.read_bytes() == content

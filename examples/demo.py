@@ -92,12 +92,14 @@ def main() -> int:
     loaded = TRPO.load(path, device="cpu")
     returns, _ = evaluate_policy(loaded, evaluation_env, n_eval_episodes=100, return_episode_rewards=True)
     mean_return = float(np.mean(returns))
-    draw(history, model.target_kl, FOLDER / "trpo_cartpole.png")
+    assert model.last_update is not None
+    limit = model.last_update.max_kl
+    draw(history, limit, FOLDER / "trpo_cartpole.png")
 
     table = Table(title=f"TRPO on {ENV_ID}, {model.num_timesteps:,} steps", show_header=False)
     table.add_row("return over 100 deterministic episodes", f"{mean_return:.1f} ± {np.std(returns):.1f}")
     table.add_row("environment steps per second", f"{steps_per_second:,.0f}")
-    table.add_row("largest KL of any update", f"{max(kl for _, kl, _ in history.updates):.5f} (limit {model.target_kl:g})")
+    table.add_row("largest KL of any update", f"{max(kl for _, kl, _ in history.updates):.5f} (limit {limit:g})")
     table.add_row("accepted updates", f"{np.mean([accepted for *_, accepted in history.updates]):.0%}")
     table.add_row("model, loaded back for the evaluation", str(path))
     table.add_row("picture", str(path.with_suffix(".png")))

@@ -39,6 +39,7 @@ class UpdateReport(NamedTuple):
     :param critic: what the value fit did, ``None`` if there was none (``n_critic_updates=0``)
     :param n_updates: number of updates so far, this one included
     :param max_kl: limit on the mean KL, in nats
+    :param damping: what was added to the diagonal of the Fisher matrix
     :param explained_variance: of the returns by the values the rollout was collected with; 1 is perfect
     :param entropy: mean entropy of the policy after the update, in nats; ``None`` where it has no closed form
     :param std: mean standard deviation parameter of the policy after the update; ``None`` for discrete actions
@@ -49,6 +50,7 @@ class UpdateReport(NamedTuple):
     critic: CriticFit | None
     n_updates: int
     max_kl: float
+    damping: float
     explained_variance: float
     entropy: float | None
     std: float | None
@@ -91,7 +93,8 @@ class Metric(NamedTuple):
 METRICS: dict[str, Metric] = {
     "train/update_status": Metric(
         "`accepted`, or why the policy is bit for bit what it was: `line_search_failed` (no candidate kept the limit and "
-        "improved the surrogate), `gradient_zero`, `gradient_not_finite`, `curvature_not_positive`",
+        "improved the surrogate), `limit_zero` (a schedule of `target_kl` has come to its end), `gradient_zero`, "
+        "`gradient_not_finite`, `curvature_not_positive`",
         lambda report: report.step.status,
         exclude="tensorboard",
     ),
@@ -100,7 +103,7 @@ METRICS: dict[str, Metric] = {
         "measured mean KL(old ‖ new) of the step kept, in nats, summed over action dimensions; 0 if none was kept",
         lambda report: report.step.mean_kl,
     ),
-    "train/kl_limit": Metric("`target_kl`, in the same unit", lambda report: report.max_kl),
+    "train/kl_limit": Metric("`target_kl` as it was for this update, in the same unit", lambda report: report.max_kl),
     "train/kl_expected": Metric(
         "what the quadratic model ½ stepᵀF step expected of the step kept", lambda report: report.step.expected_kl
     ),
@@ -126,6 +129,7 @@ METRICS: dict[str, Metric] = {
         "conjugate gradient iterations that made the direction",
         lambda report: report.step.conjugate_gradient and report.step.conjugate_gradient.n_iterations,
     ),
+    "train/cg_damping": Metric("β, `cg_damping` as it was for this update", lambda report: report.damping),
     "train/cg_residual": Metric(
         "‖g − (F + βI)s‖ / ‖g‖ when they stopped; 1 means no progress",
         lambda report: report.step.conjugate_gradient and report.step.conjugate_gradient.residual_norms[-1],

@@ -20,7 +20,16 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.arguments import check_arguments, check_parameters, checked_env
+from sb3_trpo.arguments import (
+    SCHEDULES,
+    check_arguments,
+    check_parameters,
+    check_policy,
+    check_policy_fits,
+    checked_env,
+    value_at,
+)
+from sb3_trpo.contrib import convert_loaded, is_saved_by_contrib
 from sb3_trpo.critic import CriticFit, ValueBatch, fit_critic
 from sb3_trpo.fast.critic import mlp_critic
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
@@ -29,6 +38,7 @@ from sb3_trpo.objective import Batch, PolicyProblem, normalize_advantages, unval
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.report import PhaseClock, UpdateReport, dump_pending
 from sb3_trpo.rollout import collect_rollouts, lean_actor, whole_rollout
+from sb3_trpo.saved import saved_names
 from sb3_trpo.trust_region import reached_by, trust_region_step
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
@@ -52,7 +62,7 @@ class TRPO(OnPolicyAlgorithm):
     :param gamma: Discount factor
     :param cg_max_steps: Largest number of conjugate gradient iterations for the direction of the step
     :param cg_damping: Added to the diagonal of the Fisher matrix for the direction; the length of the step is that of the
-        undamped matrix
+        undamped matrix. It can be a function of the current progress remaining (from 1 to 0)
     :param line_search_shrinking_factor: Step-size reduction factor α of the line search (the candidates are
         ``theta_old + α^j * full_step``)
     :param line_search_max_iter: Largest number of candidates of the line search
@@ -65,7 +75,8 @@ class TRPO(OnPolicyAlgorithm):
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param normalize_advantage: Whether to normalize the advantages over the rollout
     :param target_kl: The limit δ on the mean over states of KL(old policy ‖ new policy), in nats, summed over action
-        dimensions. Measured after every step, and never exceeded
+        dimensions. Measured after every step, and never exceeded. It can be a function of the current progress remaining
+        (from 1 to 0)
     :param sub_sampling_factor: Use one state in n, drawn at random, for the Fisher matrix; gradient, KL and line search see
         all of them. See p. 40-42 of John Schulman's thesis, http://joschu.net/docs/thesis.pdf
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
@@ -103,7 +114,7 @@ class TRPO(OnPolicyAlgorithm):
         batch_size: int = 128,
         gamma: float = 0.99,
         cg_max_steps: int = 15,
-        cg_damping: float = 0.1,
+        cg_damping: float | Schedule = 0.1,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 10,
         n_critic_updates: int = 10,
@@ -113,7 +124,7 @@ class TRPO(OnPolicyAlgorithm):
         rollout_buffer_class: type[RolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         normalize_advantage: bool = True,
-        target_kl: float = 0.01,
+        target_kl: float | Schedule = 0.01,
         sub_sampling_factor: int = 1,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -126,6 +137,7 @@ class TRPO(OnPolicyAlgorithm):
         fast: bool = True,
     ):
         check_arguments(locals())
+        check_policy(policy, self.policy_aliases)
         if env is not None or _init_setup_model:
             env = checked_env(env, verbose)
         super().__init__(
@@ -178,7 +190,12 @@ class TRPO(OnPolicyAlgorithm):
                 f"n_steps * n_envs must be at least 2 with normalize_advantage=True, "
                 f"got n_steps={self.n_steps} and n_envs={self.n_envs}"
             )
+        check_policy_fits(self.policy_class, self.observation_space, self.policy_kwargs)
         super()._setup_model()
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # The last rollout may go beyond the end, and schedules are functions from 1 to 0
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -196,6 +213,12 @@ class TRPO(OnPolicyAlgorithm):
 
     def train(self) -> None:
         """Update the policy inside the trust region, then the critic, using the current rollout buffer."""
+        # Before anything moves: a schedule may return what cannot work
+        schedules = (self.lr_schedule, self.target_kl, self.cg_damping)
+        _, target_kl, cg_damping = (
+            value_at(name, schedule, progress_remaining=self._current_progress_remaining)
+            for name, schedule in zip(SCHEDULES, schedules, strict=True)
+        )
         # Eval mode throughout: with dropout or batch statistics the ratio would not start at 1
         self.policy.set_training_mode(False)
         self._update_learning_rate(self.policy.optimizer)
@@ -214,8 +237,8 @@ class TRPO(OnPolicyAlgorithm):
             )
             step = trust_region_step(
                 problem,
-                max_kl=self.target_kl,
-                damping=self.cg_damping,
+                max_kl=target_kl,
+                damping=cg_damping,
                 cg_max_iterations=self.cg_max_steps,
                 shrinking_factor=self.line_search_shrinking_factor,
                 max_candidates=self.line_search_max_iter,
@@ -231,7 +254,8 @@ class TRPO(OnPolicyAlgorithm):
             step=step,
             critic=critic,
             n_updates=self._n_updates,
-            max_kl=self.target_kl,
+            max_kl=target_kl,
+            damping=cg_damping,
             explained_variance=explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()),
             entropy=problem.entropy(of_new=step.accepted),
             std=None if log_std is None else log_std.exp().mean().item(),
@@ -320,10 +344,16 @@ class TRPO(OnPolicyAlgorithm):
 
         SB3 writes its log before each update; here what the last one did is written too, once training has ended.
         """
+        self._logs_anything = log_interval is not None
         super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-        if log_interval is not None:
+        if self._logs_anything:
             dump_pending(self.logger, self.num_timesteps)
         return self
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write the log (see SB3's ``OnPolicyAlgorithm.dump_logs``); callbacks call it too, whatever the interval."""
+        self._logs_anything = True
+        super().dump_logs(iteration)
 
     @classmethod
     def load(
@@ -339,8 +369,13 @@ class TRPO(OnPolicyAlgorithm):
         """
         Load the model from a zip-file (see SB3's ``BaseAlgorithm.load`` for the parameters).
 
+        A zip of ``sb3_contrib.TRPO`` is opened too, its ``target_kl`` and ``cg_damping`` converted with a warning; what is
+        given here is in our units.
+
         :raises TypeError: if a further keyword is not an argument of the constructor
+        :raises ValueError: if the file holds no TRPO, or one for other spaces than those of the environment
         """
+        names = saved_names(path)
         constructors = [parent.__init__ for parent in cls.__mro__ if issubclass(parent, TRPO)]
         known = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
         known -= {"self", "policy", "_init_setup_model", "args", "kwargs"}
@@ -354,7 +389,25 @@ class TRPO(OnPolicyAlgorithm):
             # SB3 keeps it under another name, and the buffer that it sizes apart
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
             kwargs["ep_info_buffer"] = kwargs["ep_success_buffer"] = None
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if is_saved_by_contrib(names):
+            convert_loaded(model, {*kwargs, *(custom_objects or {})})
+        return model
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Set the environment to learn from (see SB3's ``BaseAlgorithm.set_env`` for the parameters).
+
+        :raises ValueError: if its spaces or the number of its copies are not those of the model, which stays as it is
+        """
+        env = checked_env(env, self.verbose)
+        n_envs = env.num_envs if isinstance(env, VecEnv) else 1
+        if n_envs != self.n_envs:
+            raise ValueError(
+                f"env must hold {self.n_envs} environments as the model's own does, got {n_envs}; "
+                "`load(path, env)` takes a model to another number of them"
+            )
+        super().set_env(env, force_reset)
 
     def set_parameters(
         self,
@@ -379,4 +432,4 @@ class TRPO(OnPolicyAlgorithm):
             raise
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "last_update", "paths_in_use"]
+        return [*super()._excluded_save_params(), "last_update", "paths_in_use", "_logs_anything"]

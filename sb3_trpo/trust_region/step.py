@@ -10,7 +10,9 @@ from sb3_trpo.trust_region.conjugate_gradient import ConjugateGradientResult, co
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, unflatten
 from sb3_trpo.trust_region.line_search import Candidate, backtrack
 
-Status = Literal["accepted", "gradient_zero", "gradient_not_finite", "curvature_not_positive", "line_search_failed"]
+Status = Literal[
+    "accepted", "limit_zero", "gradient_zero", "gradient_not_finite", "curvature_not_positive", "line_search_failed"
+]
 
 
 class TrustRegionProblem(Protocol):
@@ -127,7 +129,7 @@ def trust_region_step(
     the radius is that of F itself, so that the step spends the whole budget δ of its quadratic model.
 
     :param problem: surrogate and KL at the parameters' present values
-    :param max_kl: δ, limit on the mean KL, in nats
+    :param max_kl: δ, limit on the mean KL, in nats; at zero there is no step
     :param damping: β, added to the diagonal of F for the direction
     :param cg_max_iterations: largest number of conjugate gradient iterations
     :param cg_relative_tolerance: relative residual at which they stop
@@ -145,6 +147,8 @@ def trust_region_step(
         return _refused("gradient_not_finite", surrogate, gradient_norm)
     if gradient_norm == 0.0:
         return _refused("gradient_zero", surrogate, gradient_norm)
+    if max_kl == 0.0:
+        return _refused("limit_zero", surrogate, gradient_norm)
 
     phase("direction")
     fisher_product = problem.fisher_vector_product()

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch as th
@@ -155,10 +155,13 @@ def in_double(distribution: Distribution) -> Distribution:
     """
 
     def doubled(factor: th.distributions.Distribution) -> th.distributions.Distribution:
-        kind = type(factor)
+        # Exact types: of a class of the user's own there is more to copy than is known here
+        kind: Any = type(factor)
         if kind in (th.distributions.Categorical, th.distributions.Bernoulli):
-            return kind(logits=factor.logits.double())
-        return kind(factor.loc.double(), factor.scale.double()) if kind is th.distributions.Normal else factor
+            return kind(logits=cast(Any, factor).logits.double())
+        if kind is th.distributions.Normal:
+            return kind(factor.mean.double(), factor.stddev.double())
+        return factor
 
     inner = distribution.distribution
     distribution = copy.copy(distribution)

@@ -188,9 +188,7 @@ def test_fit_critic_skips_a_loss_that_overflows_where_its_gradient_does_not() ->
 
 @pytest.mark.parametrize("optimizer_class", [th.optim.SGD, th.optim.Adam])
 @pytest.mark.parametrize("n_before", [0, 1])
-def test_fit_critic_that_leaves_the_finite_numbers_is_undone(
-    optimizer_class: type[th.optim.Optimizer], n_before: int
-) -> None:
+def test_fit_critic_that_leaves_the_finite_numbers_is_undone(optimizer_class: type[th.optim.Optimizer], n_before: int) -> None:
     """Steps from finite gradients to weights that are not: weights and optimizer come back bit for bit, and it says so."""
     parameter, other = linear(normal(3, seed=0)), linear(normal(3, seed=0))
     optimizer = optimizer_class([parameter, other], lr=1e-3)  # type: ignore[call-arg]

@@ -489,7 +489,7 @@ def test_problem_measures_a_nearly_deterministic_policy_without_rounding(scale: 
     surrogate, _ = problem.surrogate_gradient()
     assert problem.evaluate() == (surrogate, 0.0)
     with th.no_grad():
-        logits += 0.1 * scale**0.25 * normal(64, 4, seed=3).float()
+        logits.add_(0.1 * scale**0.25 * normal(64, 4, seed=3).float())
     new = logits.detach().double().log_softmax(1)
     new_surrogate, mean_kl = problem.evaluate()
     assert mean_kl == pytest.approx(float((old.exp() * (old - new)).sum(1).mean()), rel=1e-3)

@@ -403,7 +403,7 @@ def test_step_from_parameters_that_are_not_finite_moves_nothing() -> None:
 
 
 def test_step_refuses_a_candidate_whose_parameters_overflow() -> None:
-    """A policy may be finite where its parameters are not: the candidate is refused without being asked, then a shorter one."""
+    """A policy may be finite where its parameters are not: the candidate is refused without being asked."""
     problem = quadratic()
     largest = th.finfo(th.float64).max
     with th.no_grad():

@@ -11,6 +11,7 @@ from sb3_trpo.trust_region.conjugate_gradient import ConjugateGradientResult, co
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, unflatten
 from sb3_trpo.trust_region.line_search import Candidate, LineSearchResult, backtrack
 
+
 class TrustRegionProblem(Protocol):
     """What the step must be able to ask of the problem: maximise the surrogate with the mean KL inside a limit."""
 
@@ -120,7 +121,7 @@ def _restore(parameters: Parameters, origin: list[th.Tensor]) -> None:
 
 
 def _search(problem: TrustRegionProblem, surrogate: float, full_step: th.Tensor, **limits: Any) -> LineSearchResult:
-    """Move the parameters to the candidate that is accepted; without one, or if anything is raised, they stay what they are."""
+    """Move the parameters to the candidate that is accepted; without one, or if anything is raised, they stay."""
     parameters = problem.parameters
     origin = [parameter.detach().clone() for parameter in parameters]
     step = unflatten(full_step, parameters)
@@ -211,9 +212,7 @@ def trust_region_step(
         problem, surrogate, full_step, max_kl=max_kl, shrinking_factor=shrinking_factor, max_candidates=max_candidates
     )
     if not accepted:
-        return refused(
-            "line_search_failed", full_step_gain=full_step_gain, candidates=candidates, conjugate_gradient=solve
-        )
+        return refused("line_search_failed", full_step_gain=full_step_gain, candidates=candidates, conjugate_gradient=solve)
     kept = candidates[-1]
     return TrustRegionStep(
         status="accepted",

@@ -4,7 +4,7 @@ import copy
 import inspect
 import io
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -29,7 +29,7 @@ from sb3_trpo.objective import Batch, PolicyProblem, normalize_advantages, unval
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.report import PhaseClock, UpdateReport, dump_pending
 from sb3_trpo.rollout import collect_rollouts, lean_actor, whole_rollout
-from sb3_trpo.trust_region import reached_by, trust_region_step
+from sb3_trpo.trust_region import TrustRegionStep, reached_by, trust_region_step
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
@@ -204,23 +204,8 @@ class TRPO(OnPolicyAlgorithm):
         batch = self._full_batch()
         actor_parameters, critic_parameters = self._split_parameters(batch)
         with unvalidated_distributions():
-            problem = PolicyProblem(
-                self._distribution,
-                batch,
-                actor_parameters,
-                fisher_batch=batch.thinned(self.sub_sampling_factor),
-                chunk_size=self._chunk_size(),
-                fast_fisher=self._fast_fisher,
-            )
-            step = trust_region_step(
-                problem,
-                max_kl=self.target_kl,
-                damping=self.cg_damping,
-                cg_max_iterations=self.cg_max_steps,
-                shrinking_factor=self.line_search_shrinking_factor,
-                max_candidates=self.line_search_max_iter,
-                phase=clock.begin,
-            )
+            problem = self._policy_problem(batch, actor_parameters)
+            step = self._trust_region_step(problem, clock.begin)
         clock.begin("critic")
         critic = self._fit_critic(critic_parameters)
         clock.stop()
@@ -238,6 +223,29 @@ class TRPO(OnPolicyAlgorithm):
             phase_seconds=clock.seconds,
         )
         self.last_update.record(self.logger)
+
+    def _policy_problem(self, batch: Batch, parameters: Parameters) -> PolicyProblem:
+        """Return the trust-region problem of a rollout, around the present policy."""
+        return PolicyProblem(
+            self._distribution,
+            batch,
+            parameters,
+            fisher_batch=batch.thinned(self.sub_sampling_factor),
+            chunk_size=self._chunk_size(),
+            fast_fisher=self._fast_fisher,
+        )
+
+    def _trust_region_step(self, problem: PolicyProblem, phase: Callable[[str], None] = lambda name: None) -> TrustRegionStep:
+        """Move the policy's parameters as far as the arguments of this model allow; ``phase`` hears what begins."""
+        return trust_region_step(
+            problem,
+            max_kl=self.target_kl,
+            damping=self.cg_damping,
+            cg_max_iterations=self.cg_max_steps,
+            shrinking_factor=self.line_search_shrinking_factor,
+            max_candidates=self.line_search_max_iter,
+            phase=phase,
+        )
 
     # What variants of TRPO override: how to read their buffer, and how to ask their policy
 

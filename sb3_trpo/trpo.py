@@ -211,17 +211,7 @@ class TRPO(OnPolicyAlgorithm):
         clock.stop()
 
         self._n_updates += 1
-        log_std = getattr(self.policy, "log_std", None)
-        self.last_update = UpdateReport(
-            step=step,
-            critic=critic,
-            n_updates=self._n_updates,
-            max_kl=self.target_kl,
-            explained_variance=explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()),
-            entropy=problem.entropy(of_new=step.accepted),
-            std=None if log_std is None else log_std.exp().mean().item(),
-            phase_seconds=clock.seconds,
-        )
+        self.last_update = self._report(problem, step, critic, clock.seconds)
         self.last_update.record(self.logger)
 
     def _policy_problem(self, batch: Batch, parameters: Parameters) -> PolicyProblem:
@@ -245,6 +235,22 @@ class TRPO(OnPolicyAlgorithm):
             shrinking_factor=self.line_search_shrinking_factor,
             max_candidates=self.line_search_max_iter,
             phase=phase,
+        )
+
+    def _report(
+        self, problem: PolicyProblem, step: TrustRegionStep, critic: CriticFit | None, phase_seconds: dict[str, float]
+    ) -> UpdateReport:
+        """Describe the update that led to the present policy."""
+        log_std = getattr(self.policy, "log_std", None)
+        return UpdateReport(
+            step=step,
+            critic=critic,
+            n_updates=self._n_updates,
+            max_kl=self.target_kl,
+            explained_variance=explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()),
+            entropy=problem.entropy(of_new=step.accepted),
+            std=None if log_std is None else log_std.exp().mean().item(),
+            phase_seconds=phase_seconds,
         )
 
     # What variants of TRPO override: how to read their buffer, and how to ask their policy

@@ -11,7 +11,7 @@ from sb3_trpo.inspect.recorder import TrustRegionRecorder
 from sb3_trpo.inspect.records import Run, SliceRecord, StateChange, StatesRecord, UpdateRecord, read_run
 from sb3_trpo.inspect.report import write_report
 from sb3_trpo.inspect.run_figures import PANELS, draw_run
-from sb3_trpo.inspect.update_figures import draw_bars, draw_bubble, draw_kl_histogram, draw_ladder
+from sb3_trpo.inspect.update_figures import draw_bars, draw_bubble, draw_convergence, draw_kl_histogram, draw_ladder
 
 __all__ = [
     "PANELS",
@@ -26,6 +26,7 @@ __all__ = [
     "check_health",
     "draw_bars",
     "draw_bubble",
+    "draw_convergence",
     "draw_kl_histogram",
     "draw_ladder",
     "draw_run",

@@ -10,8 +10,8 @@ from sb3_trpo.inspect.records import UpdateRecord
 
 # The rules judge this many of the latest updates
 RECENT = 20
-# Share of updates that backtrack because of the KL, and share of δ that the steps kept reach nevertheless
-BACKTRACKING_SHARE, PINNED_SHARE = 0.6, 0.6
+# How often a step is shortened because of the KL, and the share of δ that the steps kept reach nevertheless
+MANY_BACKTRACKS, PINNED_SHARE = 3, 0.6
 # Share of δ below which steps are short of what is allowed
 FAR_BELOW_SHARE = 0.25
 REFUSED_SHARE = 0.2
@@ -59,6 +59,10 @@ def _latest(updates: Sequence[UpdateRecord]) -> Sequence[UpdateRecord]:
     return updates[-RECENT:]
 
 
+def _over(latest: Sequence[UpdateRecord]) -> str:
+    return "of one update" if len(latest) == 1 else f"median of the latest {len(latest)} updates"
+
+
 def _unknown(name: str, says: str, panel: str) -> Finding:
     return Finding(name, None, says, "", panel)
 
@@ -66,16 +70,16 @@ def _unknown(name: str, says: str, panel: str) -> Finding:
 def kl_at_limit(updates: Sequence[UpdateRecord]) -> Finding:
     """Is the KL pinned at the limit while the line search backtracks constantly?"""
     latest = _latest(updates)
-    share = _share(latest, lambda update: any("kl" in candidate.refused_by for candidate in update.candidates))
+    too_far = _median([sum("kl" in candidate.refused_by for candidate in update.candidates) for update in latest])
     used = _median(_kl_shares(latest))
-    wrong = share > BACKTRACKING_SHARE and used > PINNED_SHARE
+    wrong = too_far >= MANY_BACKTRACKS and used > PINNED_SHARE
     return Finding(
-        "The full step fits the trust region",
+        "The full step about fits the trust region",
         not wrong,
-        f"{share:.0%} of the latest {len(latest)} updates shortened their step because of the KL"
-        + (f"; those kept use {used:.0%} of the limit (median)." if math.isfinite(used) else "."),
-        "The quadratic model promises less KL than is measured, update after update: the direction leans on the noise of one "
-        "rollout. Collect more per update (n_steps or more environments), or raise cg_damping."
+        f"The line search found {too_far:g} steps too long ({_over(latest)}); one or two are usual.",
+        f"The KL is pinned at the limit ({used:.0%} of it, median) and the quadratic model promises less than is measured, "
+        "update after update: the direction leans on the noise of one rollout. Collect more per update (n_steps or more "
+        "environments), or raise cg_damping."
         if wrong
         else "",
         "step_fraction",
@@ -93,7 +97,7 @@ def kl_far_below(updates: Sequence[UpdateRecord]) -> Finding:
     return Finding(
         name,
         not wrong,
-        f"The steps kept use {used:.0%} of the limit δ = {latest[-1].max_kl:g} (median of the latest {len(latest)}).",
+        f"The steps kept use {used:.0%} of the limit δ = {latest[-1].max_kl:g} ({_over(latest)}).",
         "The steps are much shorter than allowed. If the line search shortens them for want of gain, the advantages are "
         "noise: collect more per update. If it keeps the full step, the quadratic model overrates the KL: use all states for "
         "the Fisher matrix (sub_sampling_factor=1)."
@@ -134,7 +138,7 @@ def cg_converges(updates: Sequence[UpdateRecord]) -> Finding:
     return Finding(
         name,
         not wrong,
-        f"They end with {residual:.1%} of the residual left (median of the latest {len(latest)}).",
+        f"They end with {residual:.2g} of the residual left, 1 is no progress ({_over(latest)}).",
         "The direction is still far from the natural gradient. Allow more iterations (cg_max_steps), raise cg_damping, or "
         "scale the observations (VecNormalize) so that the Fisher matrix is better conditioned."
         if wrong
@@ -155,7 +159,7 @@ def gain_is_measured(updates: Sequence[UpdateRecord]) -> Finding:
     return Finding(
         name,
         not wrong,
-        f"The full step gains {share:.0%} of what the linear model predicts (median of the latest {len(latest)}).",
+        f"The full step gains {share:.0%} of what the linear model predicts ({_over(latest)}).",
         "The surrogate bends within the trust region: the step goes further than the gradient can be believed. Lower "
         "target_kl, or collect more per update."
         if wrong
@@ -197,7 +201,7 @@ def critic_explains(updates: Sequence[UpdateRecord]) -> Finding:
     return Finding(
         name,
         not wrong,
-        f"It explains {explained:.0%} of the variance of the returns (median of the latest {len(latest)}; less than nothing "
+        f"It explains {explained:.0%} of the variance of the returns ({_over(latest)}; less than nothing "
         "is worse than a constant).",
         "The advantages are as noisy as the returns themselves. Fit more (n_critic_updates, learning_rate), scale rewards "
         "(VecNormalize), or give the critic a larger network. Where every state is worth the same, as once a task is solved, "

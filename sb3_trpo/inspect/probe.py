@@ -30,9 +30,8 @@ from sb3_trpo.trust_region.fisher import MatrixVectorProduct
 # How far a slice reaches, in full steps, and how many policies are measured along each side of it
 SLICE_REACH = 1.5
 SLICE_POINTS = 25
-# Largest number of states that a slice is measured on, and that the KL of each is kept of
-SLICE_STATES = 2048
-KL_STATES = 1024
+# Largest number of states of a rollout to look at
+MAX_STATES = 2048
 
 
 @contextmanager
@@ -49,15 +48,18 @@ def as_they_were(parameters: Sequence[th.nn.Parameter]) -> Iterator[None]:
                 parameter.copy_(start)
 
 
-def affordable(space: spaces.Space, limit: int) -> int:
-    """Return how many observations to look at: up to a limit, and fewer where each is large."""
-    return max(64, min(limit, 2**22 // spaces.flatdim(space)))
+def affordable(space: spaces.Space) -> int:
+    """Return how many observations to look at: fewer where each is large."""
+    return max(64, min(MAX_STATES, 2**22 // spaces.flatdim(space)))
 
 
-def evenly(batch: Batch, n: int) -> Batch:
-    """Return at most n transitions that count, from all over a rollout, with weights that sum to one."""
+def sample(batch: Batch, n: int) -> Batch:
+    """Return at most n of the transitions that count, the same ones each time, with weights that sum to one."""
     rows = batch.weights.nonzero().squeeze(1)
-    rows = rows[th.linspace(0, len(rows) - 1, min(n, len(rows)), device=rows.device).round().long()]
+    if len(rows) > n:
+        # Not every second one, which with two environments would be one of them; with a generator that is nobody else's
+        drawn = th.randperm(len(rows), generator=th.Generator().manual_seed(0))[:n]
+        rows = rows[drawn.sort().values.to(rows.device)]
     chosen = batch.select(rows)
     return chosen._replace(weights=chosen.weights / chosen.weights.sum())
 
@@ -109,7 +111,7 @@ class WatchedStates:
     def __init__(self, model: TRPO, chosen: Any = None):
         self.model = model
         with as_they_were([]):
-            self.batch = evenly(model._full_batch(), affordable(model.observation_space, KL_STATES))
+            self.batch = sample(model._full_batch(), affordable(model.observation_space))
         self.chosen = None if chosen is None else model.policy.obs_to_tensor(chosen)[0]
         self.old, self.old_chosen = self._distributions()
 
@@ -235,7 +237,7 @@ def slice_of_model(
     model: TRPO, batch: Batch, problem: PolicyProblem, step: TrustRegionStep, n_updates: int
 ) -> SliceRecord | None:
     """Measure the slice of an update, on part of its rollout where all of it would take long."""
-    few = evenly(batch, affordable(model.observation_space, SLICE_STATES))
+    few = sample(batch, affordable(model.observation_space))
     return slice_of(
         problem,
         step,
@@ -252,11 +254,13 @@ def slice_ahead(model: TRPO) -> SliceRecord | None:
 
     :param model: with the old policy, and the rollout in its buffer
     """
-    batch = model._full_batch()
-    parameters, _ = model._split_parameters(batch)
-    with as_they_were(parameters), unvalidated_distributions():
-        step = model._trust_region_step(model._policy_problem(batch, parameters))
-    return slice_of_model(model, batch, model._policy_problem(batch, parameters), step, model._n_updates + 1)
+    with as_they_were(list(model.policy.parameters())), unvalidated_distributions():
+        batch = model._full_batch()
+        parameters, _ = model._split_parameters(batch)
+        # Both problems are thinned alike: each begins with the random state that the update will find
+        with as_they_were(parameters):
+            step = model._trust_region_step(model._policy_problem(batch, parameters))
+        return slice_of_model(model, batch, model._policy_problem(batch, parameters), step, model._n_updates + 1)
 
 
 class _Silent(BaseCallback):

@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CAPTIONS = {
-    "returns": "What the policy earns in an episode. SB3's mean of the latest episodes, and the spread of those that ended in "
-    "each rollout.",
+    "returns": "What the policy earns in an episode. The episodes that ended in each rollout, and SB3's mean over the latest "
+    "ones.",
     "kl": "The mean KL of every step is measured after it was made. It is never above the limit; predicted is what the "
     "quadratic model expected.",
     "gain": "The surrogate is the return that the rollout promises for the new policy. Measured should follow predicted.",
     "step_fraction": "The share of the full step that kept the limit and gained something. 0 is an update that was refused.",
     "cg_iterations": "Products with the Fisher matrix that were spent on the direction.",
     "cg_residual": "How much of the equation for the natural gradient was left unsolved; lower is better.",
+    "norms": "In the space of the policy's parameters. The step's length is what the limit on the KL makes of it.",
     "entropy": "How random the policy is. It falls as the policy learns, and should not fall at once.",
     "std": "How far actions are scattered around their mean.",
     "explained_variance": "How much of the variation of the returns the values knew beforehand. Clipped at −1.",
@@ -30,6 +31,7 @@ CAPTIONS = {
     "time": "Where the wall time of an update goes.",
     "ladder": "The line search tries the full step and shortens it until the measured KL is within the limit and the "
     "surrogate gains. The grey mark is the KL that the quadratic model expects.",
+    "convergence": "What is left of the equation for the natural gradient after each product with the Fisher matrix.",
     "bubble": "A plane through the old policy in parameter space. The thick line is the measured edge of the trust region, "
     "the dotted circle what the quadratic model takes it for; blue is gain, red is loss.",
     "bars": "The policy before and after the update in single states, with the ratio new / old for discrete actions.",
@@ -129,7 +131,8 @@ def write_report(run: Run, path: str | Path, *, n_updates: int | None = None) ->
     if not run.updates:
         raise ValueError(f"run {run.name!r} has no update to report on")
     shown = {finding.panel for finding in check_health(run.updates)}
-    others = "".join(_panel(run, name) for name in panels_of(run) if name not in shown)
+    # Of a single update its own pictures say more than a dot in each panel
+    others = [_panel(run, name) for name in panels_of(run) if name not in shown and len(run.updates) > 1]
     of_update = "".join(
         embedded(figure, name.replace("_", " "), CAPTIONS[name]) for name, figure in figures_of_update(run, n_updates)
     )
@@ -140,8 +143,8 @@ def write_report(run: Run, path: str | Path, *, n_updates: int | None = None) ->
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{STYLE_SHEET}</style></head><body><h1>{title}</h1>{_summary(run)}{_health(run)}"
-        f'<h2>The run</h2><div class="grid">{others}</div>'
-        f'<h2>One update</h2><div class="grid">{of_update}</div>'
+        + (f'<h2>The run</h2><div class="grid">{"".join(others)}</div>' if others else "")
+        + f'<h2>One update</h2><div class="grid">{of_update}</div>'
         + (f"<h2>What could not be read</h2><ul>{problems}</ul>" if problems else "")
         + "</body></html>\n",
         encoding="utf-8",

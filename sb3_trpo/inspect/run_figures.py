@@ -72,30 +72,31 @@ def _outcomes(axes: "Axes", updates: Sequence[UpdateRecord], name: str, *, count
             _line(axes, some, _of(some, name), linestyle="", label=label, **look, markersize=_marker_size(updates))
 
 
-def _level(axes: "Axes", level: float, meaning: str, *, below: bool = False) -> None:
+def _level(axes: "Axes", level: float, meaning: str) -> None:
     """Draw a level that numbers are to be compared with, and say at its right end what it means."""
     axes.axhline(level, color=BLACK, linestyle="--", linewidth=1.2)
     axes.annotate(
         meaning,
         (1.0, level),
         xycoords=("axes fraction", "data"),
-        xytext=(0, -3 if below else 3),
+        xytext=(0, 3),
         textcoords="offset points",
         ha="right",
-        va="top" if below else "bottom",
     )
 
 
 def _returns(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
-    means = _of(updates, "mean_return")
-    if np.isnan(means).all():
+    if not any(update.episode_returns for update in updates):
         write_in(axes, "no episode has ended,\nor the environment has no Monitor")
         return
-    some = [update for update in updates if update.episode_returns]
-    low, high = np.array([np.percentile(update.episode_returns, (10, 90)) for update in some]).reshape(-1, 2).T
-    spread = "10–90 % of the rollout's"
-    axes.fill_between(_of(some, "num_timesteps"), low, high, color=SKY_BLUE, alpha=0.45, linewidth=0, label=spread)
-    _line(axes, updates, means, label="mean of the latest")
+    nothing = (math.nan,) * 3
+    low, mean, high = np.array(
+        [(*np.percentile(r, (10, 90)), np.mean(r)) if (r := update.episode_returns) else nothing for update in updates]
+    ).T[[0, 2, 1]]
+    steps = _of(updates, "num_timesteps")
+    axes.fill_between(steps, low, high, color=SKY_BLUE, alpha=0.4, linewidth=0, label="10–90 % of them")
+    _line(axes, updates, mean, label="mean of the rollout's episodes")
+    _line(axes, updates, _of(updates, "mean_return"), color=GREY, marker="", linestyle="--", label="SB3's mean of the latest")
     axes.legend(loc="best")
 
 
@@ -106,7 +107,7 @@ def _kl(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
     if len(updates) == 1:
         axes.axhline(limits[0], color=BLACK, linestyle="--", linewidth=1.2)
     accepted = [update for update in updates if update.accepted]
-    _line(axes, accepted, _of(accepted, "expected_kl"), color=GREY, linestyle="", marker="_", label="predicted")
+    _line(axes, accepted, _of(accepted, "expected_kl"), color=GREY, linestyle="", marker="_", markersize=7, label="predicted")
     _outcomes(axes, updates, "mean_kl")
     axes.set_ylim(0.0, 1.5 * float(np.nanmax(limits)))
     axes.legend(loc="upper left", ncols=3, columnspacing=1.0, handletextpad=0.4)
@@ -143,6 +144,17 @@ def _cg_residual(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
     axes.set_ylim(top=3.0)
 
 
+def _norms(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
+    for name, label, look in (
+        ("gradient_norm", "gradient ‖g‖", {"color": ORANGE, "marker": "^"}),
+        ("step_norm", "step ‖θ − θ_old‖", {"color": BLUE}),
+    ):
+        lengths = _of(updates, name)
+        _line(axes, updates, np.where(lengths > 0, lengths, math.nan), label=label, **look)
+    axes.set_yscale("log")
+    axes.legend(loc="best")
+
+
 def _entropy(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
     if np.isnan(_of(updates, "entropy")).all():
         write_in(axes, "the entropy of this policy\nhas no closed form")
@@ -157,8 +169,8 @@ def _std(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
 
 def _explained_variance(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
     values = _of(updates, "explained_variance")
-    _level(axes, 1.0, "perfect")
-    _level(axes, 0.0, "no better than a constant", below=True)
+    for level in (0.0, 1.0):
+        axes.axhline(level, color=BLACK, linestyle="--", linewidth=1.0)
     # A critic that has learned nothing yet may be worse than a constant by orders of magnitude
     _line(axes, updates, np.clip(values, -1.0, None), color=GREEN)
     axes.set_ylim(-1.1, 1.25)
@@ -217,9 +229,10 @@ PANELS: dict[str, Panel] = {
     "step_fraction": Panel("What the line search kept", "share of the full step", _step_fraction),
     "cg_iterations": Panel("Conjugate gradient iterations", "iterations", _cg_iterations),
     "cg_residual": Panel("Conjugate gradient residual", "‖g − (F + βI)s‖ / ‖g‖", _cg_residual),
+    "norms": Panel("Length of gradient and step", "Euclidean norm", _norms),
     "entropy": Panel("Entropy of the policy", "entropy [nats]", _entropy),
     "std": Panel("Standard deviation of the policy", "mean std [action units]", _std),
-    "explained_variance": Panel("What the critic explains", "explained variance", _explained_variance),
+    "explained_variance": Panel("What the critic explains: 1 all, 0 nothing", "explained variance", _explained_variance),
     "value_loss": Panel("Fit of the critic", "mean squared error", _value_loss),
     "time": Panel("Time of an update", "wall time [s]", _time),
 }
@@ -258,6 +271,8 @@ def draw_run(run: Run, panels: Sequence[str] | None = None) -> "Figure":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.locator_params(axis="x", nbins=6)
         PANELS[name].draw(axes, run.updates)
+        if len(run.updates) == 1:
+            axes.set_xticks([run.updates[0].num_timesteps])
     for axes in every_axes[len(names) :]:
         axes.remove()
     return figure

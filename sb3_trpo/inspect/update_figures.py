@@ -1,6 +1,7 @@
 """Pictures of one update: the ladder of steps tried, the bubble in parameter space, the bars of what became of the policy."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,18 +30,18 @@ if TYPE_CHECKING:
 # How many discrete factors or continuous dimensions of an action are drawn of a state
 MAX_FACTORS = 4
 
-REASONS = {
-    "": "kept",
-    "kl": "KL over δ",
-    "gain": "no gain",
-    "kl+gain": "KL over δ, no gain",
-    "not_finite": "not finite",
-}
+
+def _multiple(kl: float, max_kl: float) -> str:
+    """Write a KL in units of δ."""
+    share = kl / max_kl
+    return f"{share:,.0f} δ" if share >= 10.0 else f"{share:.2g} δ"
 
 
 def _verdict(candidate: Candidate) -> str:
-    mark = "✗" if candidate.refused_by else "✓"
-    return f"{mark} {REASONS.get(candidate.refused_by, candidate.refused_by)}"
+    """Say in a few words what became of a step."""
+    kl, gain = f"KL {candidate.mean_kl:.3g}", f"gain {candidate.surrogate_gain:.2g}"
+    words = {"": f"✓ {kl}, kept", "kl": f"✗ {kl} > δ", "gain": f"✗ {gain} ≤ 0", "kl+gain": f"✗ {kl} > δ, {gain}"}
+    return words.get(candidate.refused_by, "✗ " + candidate.refused_by.replace("_", " "))
 
 
 @styled
@@ -71,7 +72,7 @@ def draw_ladder(update: UpdateRecord) -> "Figure":
         axes.plot([0.0, end], [row, row], color=colour, linewidth=2.5, solid_capstyle="round", zorder=2)
         axes.plot(end, row, "X" if candidate.refused_by else "o", color=colour, markersize=8, zorder=3)
         axes.annotate(
-            f"{_verdict(candidate)}: {candidate.mean_kl:.3g}",
+            _verdict(candidate),
             (1.02 * max(edge, update.max_kl), row),
             xytext=(10, 0),
             textcoords="offset points",
@@ -86,7 +87,38 @@ def draw_ladder(update: UpdateRecord) -> "Figure":
     axes.plot([], [], color=BLACK, linestyle="--", linewidth=1.2, label=f"limit δ = {update.max_kl:g}")
     axes.set(ylim=(len(tried) - 0.4, -0.6), xlim=(0.0, 1.02 * max(edge, update.max_kl)))
     axes.set_yticks(range(len(tried)), [f"{candidate.step_fraction:.2f}" for candidate in tried])
+    axes.locator_params(axis="x", nbins=4)
     figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def draw_convergence(update: UpdateRecord) -> "Figure":
+    """
+    Draw what each iteration of the conjugate gradients of one update left unsolved.
+
+    :param update: from a run's ``updates``
+    :return: a Matplotlib figure
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure = new_figure(4.6, 3.1)
+    axes = figure.subplots()
+    axes.set(title=f"Conjugate gradients of update {update.n_updates}", xlabel="iteration", ylabel="‖g − (F + βI)s‖ / ‖g‖")
+    residuals = np.array(update.cg_residual_norms)
+    if not len(residuals):
+        write_in(axes, f"no direction was looked for: {update.status.replace('_', ' ')}")
+        return figure
+    axes.plot(
+        np.where(residuals > 0, residuals, math.nan),
+        "o-",
+        color=BLUE,
+        markersize=4,
+        label=update.cg_stopped_by.replace("_", " "),
+    )
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="upper right", title="stopped by")
     return figure
 
 
@@ -95,23 +127,26 @@ def _contours(axes: "Axes", plane: SliceRecord) -> None:
     x, kl = plane.fractions, plane.kl / plane.max_kl
     finite = plane.gain[np.isfinite(plane.gain)]
     largest = max(float(np.percentile(np.abs(finite), 98)) if len(finite) else 0.0, 1e-12)
-    levels = np.linspace(-largest, largest, 41)
-    filled = axes.contourf(x, x, np.ma.masked_invalid(plane.gain), levels, cmap=gain_colours(), extend="both")
+    shades = np.linspace(-largest, largest, 41)
+    filled = axes.contourf(x, x, np.ma.masked_invalid(plane.gain), shades, cmap=gain_colours(), extend="both")
     colorbar = axes.figure.colorbar(
-        filled, ax=axes, shrink=0.8, aspect=25, format="%.2g", ticks=np.linspace(-largest, largest, 5)
+        filled, ax=axes, location="bottom", aspect=40, format="%.2g", ticks=np.linspace(-largest, largest, 5)
     )
-    colorbar.set_label("measured gain of the surrogate")
+    colorbar.set_label("measured gain of the surrogate [std of the advantage]")
     colorbar.outline.set_visible(False)
     kl = np.ma.masked_invalid(kl)
-    others = axes.contour(x, x, kl, [0.25, 0.5, 2.0, 4.0], colors=GREY, linewidths=0.8)
-    axes.clabel(others, fmt=lambda level: f"{level:g} δ", fontsize=8)
+    levels = [0.25, 0.5, 2.0, 3.0]
+    others = axes.contour(x, x, kl, levels, colors=GREY, linewidths=0.8)
+    # To the lower left of the old policy there are no steps
+    places = [(-math.sqrt(level / 2.0), -math.sqrt(level / 2.0)) for level in levels]
+    axes.clabel(others, fmt=lambda level: f"{level:g} δ", fontsize=8, manual=places)
     axes.contour(x, x, kl, [1.0], colors=BLACK, linewidths=2.4)
 
 
 def _plain_gradient(axes: "Axes", plane: SliceRecord, reach: float) -> str:
     """Draw the step along the plain gradient, as far as it is in the picture; return what to say of it."""
     end = np.array(plane.gradient_step)
-    says = f"plain gradient step of equal length,\nKL = {plane.gradient_step_kl / plane.max_kl:.2g} δ"
+    says = f"plain gradient step of equal length,\nKL = {_multiple(plane.gradient_step_kl, plane.max_kl)}"
     largest = float(np.abs(end).max())
     if largest > 0.97 * reach:
         says += f", ends {np.linalg.norm(end):.2g} full steps away"
@@ -132,7 +167,7 @@ def draw_bubble(plane: SliceRecord) -> "Figure":
     :param plane: from a run's ``slices``
     :return: a Matplotlib figure
     """
-    figure = new_figure(5.2, 6.0)
+    figure = new_figure(5.0, 6.5)
     axes = figure.subplots()
     _contours(axes, plane)
     turn = np.linspace(0.0, 2.0 * np.pi, 200)
@@ -228,12 +263,18 @@ def _draw_factor(axes: "Axes", change: StateChange, factor: int, action_names: S
         axes.set_xlabel("action" if n_factors == 1 else f"action {factor}")
 
 
+def _heading(change: StateChange, max_kl: float) -> str:
+    n_drawn, n_dimensions = len(_factors(change)), len(change.old.probabilities) or len(change.old.mean)
+    heading = f"{change.label}: {change.kl:.3g} nats = {_multiple(change.kl, max_kl)}"
+    return heading if n_drawn == n_dimensions else f"{heading}\n{n_drawn} of {n_dimensions} action dimensions"
+
+
 @styled
 def draw_bars(
     changes: Sequence[StateChange], max_kl: float, *, title: str = "", action_names: Sequence[str] | None = None
 ) -> "Figure":
     """
-    Draw what became of the policy in single states, a row for each: probabilities with the ratio new / old, or densities.
+    Draw what became of the policy in single states: probabilities with the ratio new / old, or densities.
 
     :param changes: the states, from a run's ``states`` or ``change_of_probabilities``
     :param max_kl: the limit δ on the mean KL, in nats, to compare with
@@ -244,18 +285,22 @@ def draw_bars(
     """
     if not changes:
         raise ValueError("there are no states to draw")
-    n_columns = len(_factors(changes[0]))
-    figure = new_figure(max(4.6, 2.4 * n_columns), 0.6 + 2.6 * len(changes))
-    rows = figure.subfigures(len(changes), 1, squeeze=False)[:, 0]
-    for part, change in zip(rows, changes, strict=True):
-        heading = f"{change.label}: KL = {change.kl:.3g} nats = {change.kl / max_kl:.2g} δ"
-        part.suptitle(heading, fontsize=10, fontweight="bold")
-        every_axes = part.subplots(1, n_columns, squeeze=False)[0]
-        for axes, factor in zip(every_axes, _factors(change), strict=True):
+    n_factors = len(_factors(changes[0]))
+    n_columns = min(2, n_factors)
+    n_rows = math.ceil(n_factors / n_columns)
+    figure = new_figure(4.6, 0.6 + len(changes) * (0.5 + 2.0 * n_rows))
+    for part, change in zip(figure.subfigures(len(changes), 1, squeeze=False)[:, 0], changes, strict=True):
+        part.suptitle(_heading(change, max_kl), fontsize=10)
+        every_axes = part.subplots(n_rows, n_columns, squeeze=False).flatten()
+        for axes, factor in zip(every_axes, _factors(change), strict=False):
             _draw_factor(axes, change, factor, action_names)
-        every_axes[0].set_ylabel("probability" if change.old.probabilities else "density")
+        for axes in every_axes[n_factors:]:
+            axes.remove()
+        for axes in every_axes[:n_factors:n_columns]:
+            axes.set_ylabel("probability" if change.old.probabilities else "density")
         if change.observation:
-            every_axes[0].set_title(f"observation {change.observation}", fontsize=8, fontweight="normal", color=GREY)
+            text = textwrap.fill(f"observation {change.observation}", 55)
+            every_axes[0].set_title(text, fontsize=8, fontweight="normal", color=GREY)
     handles, labels = every_axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     if title:

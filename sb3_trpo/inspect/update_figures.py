@@ -109,13 +109,8 @@ def draw_convergence(update: UpdateRecord) -> "Figure":
     if not len(residuals):
         write_in(axes, f"no direction was looked for: {update.status.replace('_', ' ')}")
         return figure
-    axes.plot(
-        np.where(residuals > 0, residuals, math.nan),
-        "o-",
-        color=BLUE,
-        markersize=4,
-        label=update.cg_stopped_by.replace("_", " "),
-    )
+    stopped_by = update.cg_stopped_by.replace("_", " ")
+    axes.plot(np.where(residuals > 0, residuals, math.nan), "o-", color=BLUE, markersize=4, label=stopped_by)
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper right", title="stopped by")

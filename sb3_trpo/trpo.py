@@ -5,7 +5,7 @@ import inspect
 import io
 import pathlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar, TypeVar
 
@@ -42,7 +42,7 @@ from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.report import PhaseClock, UpdateReport, dump_pending
 from sb3_trpo.rollout import collect_rollouts, explained_by_values, lean_actor, whole_rollout
 from sb3_trpo.saved import saved_names
-from sb3_trpo.trust_region import reached_by, refused_step, trust_region_step
+from sb3_trpo.trust_region import TrustRegionStep, reached_by, refused_step, trust_region_step
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
@@ -236,12 +236,8 @@ class TRPO(OnPolicyAlgorithm):
 
     def train(self) -> None:
         """Update the policy inside the trust region, then the critic, using the current rollout buffer."""
-        # Before anything moves: a schedule may return what cannot work
-        schedules = (self.lr_schedule, self.target_kl, self.cg_damping)
-        _, target_kl, cg_damping = (
-            value_at(name, schedule, progress_remaining=self._current_progress_remaining)
-            for name, schedule in zip(SCHEDULES, schedules, strict=True)
-        )
+        for name in SCHEDULES:
+            self._now(name)  # before anything moves: a schedule may return what cannot work
         # Eval mode throughout: with dropout or batch statistics the ratio would not start at 1
         self.policy.set_training_mode(False)
         self._update_learning_rate(self.policy.optimizer)
@@ -250,46 +246,62 @@ class TRPO(OnPolicyAlgorithm):
         batch = self._full_batch()
         with unvalidated_distributions():
             actor_parameters, critic_parameters = self._split_parameters(batch)
-            problem = PolicyProblem(
-                self._distribution,
-                batch,
-                actor_parameters,
-                fisher_batch=batch.thinned(self.sub_sampling_factor),
-                chunk_size=self._chunk_size(),
-                fast_fisher=self._fast_fisher,
-            )
-            status = unusable(self.rollout_buffer, actor_parameters)
-            step = (
-                refused_step(status)
-                if status
-                else trust_region_step(
-                    problem,
-                    max_kl=target_kl,
-                    damping=cg_damping,
-                    cg_max_iterations=self.cg_max_steps,
-                    shrinking_factor=self.line_search_shrinking_factor,
-                    max_candidates=self.line_search_max_iter,
-                    phase=clock.begin,
-                )
-            )
+            problem = self._policy_problem(batch, actor_parameters)
+            step = self._trust_region_step(problem, clock.begin)
         clock.begin("critic")
         critic = self._fit_critic(critic_parameters)
         clock.stop()
 
         self._n_updates += 1
+        self.last_update = self._report(problem, step, critic, clock.seconds)
+        self.last_update.record(self.logger)
+
+    def _now(self, name: str) -> float:
+        """Return what an argument that may be a schedule is at this point of the training."""
+        return value_at(name, getattr(self, name), progress_remaining=self._current_progress_remaining)
+
+    def _policy_problem(self, batch: Batch, parameters: Parameters) -> PolicyProblem:
+        """Return the trust-region problem of a rollout, around the present policy."""
+        return PolicyProblem(
+            self._distribution,
+            batch,
+            parameters,
+            fisher_batch=batch.thinned(self.sub_sampling_factor),
+            chunk_size=self._chunk_size(),
+            fast_fisher=self._fast_fisher,
+        )
+
+    def _trust_region_step(self, problem: PolicyProblem, phase: Callable[[str], None] = lambda name: None) -> TrustRegionStep:
+        """Move the policy's parameters as far as the arguments of this model allow; ``phase`` hears what begins."""
+        status = unusable(self.rollout_buffer, problem.parameters)
+        if status:
+            return refused_step(status)
+        return trust_region_step(
+            problem,
+            max_kl=self._now("target_kl"),
+            damping=self._now("cg_damping"),
+            cg_max_iterations=self.cg_max_steps,
+            shrinking_factor=self.line_search_shrinking_factor,
+            max_candidates=self.line_search_max_iter,
+            phase=phase,
+        )
+
+    def _report(
+        self, problem: PolicyProblem, step: TrustRegionStep, critic: CriticFit | None, phase_seconds: dict[str, float]
+    ) -> UpdateReport:
+        """Describe the update that led to the present policy."""
         log_std = getattr(self.policy, "log_std", None)
-        self.last_update = UpdateReport(
+        return UpdateReport(
             step=step,
             critic=critic,
             n_updates=self._n_updates,
-            max_kl=target_kl,
-            damping=cg_damping,
+            max_kl=self._now("target_kl"),
+            damping=self._now("cg_damping"),
             explained_variance=explained_by_values(self.rollout_buffer),
             entropy=problem.entropy(of_new=step.accepted),
             std=None if log_std is None else log_std.exp().mean().item(),
-            phase_seconds=clock.seconds,
+            phase_seconds=phase_seconds,
         )
-        self.last_update.record(self.logger)
 
     # What variants of TRPO override: how to read their buffer, and how to ask their policy
 

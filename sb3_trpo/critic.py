@@ -21,6 +21,13 @@ class ValueBatch(NamedTuple):
     observations: PyTorchObs
     returns: th.Tensor
 
+    def select(self, rows: th.Tensor) -> "ValueBatch":
+        """Return some of the rows."""
+        observations = self.observations
+        if isinstance(observations, dict):
+            return ValueBatch({key: value[rows] for key, value in observations.items()}, self.returns[rows])
+        return ValueBatch(observations[rows], self.returns[rows])
+
 
 class CriticFit(NamedTuple):
     """

@@ -24,6 +24,7 @@ class Batch(NamedTuple):
     :param actions: shape (n, *action_shape); (n,) and integer for Discrete
     :param old_log_prob: log-probability of the actions under the policy that took them, shape (n,)
     :param advantages: shape (n,)
+    :param returns: what the values are fitted to, shape (n,)
     :param weights: what each transition counts in a mean, shape (n,), zero for padding; they sum to one over everything
         that the mean runs over, so that the mean over a chunk, a sequence with padding or a process is a plain sum
     """
@@ -32,6 +33,7 @@ class Batch(NamedTuple):
     actions: th.Tensor
     old_log_prob: th.Tensor
     advantages: th.Tensor
+    returns: th.Tensor
     weights: th.Tensor
 
     def select(self, rows: slice | th.Tensor) -> "Batch":
@@ -126,7 +128,11 @@ def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
     :param old: SB3 action distribution of the old policy, for n states
     :param new: that of the new policy, of the same type and for the same states
     :return: in nats, shape (n,)
+    :raises ValueError: if the types differ, or if both are one object: ``policy.get_distribution`` hands out the same each
+        time, so take a ``copy.copy`` of the old one
     """
+    if old is new:
+        raise ValueError("old and new are one object, which SB3's get_distribution overwrites: keep a copy.copy of the old one")
     if type(old) is not type(new):
         raise ValueError(f"old and new must be distributions of one type, got {type(old).__name__} and {type(new).__name__}")
     olds, news = ([d] if isinstance(d, th.distributions.Distribution) else d for d in (old.distribution, new.distribution))

@@ -40,7 +40,7 @@ from sb3_trpo.finite import NonFiniteError, finite_rollout, finite_statistics, u
 from sb3_trpo.objective import Batch, PolicyProblem, normalize_advantages, unvalidated_distributions
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.report import PhaseClock, UpdateReport, dump_pending
-from sb3_trpo.rollout import collect_rollouts, explained_by_values, lean_actor, whole_rollout
+from sb3_trpo.rollout import collect_rollouts, explained_by_values, is_sb3s_own, lean_actor, whole_rollout
 from sb3_trpo.saved import saved_names
 from sb3_trpo.trust_region import TrustRegionStep, reached_by, refused_step, trust_region_step
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
@@ -213,7 +213,7 @@ class TRPO(OnPolicyAlgorithm):
         """
         Collect experience with the current policy (see SB3's ``OnPolicyAlgorithm.collect_rollouts`` for the parameters).
 
-        With ``fast``, callbacks find neither ``values`` nor ``obs_tensor`` in their ``locals``; ``log_probs`` may be ``None``.
+        With ``fast``, callbacks find ``None`` for ``values`` and ``obs_tensor`` in their ``locals``, maybe for ``log_probs`` too.
 
         :raises ValueError: with ``error_if_nonfinite``, naming the environment and the step of the rollout, or the parameter
         """
@@ -249,7 +249,7 @@ class TRPO(OnPolicyAlgorithm):
             problem = self._policy_problem(batch, actor_parameters)
             step = self._trust_region_step(problem, clock.begin)
         clock.begin("critic")
-        critic = self._fit_critic(critic_parameters)
+        critic = self._fit_critic(batch, critic_parameters)
         clock.stop()
 
         self._n_updates += 1
@@ -314,16 +314,22 @@ class TRPO(OnPolicyAlgorithm):
             actions = actions.long().flatten()
         weights = th.full_like(data.advantages, 1.0 / len(data.advantages))
         advantages = normalize_advantages(data.advantages, weights) if self.normalize_advantage else data.advantages
-        return Batch(data.observations, actions, data.old_log_prob, advantages, weights)
+        return Batch(data.observations, actions, data.old_log_prob, advantages, data.returns, weights)
 
     def _distribution(self, batch: Batch) -> Distribution:
         """Return the action distribution of the policy at the observations of a batch."""
         return self.policy.get_distribution(batch.observations)
 
-    def _value_epochs(self) -> Iterator[Iterator[ValueBatch]]:
+    def _value_epochs(self, batch: Batch) -> Iterator[Iterator[ValueBatch]]:
         """Yield for each pass of the value fit over the rollout its minibatches."""
+        whole = ValueBatch(batch.observations, batch.returns)
         for _ in range(self.n_critic_updates):
-            yield (ValueBatch(data.observations, data.returns) for data in self.rollout_buffer.get(self.batch_size))
+            if is_sb3s_own(self.rollout_buffer):
+                # Not through the buffer: it would bring every minibatch to the device anew
+                order = th.as_tensor(np.random.permutation(len(batch.returns)), device=batch.returns.device)
+                yield map(whole.select, order.split(self.batch_size))
+            else:
+                yield (ValueBatch(data.observations, data.returns) for data in self.rollout_buffer.get(self.batch_size))
 
     def _fast_fisher(self, chunks: Sequence[Batch], parameters: Parameters) -> MatrixVectorProduct | None:
         covered = self.fast and type(self)._distribution is TRPO._distribution
@@ -331,18 +337,15 @@ class TRPO(OnPolicyAlgorithm):
         self._note_path("Fisher products", "plain" if product is None else "Gauss-Newton")
         return product
 
-    def _fit_critic(self, parameters: list[th.nn.Parameter]) -> CriticFit | None:
+    def _fit_critic(self, batch: Batch, parameters: list[th.nn.Parameter]) -> CriticFit | None:
         """Fit the values to the returns of the rollout, moving these parameters only."""
-        buffer = self.rollout_buffer
-        covered = self.fast and type(buffer) is RolloutBuffer and type(self)._value_epochs is TRPO._value_epochs
+        covered = self.fast and is_sb3s_own(self.rollout_buffer) and type(self)._value_epochs is TRPO._value_epochs
         mlp = mlp_critic(self.policy, parameters) if covered else None
         self._note_path("critic fit", "plain" if mlp is None else "written out")
         if mlp is None:
-            return fit_critic(self.policy.predict_values, self.policy.optimizer, parameters, self._value_epochs())
-        # In the order that the buffer's minibatches are drawn from
-        arrays = (a if buffer.generator_ready else buffer.swap_and_flatten(a) for a in (buffer.observations, buffer.returns))
-        observations, returns = (buffer.to_torch(array, copy=False) for array in arrays)
-        return mlp.fit(observations, returns.flatten(), n_epochs=self.n_critic_updates, batch_size=self.batch_size)
+            return fit_critic(self.policy.predict_values, self.policy.optimizer, parameters, self._value_epochs(batch))
+        assert isinstance(batch.observations, th.Tensor)
+        return mlp.fit(batch.observations, batch.returns, n_epochs=self.n_critic_updates, batch_size=self.batch_size)
 
     def _note_path(self, phase: str, path: str) -> None:
         """Keep which way a phase is going, and say so when it changes."""

@@ -220,7 +220,10 @@ def gauss_newton_fisher(
     known = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
     if stages is None or type(policy.action_dist) not in known:
         return None
+    log_std = getattr(policy, "log_std", None)
+    if log_std is not None and log_std.shape != stages[-1].bias.shape:
+        return None  # one deviation of several actions
     covered = {parameter for stage in stages for parameter in (stage.weight, stage.bias)}
-    if not covered.intersection(parameters) or not set(parameters) <= covered | {getattr(policy, "log_std", None)}:
+    if not covered.intersection(parameters) or not set(parameters) <= covered | {log_std}:
         return None
     return GaussNewtonFisher(policy, stages, chunks, parameters).product

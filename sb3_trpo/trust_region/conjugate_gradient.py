@@ -48,8 +48,8 @@ def conjugate_gradient(
     x = th.zeros_like(rhs)
     residual = rhs.clone()
     direction = residual.clone()
-    residual_squared = float(residual @ residual)
-    rhs_norm = math.sqrt(residual_squared)
+    squared = residual @ residual
+    rhs_norm = math.sqrt(float(squared))
     if rhs_norm == 0.0:
         return ConjugateGradientResult(x, 0, (0.0,), "zero_rhs")
     residual_norms = [1.0]
@@ -57,27 +57,29 @@ def conjugate_gradient(
 
     for _ in range(max_iterations):
         product = matrix_vector_product(direction)
-        curvature = float(direction @ product)
+        p_ap = direction @ product
+        alpha = squared / p_ap
+        next_x = x + alpha * direction
+        residual = residual - alpha * product
+        next_squared = residual @ residual
+        # Everything that decides how to go on in one go: a GPU has to be waited for each time
+        facts = (p_ap, next_squared, (next_x != x).any(), next_x.isfinite().all())
+        curvature, residual_squared, has_moved, is_finite = th.stack([fact.to(rhs.dtype) for fact in facts]).tolist()
         if not 0.0 < curvature < math.inf:
             stopped_by = "curvature"
             break
-        alpha = residual_squared / curvature
-        next_x = x + alpha * direction
-        if th.equal(next_x, x):
+        if not has_moved:
             stopped_by = "stagnated"
             break
-        residual = residual - alpha * product
-        new_residual_squared = float(residual @ residual)
-        if not (math.isfinite(new_residual_squared) and bool(next_x.isfinite().all())):
+        if not (math.isfinite(residual_squared) and is_finite):
             stopped_by = "not_finite"
             break
         x = next_x
-        residual_norms.append(math.sqrt(new_residual_squared) / rhs_norm)
+        residual_norms.append(math.sqrt(residual_squared) / rhs_norm)
         if residual_norms[-1] <= relative_tolerance:
             stopped_by = "converged"
             break
-        beta = new_residual_squared / residual_squared
-        direction = residual + beta * direction
-        residual_squared = new_residual_squared
+        direction = residual + (next_squared / squared) * direction
+        squared = next_squared
 
     return ConjugateGradientResult(x, len(residual_norms) - 1, tuple(residual_norms), stopped_by)

@@ -31,7 +31,7 @@ class Rule(NamedTuple):
     expected: str
 
 
-_COUNT = Rule(Integral, lambda value: value >= 1, "an integer >= 1")
+_COUNT = Rule(Integral, lambda value: 1 <= value < 2**31, "an integer in [1, 2**31)")
 _UNIT_INTERVAL = Rule(Real, lambda value: 0 <= value <= 1, "a number in [0, 1]")
 
 _FLAG = Rule(bool | np.bool_, lambda value: True, "True or False")
@@ -92,13 +92,22 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     """
     for name, rule in RULES.items():
         value = arguments.get(name)
-        if name not in arguments or (name in SCHEDULES and callable(value)) or (name in OPTIONAL and value is None):
+        if name not in arguments or (name in OPTIONAL and value is None):
             continue
+        if name in SCHEDULES and callable(value):
+            value = _value_at_start(name, value)
         message = f"{name} must be {rule.expected}, got {value!r}"
         if not isinstance(value, rule.kind) or (isinstance(value, bool | np.bool_) and rule is not _FLAG):
             raise TypeError(message)
         if not rule.holds(value):
             raise ValueError(message)
+
+
+def _value_at_start(name: str, schedule: Callable[[float], Any]) -> Any:
+    try:
+        return schedule(1.0)
+    except Exception as error:
+        raise TypeError(f"{name} must be a function of the progress remaining, got {schedule!r}: {error}") from error
 
 
 def check_policy(policy: Any, aliases: Mapping[str, type]) -> None:

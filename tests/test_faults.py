@@ -270,7 +270,7 @@ OUTCOMES = {
 def test_fault_in_a_stage_of_the_update_has_a_name(
     kind: str, stage: str, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever a stage of the update answers, the policy is improved inside the limit or untouched, and the report says why."""
+    """Whatever a stage answers, the policy is improved inside the limit or untouched, and the report says so."""
     model, _ = hostile_model(kind)
     monkeypatch.setattr(PolicyProblem, *altered(stage, value))
     learn(model)
@@ -383,9 +383,8 @@ def test_error_names_what_where_and_when(planned: dict[str, Any], said: list[str
     before = policy_state(model)
     with pytest.raises(ValueError) as refusal, np.errstate(all="ignore"):
         model.learn(16)
-    missing = [
-        words for words in [*said, "Nothing was updated", "error_if_nonfinite=False"] if words not in str(refusal.value)
-    ]
+    said = [*said, "Nothing was updated", "error_if_nonfinite=False"]
+    missing = [words for words in said if words not in str(refusal.value)]
     assert not missing, str(refusal.value)
     assert not changed(before, policy_state(model)) and model.last_update is None
     # The plan has had its time

@@ -53,7 +53,7 @@ RULES: dict[str, Rule] = {
     "cg_damping": Rule(Real, lambda value: 0 <= value < math.inf, "a finite number >= 0"),
     "line_search_shrinking_factor": Rule(Real, lambda value: 0 < value < 1, "a number in (0, 1)"),
     "line_search_max_iter": _COUNT,
-    "n_critic_updates": Rule(Integral, lambda value: value >= 0, "an integer >= 0"),
+    "n_critic_updates": Rule(Integral, lambda value: 0 <= value < 2**31, "an integer in [0, 2**31)"),
     "gae_lambda": _UNIT_INTERVAL,
     "use_sde": _FLAG,
     "sde_sample_freq": Rule(Integral, lambda value: value == -1 or value >= 1, "-1 or an integer >= 1"),

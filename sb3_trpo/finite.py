@@ -147,6 +147,6 @@ def finite_statistics(model: BaseAlgorithm) -> Iterator[None]:
                 vars(statistics).update(old)
         normalizer.returns[~np.isfinite(normalizer.returns)] = 0.0
         # The last observation was made with the statistics of before
-        anew = normalizer.normalize_obs(normalizer.get_original_obs())
-        if isinstance(anew, np.ndarray) and np.shape(model._last_obs) == anew.shape and not _is_finite(model._last_obs):
+        last, anew = model._last_obs, normalizer.normalize_obs(normalizer.get_original_obs())
+        if isinstance(last, np.ndarray) and isinstance(anew, np.ndarray) and last.shape == anew.shape and not _is_finite(last):
             model._last_obs = anew

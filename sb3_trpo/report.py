@@ -93,8 +93,8 @@ METRICS: dict[str, Metric] = {
         "`accepted`, or why the policy is bit for bit what it was. Of the policy: `parameters_not_finite`. Of the rollout: "
         "`observations_not_finite`, `actions_not_finite`, `log_probabilities_not_finite`, `values_not_finite`, "
         "`rewards_not_finite`, `advantages_not_finite`, `returns_not_finite`. Of the step: `gradient_zero`, "
-        "`gradient_not_finite`, `curvature_not_positive`, `conjugate_gradient_stagnated` (in its first iteration), "
-        "`direction_not_ascent`, `line_search_failed` (no candidate kept the limit and improved the surrogate)",
+        "`gradient_not_finite`, `curvature_not_positive`, `direction_not_ascent`, "
+        "`line_search_failed` (no candidate kept the limit and improved the surrogate)",
         lambda report: report.step.status,
         exclude="tensorboard",
     ),

@@ -479,7 +479,8 @@ def test_load_refuses_by_name_or_takes(name: str, saved: pathlib.Path, tmp_path:
     """The same for what load is given."""
     for value in ANYTHING:
         try:
-            model = TRPO.load(**({"path": saved, "device": "cpu"} | {name: value}))
+            arguments: dict[str, Any] = {"path": saved, "device": "cpu", name: value}
+            model = TRPO.load(**arguments)
         except (*REFUSALS, OSError, gymnasium.error.Error) as refusal:
             key = next(iter(value), name) if isinstance(value, dict) else name
             assert any(word in str(refusal) for word in (name, name.capitalize(), str(key), str(value))), (

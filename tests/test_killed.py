@@ -146,7 +146,8 @@ def steps_of(path: pathlib.Path) -> int:
 def test_training_killed_twenty_times_goes_on_from_its_newest_checkpoint(tmp_path: pathlib.Path) -> None:
     """kill -9 at random moments: whatever has a checkpoint's name loads, and the next run goes on from the newest."""
     dice = random.Random(0)
-    newest, n_unfinished, seen = 0, 0, set()
+    newest, n_unfinished = 0, 0
+    seen: set[pathlib.Path] = set()
     for _ in range(20):
         process = python(TRAIN, str(tmp_path))
         assert process.stdout is not None

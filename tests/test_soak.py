@@ -2,6 +2,7 @@
 
 import gc
 import pathlib
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from tests.environments import VECTOR, RandomEnv, policy_state, small_model
-from tests.test_trust_region_kept import ROUNDING, MeasuredTRPO, Measurement
+from tests.test_trust_region_kept import ROUNDING, MeasuredTRPO
 
 
 class HostileWorld(RandomEnv):
@@ -43,17 +44,17 @@ class HostileWorld(RandomEnv):
 class Watched(MeasuredTRPO):
     """TRPO that measures every update from outside, and looks at every weight and at its own memory."""
 
-    n_not_finite = 0
+    n_outside = n_not_finite = 0
+    statuses: tuple[str, ...] = ()
     resident: tuple[int, ...] = ()
 
     def train(self) -> None:
-        self.measurements: tuple[Measurement, ...] = ()
+        self.measurements = ()
         super().train()
-        (measured,) = self.measurements
+        measured = self.measurements[0]
         step = measured.step
-        self.counts[step.status] = self.counts.get(step.status, 0) + 1
-        outside = abs(measured.mean_kl) > self.target_kl + ROUNDING if step.accepted else measured.mean_kl != 0.0
-        self.counts["outside"] = self.counts.get("outside", 0) + outside
+        self.statuses += (step.status,)
+        self.n_outside += abs(measured.mean_kl) > self.target_kl + ROUNDING if step.accepted else measured.mean_kl != 0.0
         self.n_not_finite += not all(bool(tensor.isfinite().all()) for tensor in policy_state(self).values())
         if self._n_updates % 50 == 0:
             gc.collect()
@@ -68,12 +69,12 @@ def test_two_thousand_updates_in_a_hostile_world_keep_the_promise() -> None:
     env = DummyVecEnv([lambda: HostileWorld(VECTOR)] * 2)
     model = small_model(Watched, env=env, normalize_advantage=True)
     assert isinstance(model, Watched)
-    model.counts: dict[str, int] = {}  # type: ignore[misc]
     model.learn(2_000 * 64, log_interval=None)  # type: ignore[arg-type]
     assert model._n_updates == 2_000
-    assert model.counts["outside"] == 0 and model.n_not_finite == 0
+    assert model.n_outside == 0 and model.n_not_finite == 0
     # It was no quiet run, and no dead one
-    assert model.counts["accepted"] > 1_000
+    counts = Counter(model.statuses)
+    assert counts["accepted"] > 1_000 and len(counts) > 1
     half = len(model.resident) // 2
-    print(model.counts, model.resident[half], model.resident[-1])  # noqa: T201 - what a run with -s is for
+    print(dict(counts), model.resident[half], model.resident[-1])  # noqa: T201 - what a run with -s is for
     assert model.resident[-1] < 1.01 * model.resident[half]

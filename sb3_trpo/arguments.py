@@ -32,7 +32,7 @@ class Rule(NamedTuple):
     expected: str
 
 
-_COUNT = Rule(Integral, lambda value: value >= 1, "an integer >= 1")
+_COUNT = Rule(Integral, lambda value: 1 <= value < 2**31, "an integer in [1, 2**31)")
 _UNIT_INTERVAL = Rule(Real, lambda value: 0 <= value <= 1, "a number in [0, 1]")
 
 _FLAG = Rule(bool | np.bool_, lambda value: True, "True or False")
@@ -54,7 +54,7 @@ RULES: dict[str, Rule] = {
     "cg_damping": Rule(Real, lambda value: 0 <= value < math.inf, "a finite number >= 0 or a schedule"),
     "line_search_shrinking_factor": Rule(Real, lambda value: 0 < value < 1, "a number in (0, 1)"),
     "line_search_max_iter": _COUNT,
-    "n_critic_updates": Rule(Integral, lambda value: value >= 0, "an integer >= 0"),
+    "n_critic_updates": Rule(Integral, lambda value: 0 <= value < 2**31, "an integer in [0, 2**31)"),
     "gae_lambda": _UNIT_INTERVAL,
     "use_sde": _FLAG,
     "sde_sample_freq": Rule(Integral, lambda value: value == -1 or value >= 1, "-1 or an integer >= 1"),
@@ -150,7 +150,10 @@ def value_at(name: str, value: float | Schedule, *, progress_remaining: float) -
     :raises TypeError: naming the argument and what the schedule returned, if that is no number
     :raises ValueError: the same, if it cannot work
     """
-    given = value(progress_remaining) if callable(value) else value
+    try:
+        given = value(progress_remaining) if callable(value) else value
+    except Exception as error:
+        raise TypeError(f"{name} must be a function of the progress remaining, got {value!r}: {error}") from error
     message = f"{name} must be a finite number >= 0, got {given!r} at progress_remaining={progress_remaining}"
     try:
         now = float(given)

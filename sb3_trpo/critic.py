@@ -130,10 +130,10 @@ def fit_critic(
         loss = F.mse_loss(predict_values(batch.observations).flatten(), batch.returns)
         optimizer.zero_grad()
         loss.backward(inputs=parameters)
-        # Finite squares too, for they go into Adam's memory
-        norm = th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # The squares, for they go into Adam's memory
+        squared_norm = sum(float(p.grad.square().sum()) for p in parameters if p.grad is not None)
         loss = loss.detach()
-        return loss, math.isfinite(loss) and math.isfinite(norm)
+        return loss, math.isfinite(loss) and math.isfinite(squared_norm)
 
     try:
         for minibatches in epochs if parameters else ():

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecNormalize, unwrap_vec_wrapper
 
@@ -127,12 +128,13 @@ def _statistics(normalizer: VecNormalize) -> list[Any]:
 
 
 @contextmanager
-def finite_statistics(normalizer: VecNormalize | None) -> Iterator[None]:
+def finite_statistics(model: BaseAlgorithm) -> Iterator[None]:
     """
     Take back what made the running statistics of a ``VecNormalize`` NaN or infinite: there would be no way back for them.
 
-    :param normalizer: that of the training environment, if there is one
+    :param model: the algorithm that collects a rollout
     """
+    normalizer = model.get_vec_normalize_env()
     if normalizer is None:
         yield
         return
@@ -144,3 +146,7 @@ def finite_statistics(normalizer: VecNormalize | None) -> Iterator[None]:
             if not (np.isfinite(statistics.mean).all() and np.isfinite(statistics.var).all()):
                 vars(statistics).update(old)
         normalizer.returns[~np.isfinite(normalizer.returns)] = 0.0
+        # The last observation was made with the statistics of before
+        last, anew = model._last_obs, normalizer.normalize_obs(normalizer.get_original_obs())
+        if isinstance(last, np.ndarray) and isinstance(anew, np.ndarray) and last.shape == anew.shape and not _is_finite(last):
+            model._last_obs = anew

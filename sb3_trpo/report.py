@@ -96,8 +96,7 @@ METRICS: dict[str, Metric] = {
         "`observations_not_finite`, `actions_not_finite`, `log_probabilities_not_finite`, `values_not_finite`, "
         "`rewards_not_finite`, `advantages_not_finite`, `returns_not_finite`. Of the step: `gradient_zero`, "
         "`gradient_not_finite`, `limit_zero` (a schedule of `target_kl` has come to its end), `curvature_not_positive`, "
-        "`conjugate_gradient_stagnated` (in its first iteration), `direction_not_ascent`, `line_search_failed` (no candidate "
-        "kept the limit and improved the surrogate)",
+        "`direction_not_ascent`, `line_search_failed` (no candidate kept the limit and improved the surrogate)",
         lambda report: report.step.status,
         exclude="tensorboard",
     ),

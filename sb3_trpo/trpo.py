@@ -6,7 +6,6 @@ import io
 import pathlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -221,11 +220,12 @@ class TRPO(OnPolicyAlgorithm):
         self._note_path("collection", "plain" if actor is None else "lean")
         if self.error_if_nonfinite:
             check_parameters({"policy": self.policy.state_dict()}, {"policy": self.policy.state_dict()})
+            guard: Any = finite_rollout(env, self._last_obs, rollout_buffer)
+        else:
+            guard = unvalidated_distributions()
         try:
-            with (
-                finite_statistics(self.get_vec_normalize_env()),
-                finite_rollout(env, self._last_obs, rollout_buffer) if self.error_if_nonfinite else nullcontext(env) as env,
-            ):
+            with finite_statistics(self), guard as finite_env:
+                env = finite_env or env
                 if actor is None:
                     return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
                 return collect_rollouts(self, actor, env, callback, rollout_buffer, n_rollout_steps)
@@ -433,7 +433,15 @@ class TRPO(OnPolicyAlgorithm):
             # SB3 keeps it under another name, and the buffer that it sizes apart
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
             kwargs["ep_info_buffer"] = kwargs["ep_success_buffer"] = None
-        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        for name in {"policy_kwargs", "rollout_buffer_kwargs"} & kwargs.keys():
+            kwargs[name] = kwargs[name] or {}
+        try:
+            model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        except (TypeError, ValueError) as error:
+            # SB3 and the networks name what does not fit, not whose doing it is
+            in_place = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise (kind(f"{error} (with {in_place} in place of what was saved)") if kwargs else error) from error
         if is_saved_by_contrib(names):
             convert_loaded(model, {*kwargs, *(custom_objects or {})})
         return model

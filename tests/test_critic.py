@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch as th
@@ -236,3 +237,38 @@ def test_fit_critic_too_far_away_to_be_fitted_again_is_undone() -> None:
     fit = fit_critic(linear_critic(parameter), th.optim.Adam([parameter], lr=1e200), [parameter], epochs(2))
     assert fit is not None and (fit.n_optimizer_steps, fit.n_skipped, fit.status) == (1, 5, "undone")
     assert th.equal(parameter, before)
+
+
+def test_fit_critic_skips_a_gradient_that_overflows_where_its_loss_does_not() -> None:
+    """Inputs so large that the square of the gradient has no place: Adam's memory must not see it."""
+    parameter = linear(th.zeros(1, dtype=th.float64))
+    data = [[ValueBatch(th.full((2, 1), 1e200, dtype=th.float64), th.ones(2, dtype=th.float64))]]
+    fit = fit_critic(linear_critic(parameter), th.optim.Adam([parameter]), [parameter], data)
+    assert fit is not None and (fit.value_loss, fit.n_optimizer_steps, fit.n_skipped) == (1.0, 0, 1)
+    assert th.equal(parameter, th.zeros(1, 1, dtype=th.float64))
+
+
+class Forgetful(th.optim.SGD):
+    """An optimizer that remembers infinity."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["memory"] = th.full_like(parameter, float("inf"))
+
+
+def test_fit_critic_that_spoils_the_memory_of_the_optimizer_is_undone() -> None:
+    """Finite weights are not enough: what the optimizer remembers of them decides on the next ones."""
+    parameter = linear(normal(3, seed=0))
+    optimizer = Forgetful([parameter], lr=1e-3)
+    fit = fit_critic(linear_critic(parameter), optimizer, [parameter], epochs(1))
+    assert fit is not None and fit.undone
+    assert th.equal(parameter.detach()[:, 0], normal(3, seed=0)) and not optimizer.state.get(parameter)
+
+
+def test_fit_critic_passes_over_parameters_that_get_no_gradient() -> None:
+    """A parameter that the values do not depend on in these states is no obstacle."""
+    parameter, idle = linear(normal(3, seed=0)), linear(normal(3, seed=1))
+    fit = fit_critic(linear_critic(parameter), th.optim.Adam([parameter, idle]), [parameter, idle], epochs(1))
+    assert fit is not None and fit.status == "fitted" and fit.n_optimizer_steps == 3
+    assert th.equal(idle.detach()[:, 0], normal(3, seed=1))

@@ -13,7 +13,6 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecNormalize
 from torch.nn import functional as F
 
-import sb3_trpo.critic
 from sb3_trpo import TRPO
 from sb3_trpo.objective import PolicyProblem
 from sb3_trpo.report import METRICS
@@ -224,7 +223,7 @@ def test_standard_deviation_at_the_ends_of_what_a_float_holds_keeps_the_promise(
     """Deviations from zero to infinity: what cannot be measured is not accepted."""
     model, _ = hostile_model(kind, fast=fast, error_if_nonfinite=False)
     with th.no_grad():
-        model.policy.log_std.fill_(log_std)  # type: ignore[operator]
+        model.policy.log_std.fill_(log_std)
     with np.errstate(all="ignore"):
         try:
             learn(model)
@@ -270,7 +269,7 @@ OUTCOMES = {
 def test_fault_in_a_stage_of_the_update_has_a_name(
     kind: str, stage: str, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever a stage of the update answers, the policy is improved inside the limit or untouched, and the report says why."""
+    """Whatever a stage answers, the policy is improved inside the limit or untouched, and the report says so."""
     model, _ = hostile_model(kind)
     monkeypatch.setattr(PolicyProblem, *altered(stage, value))
     learn(model)
@@ -310,7 +309,7 @@ def test_exception_in_the_update_leaves_the_model_usable(
     before = actor_state(model)
     critic = {name: tensor for name, tensor in policy_state(model).items() if "value_net" in name}
     if stage == "values":
-        monkeypatch.setattr(sb3_trpo.critic.F, "mse_loss", failing)
+        monkeypatch.setattr(F, "mse_loss", failing)
     else:
         monkeypatch.setattr(PolicyProblem, stage, failing)
     with pytest.raises(error):
@@ -338,7 +337,7 @@ class SilentEnv(gym.Env[Any, Any]):
         self.n_steps = 0
 
     def _observe(self) -> dict[str, np.ndarray]:
-        observation = {"a": np.zeros((2, 2), np.float32), "b": np.zeros(1, np.uint8)}
+        observation: dict[str, np.ndarray] = {"a": np.zeros((2, 2), np.float32), "b": np.zeros(1, np.uint8)}
         observation["a"][1, 0] = self.observations.get(self.n_steps, 0.0)
         return observation
 
@@ -383,16 +382,15 @@ def test_error_names_what_where_and_when(planned: dict[str, Any], said: list[str
     before = policy_state(model)
     with pytest.raises(ValueError) as refusal, np.errstate(all="ignore"):
         model.learn(16)
-    missing = [
-        words for words in [*said, "Nothing was updated", "error_if_nonfinite=False"] if words not in str(refusal.value)
-    ]
+    said = [*said, "Nothing was updated", "error_if_nonfinite=False"]
+    missing = [words for words in said if words not in str(refusal.value)]
     assert not missing, str(refusal.value)
     assert not changed(before, policy_state(model)) and model.last_update is None
     # The plan has had its time
     for env in model.get_env().envs:  # type: ignore[union-attr]
         env.unwrapped.rewards, env.unwrapped.observations = {}, {}
     model.learn(16, reset_num_timesteps=False)
-    assert model.last_update is not None and model.last_update.step.accepted  # type: ignore[unreachable]
+    assert model.last_update is not None and model.last_update.step.accepted
 
 
 def test_check_nan_of_sb3_sees_to_it_in_its_own_way() -> None:
@@ -427,7 +425,7 @@ def test_statistics_of_vec_normalize_survive(place: str, error_if_nonfinite: boo
             model.learn(N_STEPS, reset_num_timesteps=False)
             assert model.last_update is not None and model.last_update.step.status == f"{place}s_not_finite"
     env.fault = None
-    statistics = [normalizer.obs_rms, normalizer.ret_rms]
-    assert all(np.isfinite([*np.ravel(s.mean), *np.ravel(s.var)]).all() for s in statistics)  # type: ignore[union-attr]
+    statistics: list[Any] = [normalizer.obs_rms, normalizer.ret_rms]
+    assert all(np.isfinite([*np.ravel(s.mean), *np.ravel(s.var)]).all() for s in statistics)
     model.learn(N_STEPS, reset_num_timesteps=False)
     assert model.last_update is not None and model.last_update.step.accepted

@@ -1,5 +1,6 @@
 """The trust-region step: its direction, its length, and that a step not taken leaves nothing behind."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,9 @@ import torch as th
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sb3_trpo import TRPO
 from sb3_trpo.objective import kl_old_new, unvalidated_distributions
-from sb3_trpo.trust_region import TrustRegionStep, flatten, trust_region_step
+from sb3_trpo.trust_region import TrustRegionStep, backtrack, conjugate_gradient, flatten, trust_region_step
 from tests.cases import ACTION_SPACES, PolicyCase, QuadraticProblem, make_case, normal, shake, spd_matrix
 from tests.oracles import dense_fisher, relative_error
 
@@ -236,6 +238,7 @@ def test_step_refused_leaves_every_parameter(reason: str, damping: float) -> Non
     assert kept == (0.0,) * 6
     if not math.isnan(problem.altered_surrogate or 0.0):
         assert step.surrogate == problem.surrogate_origin
+    assert step.gradient_norm == pytest.approx(float(problem.gradient.norm()), nan_ok=True)
     searched = status == "line_search_failed"
     assert len(step.candidates) == len(problem.visited) == (10 if searched else 0)
     assert math.isnan(step.full_step_gain) != searched
@@ -432,26 +435,47 @@ def test_step_refuses_a_candidate_whose_parameters_overflow() -> None:
     assert all(bool(parameter.isfinite().all()) for parameter in blind.parameters)
 
 
-def test_step_of_a_solve_that_stands_still_says_so() -> None:
-    """Where the very first iterate is lost in rounding there is no direction."""
+def test_step_whose_curvature_overflows_is_refused() -> None:
+    """The curvature along the whole direction is measured anew: infinite, it would make a step of length zero."""
+    plain = quadratic()
 
-    class Stiff(QuadraticProblem):
-        def surrogate_gradient(self) -> tuple[float, th.Tensor]:
-            return self.surrogate_origin, self.gradient.float()
+    class Growing(QuadraticProblem):
+        n_products = 0
 
         def fisher_vector_product(self) -> Any:
-            return lambda vector: vector * th.where(vector.abs() > 0.5, 3e38, 0.0)
+            def product(vector: th.Tensor) -> th.Tensor:
+                self.n_products += 1
+                return vector if self.n_products == 1 else math.inf * vector
 
-    plain = quadratic()
-    gradient = th.full((9,), 1e-3, dtype=th.float64)
-    gradient[0] = 1.0
-    problem = Stiff(plain.fisher, gradient)
+            return product
+
+    problem = Growing(plain.fisher, plain.gradient)
     before = snapshot(problem)
-    step = trust_region_step(problem, max_kl=MAX_KL, damping=0.0)
-    assert step.conjugate_gradient is not None
-    expected = {"stagnated": "conjugate_gradient_stagnated"}.get(step.conjugate_gradient.stopped_by, "curvature_not_positive")
-    assert step.status == expected
-    assert unchanged(problem, before)
+    step = take_step(problem, damping=0.0)
+    assert step.conjugate_gradient is not None and step.conjugate_gradient.stopped_by == "converged"
+    assert step.status == "curvature_not_positive" and unchanged(problem, before)
+
+
+@pytest.mark.parametrize("function", [trust_region_step, conjugate_gradient, backtrack])
+def test_defaults_are_those_of_trpo(function: Callable[..., Any]) -> None:
+    """Whoever calls the numerics alone gets what TRPO gives."""
+    of_trpo = {name: parameter.default for name, parameter in inspect.signature(TRPO.__init__).parameters.items()}
+    expected = {
+        "cg_max_iterations": of_trpo["cg_max_steps"],
+        "max_iterations": of_trpo["cg_max_steps"],
+        "cg_relative_tolerance": 1e-5,
+        "relative_tolerance": 1e-5,
+        "shrinking_factor": of_trpo["line_search_shrinking_factor"],
+        "max_candidates": of_trpo["line_search_max_iter"],
+    }
+    defaults = {n: p.default for n, p in inspect.signature(function).parameters.items() if n in expected}
+    assert defaults and all(expected[name] == default for name, default in defaults.items())
+
+
+def test_step_tries_no_more_candidates_than_it_may() -> None:
+    """The number of candidates and the factor between them are the caller's."""
+    step = take_step(Altered(measured=lambda s, kl: (s, 1.0)), max_candidates=3, shrinking_factor=0.25)
+    assert [candidate.step_fraction for candidate in step.candidates] == [1.0, 0.25, 0.0625]
 
 
 def matrix_problem(matrix: th.Tensor, seed: int) -> QuadraticProblem:

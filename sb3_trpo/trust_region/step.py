@@ -34,7 +34,7 @@ class TrustRegionStep(NamedTuple):
     What one step did.
 
     :param status: ``"accepted"``, or why every parameter is bit for bit what it was: ``"parameters_not_finite"``,
-        ``"gradient_not_finite"``, ``"gradient_zero"``, ``"curvature_not_positive"``, ``"conjugate_gradient_stagnated"``,
+        ``"gradient_not_finite"``, ``"gradient_zero"``, ``"curvature_not_positive"``,
         ``"direction_not_ascent"``, ``"line_search_failed"``, or what the caller of :func:`refused_step` found
     :param surrogate: L(θ) at the parameters kept
     :param surrogate_gain: measured L(θ) - L(θ_old) of the step kept, 0 if none was
@@ -201,9 +201,7 @@ def trust_region_step(
     natural_gradient = solve.solution
     curvature = float(natural_gradient @ fisher_product(natural_gradient))
     if not 0.0 < curvature < math.inf:
-        stagnated = solve.stopped_by == "stagnated"
-        status = "conjugate_gradient_stagnated" if stagnated else "curvature_not_positive"
-        return refused(status, conjugate_gradient=solve)
+        return refused("curvature_not_positive", conjugate_gradient=solve)
     if not float(unit_gradient @ natural_gradient) > 0.0:
         return refused("direction_not_ascent", conjugate_gradient=solve)
     full_step = math.sqrt(2.0 * max_kl / curvature) * natural_gradient

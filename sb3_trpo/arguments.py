@@ -37,6 +37,14 @@ _UNIT_INTERVAL = Rule(Real, lambda value: 0 <= value <= 1, "a number in [0, 1]")
 
 _FLAG = Rule(bool | np.bool_, lambda value: True, "True or False")
 
+
+def _is_device(name: str | th.device) -> bool:
+    try:
+        return name == "auto" or bool(th.device(name))
+    except RuntimeError:
+        return False
+
+
 RULES: dict[str, Rule] = {
     "learning_rate": Rule(Real, lambda value: 0 <= value < math.inf, "a finite number >= 0 or a schedule"),
     "n_steps": _COUNT,
@@ -57,16 +65,22 @@ RULES: dict[str, Rule] = {
     "verbose": Rule(Integral, lambda value: value >= 0, "an integer >= 0"),
     "seed": Rule(Integral, lambda value: 0 <= value < 2**32, "an integer in [0, 2**32) or None"),
     "fast": _FLAG,
+    "error_if_nonfinite": _FLAG,
     "policy_kwargs": Rule(dict, lambda value: True, "a dictionary or None"),
     "rollout_buffer_class": Rule(type, lambda value: issubclass(value, RolloutBuffer), "a subclass of RolloutBuffer or None"),
     "rollout_buffer_kwargs": Rule(dict, lambda value: True, "a dictionary or None"),
+    "device": Rule(str | th.device, _is_device, "'auto' or a device of torch"),
+    "custom_objects": Rule(dict, lambda value: True, "a dictionary or None"),
+    "print_system_info": _FLAG,
+    "force_reset": _FLAG,
+    "_init_setup_model": _FLAG,
     "tensorboard_log": Rule(str | PathLike, lambda value: True, "a path or None"),
 }
 
 # These may also be a function of the progress remaining, from 1 to 0
 SCHEDULES = ("learning_rate", "target_kl", "cg_damping")
 # and these left out
-OPTIONAL = {"seed", "policy_kwargs", "rollout_buffer_class", "rollout_buffer_kwargs", "tensorboard_log"}
+OPTIONAL = {"seed", "policy_kwargs", "rollout_buffer_class", "rollout_buffer_kwargs", "tensorboard_log", "custom_objects"}
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch as th
@@ -147,6 +147,31 @@ def surrogate_term(distribution: Distribution, batch: Batch) -> th.Tensor:
     return weighted_mean(ratio * without_padding(batch.advantages, batch.weights), batch.weights)
 
 
+def in_double(distribution: Distribution) -> Distribution:
+    """
+    Return a copy of an SB3 action distribution that computes in float64; what is built of the user's own factors as it is.
+
+    A normalised logit of ten thousand is rounded to a thousandth in float32, and so would be the KL.
+    """
+
+    def doubled(factor: th.distributions.Distribution) -> th.distributions.Distribution:
+        # Exact types: of a class of the user's own there is more to copy than is known here
+        kind: Any = type(factor)
+        if kind in (th.distributions.Categorical, th.distributions.Bernoulli):
+            return kind(logits=cast(Any, factor).logits.double())
+        if kind is th.distributions.Normal:
+            return kind(factor.mean.double(), factor.stddev.double())
+        return factor
+
+    inner = distribution.distribution
+    distribution = copy.copy(distribution)
+    if isinstance(inner, th.distributions.Distribution):
+        distribution.distribution = doubled(inner)
+    else:
+        distribution.distribution = [doubled(factor) for factor in inner]
+    return distribution
+
+
 def kl_term(old: Distribution, new: Distribution, batch: Batch) -> th.Tensor:
     """Return a batch's share of the mean KL(old || new), shape ()."""
     return weighted_mean(kl_old_new(old, new), batch.weights)
@@ -207,21 +232,21 @@ class PolicyProblem:
         self.graph = copy.copy(distribution_of(batch)) if len(self.chunks) == 1 else None
         self.old_distributions = [self.frozen_distribution(chunk) for chunk in self.chunks if self.graph is None]
         if self.graph is not None:
-            self.old_distributions.append(detached(self.graph))
+            self.old_distributions.append(in_double(detached(self.graph)))
         self.new_distributions = self.old_distributions
 
     @th.no_grad()
     def frozen_distribution(self, batch: Batch) -> Distribution:
         """Return the present policy's distribution without a graph, as a copy: SB3 hands out the same object each time."""
-        return copy.copy(self.distribution_of(batch))
+        return in_double(self.distribution_of(batch))
 
     def surrogate_gradient(self) -> tuple[float, th.Tensor]:
         """Return L(θ_old) and its gradient, shape (n_params,)."""
         surrogate, gradient = 0.0, th.zeros(())
-        for chunk in self.chunks:
+        for chunk, old in zip(self.chunks, self.old_distributions, strict=True):
             term = surrogate_term(self.graph or self.distribution_of(chunk), chunk)
             gradient = flat_gradient(term, self.parameters).add_(gradient.to(term))
-            surrogate += float(term.detach())
+            surrogate += float(surrogate_term(old, chunk))
         self.graph = None
         return surrogate, gradient
 

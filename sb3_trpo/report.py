@@ -92,9 +92,12 @@ class Metric(NamedTuple):
 
 METRICS: dict[str, Metric] = {
     "train/update_status": Metric(
-        "`accepted`, or why the policy is bit for bit what it was: `line_search_failed` (no candidate kept the limit and "
-        "improved the surrogate), `limit_zero` (a schedule of `target_kl` has come to its end), `gradient_zero`, "
-        "`gradient_not_finite`, `curvature_not_positive`",
+        "`accepted`, or why the policy is bit for bit what it was. Of the policy: `parameters_not_finite`. Of the rollout: "
+        "`observations_not_finite`, `actions_not_finite`, `log_probabilities_not_finite`, `values_not_finite`, "
+        "`rewards_not_finite`, `advantages_not_finite`, `returns_not_finite`. Of the step: `gradient_zero`, "
+        "`gradient_not_finite`, `limit_zero` (a schedule of `target_kl` has come to its end), `curvature_not_positive`, "
+        "`conjugate_gradient_stagnated` (in its first iteration), `direction_not_ascent`, `line_search_failed` (no candidate "
+        "kept the limit and improved the surrogate)",
         lambda report: report.step.status,
         exclude="tensorboard",
     ),
@@ -130,9 +133,21 @@ METRICS: dict[str, Metric] = {
         lambda report: report.step.conjugate_gradient and report.step.conjugate_gradient.n_iterations,
     ),
     "train/cg_damping": Metric("β, `cg_damping` as it was for this update", lambda report: report.damping),
+    "train/cg_stopped_by": Metric(
+        "`converged`, `max_iterations`, or what was wrong with the next iterate: `curvature` (not positive), `stagnated`, "
+        "`not_finite`",
+        lambda report: report.step.conjugate_gradient and report.step.conjugate_gradient.stopped_by,
+        exclude="tensorboard",
+    ),
     "train/cg_residual": Metric(
         "‖g − (F + βI)s‖ / ‖g‖ when they stopped; 1 means no progress",
         lambda report: report.step.conjugate_gradient and report.step.conjugate_gradient.residual_norms[-1],
+    ),
+    "train/critic_status": Metric(
+        "`fitted`, `steps_skipped`, or `undone`: the fit led away from the finite numbers, and the critic is bit for bit what "
+        "it was",
+        lambda report: report.critic and report.critic.status,
+        exclude="tensorboard",
     ),
     "train/value_loss": Metric(
         "mean squared error of the critic over all of its minibatches",
@@ -143,7 +158,7 @@ METRICS: dict[str, Metric] = {
     ),
     "train/value_loss_last": Metric("and over its last pass", lambda report: report.critic and report.critic.last_value_loss),
     "train/n_critic_steps_skipped": Metric(
-        "minibatches of the critic's fit that made no step, since their gradient was not finite",
+        "minibatches of the critic's fit that made no step, since their loss or gradient was not finite",
         lambda report: report.critic and report.critic.n_skipped,
     ),
     "train/explained_variance": Metric(

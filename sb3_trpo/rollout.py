@@ -23,7 +23,7 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
-from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
@@ -272,6 +272,13 @@ def whole_rollout(rollout_buffer: RolloutBuffer) -> RolloutBufferSamples:
     actions = rollout_buffer.actions.astype(np.float32, copy=False)
     scalars = (getattr(rollout_buffer, name) for name in ("values", "log_probs", "advantages", "returns"))
     return RolloutBufferSamples(observations, flat(actions, (rollout_buffer.action_dim,)), *map(flat, scalars))
+
+
+def explained_by_values(rollout_buffer: RolloutBuffer) -> float:
+    """Return the share of the returns' variance that the values explain; NaN where it has no meaning."""
+    values, returns = (getattr(rollout_buffer, name).flatten().astype(np.float64) for name in ("values", "returns"))
+    with np.errstate(invalid="ignore"):
+        return float(explained_variance(values, returns))
 
 
 def _blocks(space: spaces.Space, n: int) -> Iterator[slice]:

@@ -4,7 +4,9 @@ import copy
 import inspect
 import io
 import pathlib
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -17,7 +19,6 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
-from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.arguments import (
@@ -34,12 +35,14 @@ from sb3_trpo.critic import CriticFit, ValueBatch, fit_critic
 from sb3_trpo.fast.critic import mlp_critic
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
 from sb3_trpo.fast.network import read_actor, read_critic
+from sb3_trpo.files import path_to_write, written_whole
+from sb3_trpo.finite import NonFiniteError, finite_rollout, finite_statistics, unusable
 from sb3_trpo.objective import Batch, PolicyProblem, normalize_advantages, unvalidated_distributions
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.report import PhaseClock, UpdateReport, dump_pending
-from sb3_trpo.rollout import collect_rollouts, lean_actor, whole_rollout
+from sb3_trpo.rollout import collect_rollouts, explained_by_values, lean_actor, whole_rollout
 from sb3_trpo.saved import saved_names
-from sb3_trpo.trust_region import reached_by, trust_region_step
+from sb3_trpo.trust_region import TrustRegionStep, reached_by, refused_step, trust_region_step
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
@@ -92,6 +95,9 @@ class TRPO(OnPolicyAlgorithm):
     :param fast: Whether to use, where they cover the policy, the faster ways of collecting experience, multiplying with the
         Fisher matrix and fitting the critic; the results are those of the plain ways up to rounding and, while collecting
         with perceptrons, up to the random numbers drawn. ``verbose=1`` says which are in use
+    :param error_if_nonfinite: Whether a reward, observation or action that is NaN or infinite is an error, raised at once and
+        before anything is updated. Otherwise, or if a ``VecCheckNan`` wraps the environment, training goes on, and an update
+        from such a rollout leaves the policy as it is
     :raises TypeError: naming the argument and the value received, if it is not of the right type
     :raises ValueError: naming the argument and the value received, if it cannot work
     """
@@ -135,9 +141,12 @@ class TRPO(OnPolicyAlgorithm):
         _init_setup_model: bool = True,
         *,
         fast: bool = True,
+        error_if_nonfinite: bool = True,
     ):
         check_arguments(locals())
         check_policy(policy, self.policy_aliases)
+        if sde_sample_freq != -1 and not use_sde:
+            warnings.warn(f"sde_sample_freq={sde_sample_freq} has no effect with use_sde=False", stacklevel=2)
         if env is not None or _init_setup_model:
             env = checked_env(env, verbose)
         super().__init__(
@@ -173,6 +182,7 @@ class TRPO(OnPolicyAlgorithm):
         self.target_kl = target_kl
         self.sub_sampling_factor = sub_sampling_factor
         self.fast = fast
+        self.error_if_nonfinite = error_if_nonfinite
         self.paths_in_use: dict[str, str] = {}
 
         if _init_setup_model:
@@ -204,64 +214,94 @@ class TRPO(OnPolicyAlgorithm):
         Collect experience with the current policy (see SB3's ``OnPolicyAlgorithm.collect_rollouts`` for the parameters).
 
         With ``fast``, callbacks find neither ``values`` nor ``obs_tensor`` in their ``locals``; ``log_probs`` may be ``None``.
+
+        :raises ValueError: with ``error_if_nonfinite``, naming the environment and the step of the rollout, or the parameter
         """
         actor = lean_actor(self.policy, rollout_buffer, env.num_envs) if self.fast else None
         self._note_path("collection", "plain" if actor is None else "lean")
-        if actor is None:
-            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
-        return collect_rollouts(self, actor, env, callback, rollout_buffer, n_rollout_steps)
+        if self.error_if_nonfinite:
+            check_parameters({"policy": self.policy.state_dict()}, {"policy": self.policy.state_dict()})
+        try:
+            with (
+                finite_statistics(self.get_vec_normalize_env()),
+                finite_rollout(env, self._last_obs, rollout_buffer) if self.error_if_nonfinite else nullcontext(env) as env,
+            ):
+                if actor is None:
+                    return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+                return collect_rollouts(self, actor, env, callback, rollout_buffer, n_rollout_steps)
+        except NonFiniteError:
+            # The next call of `learn` is not to go on in the middle of it
+            self._last_obs = None
+            raise
 
     def train(self) -> None:
         """Update the policy inside the trust region, then the critic, using the current rollout buffer."""
-        # Before anything moves: a schedule may return what cannot work
-        schedules = (self.lr_schedule, self.target_kl, self.cg_damping)
-        _, target_kl, cg_damping = (
-            value_at(name, schedule, progress_remaining=self._current_progress_remaining)
-            for name, schedule in zip(SCHEDULES, schedules, strict=True)
-        )
+        for name in SCHEDULES:
+            self._now(name)  # before anything moves: a schedule may return what cannot work
         # Eval mode throughout: with dropout or batch statistics the ratio would not start at 1
         self.policy.set_training_mode(False)
         self._update_learning_rate(self.policy.optimizer)
         clock = PhaseClock()
 
         batch = self._full_batch()
-        actor_parameters, critic_parameters = self._split_parameters(batch)
         with unvalidated_distributions():
-            problem = PolicyProblem(
-                self._distribution,
-                batch,
-                actor_parameters,
-                fisher_batch=batch.thinned(self.sub_sampling_factor),
-                chunk_size=self._chunk_size(),
-                fast_fisher=self._fast_fisher,
-            )
-            step = trust_region_step(
-                problem,
-                max_kl=target_kl,
-                damping=cg_damping,
-                cg_max_iterations=self.cg_max_steps,
-                shrinking_factor=self.line_search_shrinking_factor,
-                max_candidates=self.line_search_max_iter,
-                phase=clock.begin,
-            )
+            actor_parameters, critic_parameters = self._split_parameters(batch)
+            problem = self._policy_problem(batch, actor_parameters)
+            step = self._trust_region_step(problem, clock.begin)
         clock.begin("critic")
         critic = self._fit_critic(critic_parameters)
         clock.stop()
 
         self._n_updates += 1
+        self.last_update = self._report(problem, step, critic, clock.seconds)
+        self.last_update.record(self.logger)
+
+    def _now(self, name: str) -> float:
+        """Return what an argument that may be a schedule is at this point of the training."""
+        return value_at(name, getattr(self, name), progress_remaining=self._current_progress_remaining)
+
+    def _policy_problem(self, batch: Batch, parameters: Parameters) -> PolicyProblem:
+        """Return the trust-region problem of a rollout, around the present policy."""
+        return PolicyProblem(
+            self._distribution,
+            batch,
+            parameters,
+            fisher_batch=batch.thinned(self.sub_sampling_factor),
+            chunk_size=self._chunk_size(),
+            fast_fisher=self._fast_fisher,
+        )
+
+    def _trust_region_step(self, problem: PolicyProblem, phase: Callable[[str], None] = lambda name: None) -> TrustRegionStep:
+        """Move the policy's parameters as far as the arguments of this model allow; ``phase`` hears what begins."""
+        status = unusable(self.rollout_buffer, problem.parameters)
+        if status:
+            return refused_step(status)
+        return trust_region_step(
+            problem,
+            max_kl=self._now("target_kl"),
+            damping=self._now("cg_damping"),
+            cg_max_iterations=self.cg_max_steps,
+            shrinking_factor=self.line_search_shrinking_factor,
+            max_candidates=self.line_search_max_iter,
+            phase=phase,
+        )
+
+    def _report(
+        self, problem: PolicyProblem, step: TrustRegionStep, critic: CriticFit | None, phase_seconds: dict[str, float]
+    ) -> UpdateReport:
+        """Describe the update that led to the present policy."""
         log_std = getattr(self.policy, "log_std", None)
-        self.last_update = UpdateReport(
+        return UpdateReport(
             step=step,
             critic=critic,
             n_updates=self._n_updates,
-            max_kl=target_kl,
-            damping=cg_damping,
-            explained_variance=explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()),
+            max_kl=self._now("target_kl"),
+            damping=self._now("cg_damping"),
+            explained_variance=explained_by_values(self.rollout_buffer),
             entropy=problem.entropy(of_new=step.accepted),
             std=None if log_std is None else log_std.exp().mean().item(),
-            phase_seconds=clock.seconds,
+            phase_seconds=phase_seconds,
         )
-        self.last_update.record(self.logger)
 
     # What variants of TRPO override: how to read their buffer, and how to ask their policy
 
@@ -382,7 +422,8 @@ class TRPO(OnPolicyAlgorithm):
         for name, value in kwargs.items():
             if name not in known:
                 raise TypeError(f"load() got an unexpected keyword argument {name}={value!r}, expected one of {sorted(known)}")
-        check_arguments(kwargs)
+        given = {"device": device, "custom_objects": custom_objects}
+        check_arguments(kwargs | given | {"print_system_info": print_system_info, "force_reset": force_reset})
         if env is not None:
             env = checked_env(env)
         if "stats_window_size" in kwargs:
@@ -408,6 +449,22 @@ class TRPO(OnPolicyAlgorithm):
                 "`load(path, env)` takes a model to another number of them"
             )
         super().set_env(env, force_reset)
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model in a zip-file (see SB3's ``BaseAlgorithm.save`` for the parameters).
+
+        Under the file's name there is never half a model: a run that is killed leaves the old file or the new one.
+        """
+        if not isinstance(path, str | pathlib.Path):
+            return super().save(path, exclude, include)
+        with written_whole(path_to_write(path, suffix="zip")) as file:
+            super().save(file, exclude, include)
 
     def set_parameters(
         self,

@@ -18,6 +18,7 @@ from torch import nn
 import sb3_trpo
 from sb3_trpo.objective import (
     Batch,
+    PolicyProblem,
     kl_old_new,
     log_ratio,
     normalize_advantages,
@@ -465,3 +466,33 @@ def test_unvalidated_distributions_restore_torchs_setting(validated: bool, error
         assert th.distributions.Distribution._validate_args is validated
     finally:
         th.distributions.Distribution.set_default_validate_args(before)
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e6])
+def test_problem_measures_a_nearly_deterministic_policy_without_rounding(scale: float) -> None:
+    """Logits of 10⁴ and more, single precision as in training: KL and gain are those of the logits, computed in float64."""
+    logits = nn.Parameter(scale * normal(64, 4, seed=0).float())
+    with th.no_grad():
+        # Half of the states hesitate between two actions, far from zero
+        logits[:32, 1] = logits[:32, 0] + normal(32, seed=1).float()
+    actions = logits.detach().argmax(dim=1)
+
+    def distribution_of(batch: Batch) -> CategoricalDistribution:
+        assert isinstance(batch.observations, th.Tensor)
+        return CategoricalDistribution(4).proba_distribution(logits[batch.observations.long()])
+
+    weights = th.full((64,), 1 / 64)
+    old_log_prob = distribution_of(Batch(th.arange(64), actions, weights, weights, weights)).log_prob(actions).detach()
+    batch = Batch(th.arange(64), actions, old_log_prob.float(), normal(64, seed=2).float(), weights)
+    problem = PolicyProblem(distribution_of, batch, [logits])
+    old = logits.detach().double().log_softmax(1)
+    surrogate, _ = problem.surrogate_gradient()
+    assert problem.evaluate() == (surrogate, 0.0)
+    with th.no_grad():
+        logits.add_(0.1 * scale**0.25 * normal(64, 4, seed=3).float())
+    new = logits.detach().double().log_softmax(1)
+    new_surrogate, mean_kl = problem.evaluate()
+    assert mean_kl == pytest.approx(float((old.exp() * (old - new)).sum(1).mean()), rel=1e-3)
+    rows = th.arange(64)
+    gain = (new.exp() - old.exp())[rows, actions] / batch.old_log_prob.double().exp() * batch.advantages.double()
+    assert new_surrogate - surrogate == pytest.approx(float(gain.mean()), rel=0.05, abs=1e-9)

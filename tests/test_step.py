@@ -385,3 +385,131 @@ def test_step_of_a_policy_repeats_itself(case: PolicyCase) -> None:
         ends.append(snapshot(case.problem()))
         shake(list(case.policy.parameters()), scale=0.0, seed=0)
     assert all(th.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+# What float32 and hostile matrices can do
+
+
+def test_step_from_parameters_that_are_not_finite_moves_nothing() -> None:
+    """There is no way back from NaN: the step says so before it asks for anything."""
+    problem = quadratic()
+    with th.no_grad():
+        problem.parameters[1][2] = math.nan
+    before = snapshot(problem)
+    step = take_step(problem)
+    assert (step.status, step.candidates, step.conjugate_gradient) == ("parameters_not_finite", (), None)
+    assert math.isnan(step.surrogate) and math.isnan(step.gradient_norm) and math.isnan(step.full_step_gain)
+    assert all(th.equal(p.nan_to_num(7.0), start.nan_to_num(7.0)) for p, start in zip(problem.parameters, before, strict=True))
+
+
+def test_step_refuses_a_candidate_whose_parameters_overflow() -> None:
+    """A policy may be finite where its parameters are not: the candidate is refused without being asked."""
+    problem = quadratic()
+    largest = th.finfo(th.float64).max
+    with th.no_grad():
+        problem.parameters[0].fill_(largest)
+        problem.parameters[1].fill_(-largest)
+
+    class Blind:
+        parameters = problem.parameters
+        n_evaluations = 0
+
+        def surrogate_gradient(self) -> tuple[float, th.Tensor]:
+            return 0.0, problem.gradient
+
+        def fisher_vector_product(self) -> Any:
+            return lambda vector: 1e-300 * vector
+
+        def evaluate(self) -> tuple[float, float]:
+            self.n_evaluations += 1
+            assert all(bool(parameter.isfinite().all()) for parameter in self.parameters)
+            return 1.0, 1e-3
+
+    blind = Blind()
+    step = take_step(blind, max_kl=1e307, damping=0.0, shrinking_factor=1e-200)
+    assert [candidate.refused_by for candidate in step.candidates] == ["not_finite", ""]
+    assert step.accepted and blind.n_evaluations == 1
+    assert all(bool(parameter.isfinite().all()) for parameter in blind.parameters)
+
+
+def test_step_of_a_solve_that_stands_still_says_so() -> None:
+    """Where the very first iterate is lost in rounding there is no direction."""
+
+    class Stiff(QuadraticProblem):
+        def surrogate_gradient(self) -> tuple[float, th.Tensor]:
+            return self.surrogate_origin, self.gradient.float()
+
+        def fisher_vector_product(self) -> Any:
+            return lambda vector: vector * th.where(vector.abs() > 0.5, 3e38, 0.0)
+
+    plain = quadratic()
+    gradient = th.full((9,), 1e-3, dtype=th.float64)
+    gradient[0] = 1.0
+    problem = Stiff(plain.fisher, gradient)
+    before = snapshot(problem)
+    step = trust_region_step(problem, max_kl=MAX_KL, damping=0.0)
+    assert step.conjugate_gradient is not None
+    expected = {"stagnated": "conjugate_gradient_stagnated"}.get(step.conjugate_gradient.stopped_by, "curvature_not_positive")
+    assert step.status == expected
+    assert unchanged(problem, before)
+
+
+def matrix_problem(matrix: th.Tensor, seed: int) -> QuadraticProblem:
+    return QuadraticProblem(matrix, normal(len(matrix), seed=seed))
+
+
+def test_step_along_a_direction_that_does_not_ascend_is_refused() -> None:
+    """Products that are those of no symmetric matrix can lead conjugate gradients anywhere; only upwards is followed."""
+    statuses = set()
+    for seed in range(100):
+        problem = matrix_problem(normal(6, 6, seed=seed) + 2.0 * th.eye(6, dtype=th.float64), seed + 1)
+        before = snapshot(problem)
+        step = take_step(problem, damping=0.0, cg_max_iterations=6)
+        statuses.add(step.status)
+        assert unchanged(problem, before) != step.accepted
+        assert step.status != "direction_not_ascent" or (not problem.visited and step.conjugate_gradient is not None)
+        assert not step.candidates or step.full_step_gain > 0.0
+    assert {"accepted", "direction_not_ascent"} <= statuses
+
+
+entries = st.one_of(
+    st.just(0.0),
+    st.floats(-30, 30).map(lambda exponent: 10.0**exponent),
+    st.floats(-30, 30).map(lambda exponent: -(10.0**exponent)),
+    st.sampled_from([math.nan, math.inf, -math.inf]),
+)
+
+
+@given(
+    eigenvalues=st.lists(entries, min_size=3, max_size=8),
+    log_gradient=st.floats(-45, 38),
+    log_damping=st.one_of(st.none(), st.floats(-30, 30)),
+    log_max_kl=st.floats(-12, 3),
+    single=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_step_keeps_its_promise_whatever_the_matrix(
+    eigenvalues: list[float], log_gradient: float, log_damping: float | None, log_max_kl: float, single: bool, seed: int
+) -> None:
+    """Definite, singular, indefinite or not a number, in float32 too: improved inside the limit, or bit for bit untouched."""
+    dtype = th.float32 if single else th.float64
+    matrix = spd_matrix(th.tensor(eigenvalues, dtype=th.float64), seed=seed).to(dtype)
+    n = len(eigenvalues)
+
+    class Hostile(QuadraticProblem):
+        def fisher_vector_product(self) -> Any:
+            return lambda vector: matrix @ vector
+
+    problem = Hostile(matrix.double(), 10**log_gradient * normal(n, seed=seed + 1), surrogate_origin=0.0)
+    problem.gradient = problem.gradient.to(dtype).double()
+    gradient = problem.gradient.to(dtype)
+    problem.surrogate_gradient = lambda: (0.0, gradient.clone())  # type: ignore[method-assign]
+    before = snapshot(problem)
+    damping = 0.0 if log_damping is None else 10**log_damping
+    step = trust_region_step(problem, max_kl=10**log_max_kl, damping=damping)
+    if step.accepted:
+        surrogate, mean_kl = problem.measure()
+        assert surrogate > 0.0 and abs(mean_kl) <= 10**log_max_kl
+        assert all(bool(parameter.isfinite().all()) for parameter in problem.parameters)
+    else:
+        assert unchanged(problem, before)

@@ -41,11 +41,12 @@ class MlpCritic:
         )
         self.gradient = th.zeros_like(self.flat)
         self.n_skipped = 0
+        self.first_used: tuple[th.Tensor, th.Tensor] | None = None
         self.views = unflatten(self.flat, self.parameters)
         self.gradient_views = unflatten(self.gradient, self.parameters)
 
-    def _squared_error(self, inputs: th.Tensor, returns: th.Tensor) -> th.Tensor:
-        """Put the gradient of the mean squared error of a minibatch in place, and return the error's value."""
+    def _differentiate(self, inputs: th.Tensor, returns: th.Tensor) -> tuple[th.Tensor, bool]:
+        """Put the gradient of a minibatch's mean squared error in place; return the error, and whether both are finite."""
         hidden = [inputs]
         for i, stage in enumerate(self.stages):
             weight, bias = self.views[2 * i : 2 * i + 2]
@@ -62,7 +63,7 @@ class MlpCritic:
             th.sum(cotangent, 0, out=self.gradient_views[2 * i + 1])
             if i > 0:
                 cotangent = cotangent @ self.views[2 * i]
-        return loss
+        return loss, math.isfinite(loss) and math.isfinite(self.gradient.dot(self.gradient))
 
     def _adam_step(self) -> None:
         """Kingma & Ba 2015, *Adam*, section 2."""
@@ -102,14 +103,20 @@ class MlpCritic:
             return None
         inputs = network_input(self.policy, observations).flatten(1)
         losses = [th.stack(list(self._epoch(inputs, returns, batch_size))) for _ in range(n_epochs)]
-        self._write_back()
-        return summarize(losses, self.n_skipped)
+        kept = all(bool(vector.isfinite().all()) for vector in (self.flat, self.mean, self.square)) and (
+            self.first_used is None or self._differentiate(*self.first_used)[1]
+        )
+        if kept:
+            self._write_back()
+        return summarize(losses, self.n_skipped, undone=not kept)
 
     def _epoch(self, inputs: th.Tensor, returns: th.Tensor, batch_size: int) -> Iterator[th.Tensor]:
         order = th.as_tensor(np.random.permutation(len(returns)), device=inputs.device)
         for batch_inputs, batch_returns in zip(inputs[order].split(batch_size), returns[order].split(batch_size), strict=True):
-            yield self._squared_error(batch_inputs, batch_returns)
-            if math.isfinite(self.gradient.dot(self.gradient)):
+            loss, is_finite = self._differentiate(batch_inputs, batch_returns)
+            yield loss
+            if is_finite:
+                self.first_used = self.first_used or (batch_inputs, batch_returns)
                 self._adam_step()
             else:
                 self.n_skipped += 1

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch as th
 
-StoppedBy = Literal["converged", "max_iterations", "curvature", "zero_rhs"]
+StoppedBy = Literal["converged", "max_iterations", "curvature", "stagnated", "not_finite", "zero_rhs"]
 
 
 class ConjugateGradientResult(NamedTuple):
@@ -16,8 +16,9 @@ class ConjugateGradientResult(NamedTuple):
     :param solution: approximate x, shape (n,)
     :param n_iterations: number of products with A that led to the solution
     :param residual_norms: ``||b - A x|| / ||b||`` by the recurrence, before the first and after each iteration
-    :param stopped_by: ``"converged"``, ``"max_iterations"``, ``"zero_rhs"``, or ``"curvature"`` where p'Ap was not
-        positive; the solution is then the last good iterate, zero if there was none
+    :param stopped_by: ``"converged"``, ``"max_iterations"``, ``"zero_rhs"``, or what was wrong with the next iterate: p'Ap
+        was not positive (``"curvature"``), it was the same as the one before (``"stagnated"``), it or its residual was not
+        finite (``"not_finite"``). The solution is then the last good iterate, zero if there was none
     """
 
     solution: th.Tensor
@@ -42,7 +43,7 @@ def conjugate_gradient(
     :param rhs: right-hand side b, shape (n,)
     :param max_iterations: largest number of products with A
     :param relative_tolerance: stop once ``||b - A x|| <= relative_tolerance * ||b||``
-    :return: the solution and how the solve ended; bad curvature (p'Ap <= 0 or not finite) stops it, it does not raise
+    :return: the solution and how the solve ended; what cannot go on stops it, it does not raise
     """
     x = th.zeros_like(rhs)
     residual = rhs.clone()
@@ -61,9 +62,16 @@ def conjugate_gradient(
             stopped_by = "curvature"
             break
         alpha = residual_squared / curvature
-        x = x + alpha * direction
+        next_x = x + alpha * direction
+        if th.equal(next_x, x):
+            stopped_by = "stagnated"
+            break
         residual = residual - alpha * product
         new_residual_squared = float(residual @ residual)
+        if not (math.isfinite(new_residual_squared) and bool(next_x.isfinite().all())):
+            stopped_by = "not_finite"
+            break
+        x = next_x
         residual_norms.append(math.sqrt(new_residual_squared) / rhs_norm)
         if residual_norms[-1] <= relative_tolerance:
             stopped_by = "converged"

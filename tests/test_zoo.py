@@ -113,9 +113,7 @@ def test_zoo_reads_the_file_that_it_is_given(tmp_path: pathlib.Path) -> None:
 def test_zoo_plays_records_and_plots(tmp_path: pathlib.Path) -> None:
     """What was trained is played, filmed and drawn, all from the folder that train writes to."""
     for _ in range(2):
-        run(
-            tmp_path, "sb3_trpo.zoo", "train", "--env", "CartPole-v1", "--eval-freq", "100", "--save-freq", "100", "-P", *TINY
-        )
+        run(tmp_path, "sb3_trpo.zoo", "train", "--env", "CartPole-v1", "--eval-freq", "100", "--save-freq", "100", "-P", *TINY)
     said = run(tmp_path, "sb3_trpo.zoo", "enjoy", "--env", "CartPole-v1", "--no-render", "-n", "300")
     assert "CartPole-v1_2" in said and "Mean reward" in said
     run(tmp_path, "sb3_trpo.zoo", "enjoy", "--env", "CartPole-v1", "--no-render", "-n", "10", "--load-best")

@@ -18,6 +18,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import sb3_trpo.inspect.probe
 from sb3_trpo import TRPO, UpdateReport
 from sb3_trpo.inspect import (
     TrustRegionRecorder,
@@ -50,6 +51,12 @@ KINDS = (
     "gsde-image",
     "matrix-box",
 )
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure slices at few points: what is tested is where they lie, not how smooth the picture is."""
+    monkeypatch.setattr(sb3_trpo.inspect.probe, "SLICE_POINTS", 7)
 
 
 def monitored(n_envs: int = 2) -> DummyVecEnv:

@@ -53,7 +53,7 @@ def _of(updates: Sequence[UpdateRecord], name: str) -> np.ndarray:
 
 
 def _marker_size(updates: Sequence[UpdateRecord]) -> float:
-    return float(np.clip(60.0 / math.sqrt(len(updates)), 2.0, 6.0))
+    return float(np.clip(60.0 / math.sqrt(max(1, len(updates))), 2.0, 6.0))
 
 
 def _line(axes: "Axes", updates: Sequence[UpdateRecord], values: np.ndarray, **look: Any) -> None:

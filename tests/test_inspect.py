@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +17,13 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import sb3_trpo.inspect.probe
 from sb3_trpo import TRPO, UpdateReport
 from sb3_trpo.inspect import (
     TrustRegionRecorder,
     UpdateRecord,
     change_of_probabilities,
+    draw_ladder,
     inspect_model,
     read_run,
     slice_of,
@@ -50,6 +51,12 @@ KINDS = (
     "gsde-image",
     "matrix-box",
 )
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure slices at few points: what is tested is where they lie, not how smooth the picture is."""
+    monkeypatch.setattr(sb3_trpo.inspect.probe, "SLICE_POINTS", 7)
 
 
 def monitored(n_envs: int = 2) -> DummyVecEnv:
@@ -415,30 +422,22 @@ def test_inspect_model_tells_of_a_policy_that_cannot_move() -> None:
 
 
 def test_tensorboard_gets_the_figures_every_so_many_updates(tmp_path: Path) -> None:
-    """Every second update has its figures under Images, the last one included; every update has its scalars."""
+    """The second of two updates has its figures under Images, though it is the last; both have their scalars."""
     model = small_model(tensorboard_log=str(tmp_path / "tb"))
-    model.learn(4 * 64, callback=TrustRegionRecorder(tmp_path / "run", pictures_every=2))
+    model.learn(2 * 64, callback=TrustRegionRecorder(tmp_path / "run", pictures_every=2))
     model.logger.close()
     events = EventAccumulator(str(tmp_path / "tb" / "TRPO_1"), size_guidance={"images": 0}).Reload()
     names = {"run", "ladder", "convergence", "bubble", "bars", "kl_per_state"}
     assert set(events.Tags()["images"]) == {f"trust_region/{name}" for name in names}
-    # SB3 writes its log after the rollout that follows an update, the scalars alike
     for name in names:
-        assert [image.step for image in events.Images(f"trust_region/{name}")] == [192, 256]
-    assert all(min(image.width, image.height) > 150 for name in names for image in events.Images(f"trust_region/{name}"))
-    assert len(events.Scalars("train/kl_divergence_loss")) == 4
+        (image,) = events.Images(f"trust_region/{name}")
+        assert image.step == 128 and min(image.width, image.height) > 150
+    assert len(events.Scalars("train/kl_divergence_loss")) == 2
 
 
-def test_recorder_needs_no_matplotlib(tmp_path: Path) -> None:
-    """Importing and recording does not import Matplotlib; drawing without it says what to install."""
-    code = (
-        "import sys; sys.modules['matplotlib'] = None\n"
-        "from sb3_trpo import TRPO\n"
-        "from sb3_trpo.inspect import TrustRegionRecorder, read_run, draw_ladder\n"
-        "model = TRPO('MlpPolicy', 'CartPole-v1', n_steps=64, device='cpu')\n"
-        "model.learn(64, callback=TrustRegionRecorder(sys.argv[1], pictures_every=1))\n"
-        "try: draw_ladder(read_run(sys.argv[1]).updates[0])\n"
-        "except ImportError as error: print(error)\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True)
-    assert "pip install sb3_trpo[plots]" in result.stdout
+def test_figures_are_spared_where_nobody_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without TensorBoard nothing is drawn: recording needs no Matplotlib, and drawing without it says what to install."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    small_model().learn(64, callback=TrustRegionRecorder(tmp_path, pictures_every=1))
+    with pytest.raises(ImportError, match=r"pip install sb3_trpo\[plots\]"):
+        draw_ladder(read_run(tmp_path).updates[0])

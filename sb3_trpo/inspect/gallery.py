@@ -11,25 +11,36 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def choose_update(run: Run, n_updates: int | None = None) -> int:
+    """
+    Return the number of the update to look at.
+
+    :param run: from ``read_run`` or ``inspect_model``
+    :param n_updates: the one asked for; by default the last one that pictures were kept of, else the last one
+    :raises ValueError: if the run has no such update
+    """
+    pictured = {record.n_updates for records in (run.slices, run.states) for record in records}
+    known = pictured | {update.n_updates for update in run.updates}
+    if not known:
+        raise ValueError(f"run {run.name!r} has no update that can be drawn")
+    if n_updates is None:
+        return max(pictured or known)
+    if n_updates not in known:
+        span = f"{min(known)} to {max(known)}"
+        raise ValueError(f"run {run.name!r} has no record of update {n_updates}, expected one of those it has, {span}")
+    return n_updates
+
+
 def figures_of_update(run: Run, n_updates: int | None = None) -> Iterator[tuple[str, "Figure"]]:
     """
     Draw what is known of one update.
 
     :param run: from ``read_run`` or ``inspect_model``
-    :param n_updates: number of the update; by default the last one that the pictures were kept of, else the last one
+    :param n_updates: number of the update, as for :func:`choose_update`
     :return: names and figures: ladder, convergence, bubble, bars, kl_per_state
     :raises ValueError: if the run has no such update
     """
-    known = {record.n_updates for records in (run.updates, run.states, run.slices) for record in records}
-    if n_updates is None:
-        pictured = [record.n_updates for records in (run.slices, run.states) for record in records]
-        n_updates = max(pictured or known, default=None)
-    if not known:
-        raise ValueError(f"run {run.name!r} has no update that can be drawn")
-    if n_updates not in known:
-        raise ValueError(
-            f"run {run.name!r} has no record of update {n_updates}, it has some from {min(known)} to {max(known)}"
-        )
+    n_updates = choose_update(run, n_updates)
     for update in run.updates:
         if update.n_updates == n_updates:
             yield "ladder", draw_ladder(update)
@@ -48,9 +59,11 @@ def figures_of(run: Run, n_updates: int | None = None) -> Iterator[tuple[str, "F
     Draw a run and one of its updates.
 
     :param run: from ``read_run`` or ``inspect_model``
-    :param n_updates: number of the update, as for :func:`figures_of_update`
+    :param n_updates: number of the update, as for :func:`choose_update`
     :return: names and figures: run, and those of the update
+    :raises ValueError: if the run has no such update
     """
+    n_updates = choose_update(run, n_updates)
     # Of a single update its own pictures say more than a dot in each panel
     if len(run.updates) > 1:
         yield "run", draw_run(run)

@@ -176,8 +176,7 @@ def slice_of(
     n_updates: int,
     measured: TrustRegionProblem | None = None,
     n_states: int = 0,
-    reach: float = SLICE_REACH,
-    n_points: int = SLICE_POINTS,
+    n_points: int | None = None,
 ) -> SliceRecord | None:
     """
     Measure surrogate and KL on a plane through the old policy, spanned by the natural step and the plain gradient.
@@ -188,8 +187,7 @@ def slice_of(
     :param n_updates: number of the update
     :param measured: the problem to measure on, by default the same; with fewer states it is quicker
     :param n_states: number of states that it has
-    :param reach: how far to go, in full steps
-    :param n_points: how many policies to measure along each side
+    :param n_points: how many policies to measure along each side, ``SLICE_POINTS`` by default
     :return: ``None`` if there was no direction, or there is no second one
     """
     if step.conjugate_gradient is None or math.isnan(step.full_step_gain):
@@ -215,7 +213,7 @@ def slice_of(
                 parameter.copy_(value)
             return measured.evaluate()
 
-        fractions = np.linspace(-reach, reach, n_points)
+        fractions = np.linspace(-SLICE_REACH, SLICE_REACH, n_points or SLICE_POINTS)
         surrogate_there, _ = evaluate(0.0, 0.0)
         surface = np.array([[evaluate(x, y) for x in fractions] for y in fractions])
         _, gradient_step_kl = evaluate(*place)

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sb3_trpo.inspect.gallery import figures_of_update
+from sb3_trpo.inspect.gallery import choose_update, figures_of_update
 from sb3_trpo.inspect.health import Finding, check_health
 from sb3_trpo.inspect.records import Run
 from sb3_trpo.inspect.run_figures import PANELS, draw_run, panels_of
@@ -130,6 +130,7 @@ def write_report(run: Run, path: str | Path, *, n_updates: int | None = None) ->
     """
     if not run.updates:
         raise ValueError(f"run {run.name!r} has no update to report on")
+    n_updates = choose_update(run, n_updates)
     shown = {finding.panel for finding in check_health(run.updates)}
     # Of a single update its own pictures say more than a dot in each panel
     others = [_panel(run, name) for name in panels_of(run) if name not in shown and len(run.updates) > 1]

@@ -53,7 +53,7 @@ def _of(updates: Sequence[UpdateRecord], name: str) -> np.ndarray:
 
 
 def _marker_size(updates: Sequence[UpdateRecord]) -> float:
-    return float(np.clip(60.0 / math.sqrt(len(updates)), 2.0, 6.0))
+    return float(np.clip(60.0 / math.sqrt(max(1, len(updates))), 2.0, 6.0))
 
 
 def _line(axes: "Axes", updates: Sequence[UpdateRecord], values: np.ndarray, **look: Any) -> None:
@@ -89,13 +89,11 @@ def _returns(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
     if not any(update.episode_returns for update in updates):
         write_in(axes, "no episode has ended,\nor the environment has no Monitor")
         return
-    nothing = (math.nan,) * 3
-    low, mean, high = np.array(
-        [(*np.percentile(r, (10, 90)), np.mean(r)) if (r := update.episode_returns) else nothing for update in updates]
-    ).T[[0, 2, 1]]
-    steps = _of(updates, "num_timesteps")
-    axes.fill_between(steps, low, high, color=SKY_BLUE, alpha=0.4, linewidth=0, label="10–90 % of them")
-    _line(axes, updates, mean, label="mean of the rollout's episodes")
+    some = [update for update in updates if update.episode_returns]
+    low, high = np.array([np.percentile(update.episode_returns, (10, 90)) for update in some]).T
+    steps = _of(some, "num_timesteps")
+    axes.fill_between(steps, low, high, color=SKY_BLUE, alpha=0.4, linewidth=0, label="10–90 % of the rollout's episodes")
+    _line(axes, some, np.array([np.mean(update.episode_returns) for update in some]), label="mean of the rollout's episodes")
     _line(axes, updates, _of(updates, "mean_return"), color=GREY, marker="", linestyle="--", label="SB3's mean of the latest")
     axes.legend(loc="best")
 
@@ -116,7 +114,8 @@ def _kl(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
 def _gain(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
     _line(axes, updates, _of(updates, "expected_gain"), color=GREY, linestyle="--", marker="", label="predicted")
     _line(axes, updates, _of(updates, "surrogate_gain"), label="measured")
-    axes.set_ylim(bottom=min(0.0, float(np.nanmin(_of(updates, "surrogate_gain")))))
+    if not axes.get_ylim()[0] < 0:
+        axes.set_ylim(bottom=0.0)
     axes.legend(loc="best", ncols=2)
 
 
@@ -164,7 +163,7 @@ def _entropy(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
 
 def _std(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
     _line(axes, updates, _of(updates, "std"), color=PURPLE)
-    axes.set_ylim(bottom=0.0)
+    axes.set_ylim(0.0, 1.2 * float(np.nanmax(_of(updates, "std"))))
 
 
 def _explained_variance(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
@@ -189,6 +188,9 @@ def _value_loss(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
 def _time(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
     seconds = {phase: np.array([update.phase_seconds.get(phase, 0.0) for update in updates]) for phase in PHASES}
     present = [phase for phase, values in seconds.items() if values.any()]
+    if not present:
+        write_in(axes, "no times on record")
+        return
     steps = _of(updates, "num_timesteps")
     if len(updates) == 1:
         # An area needs two edges

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # How many discrete factors or continuous dimensions of an action are drawn of a state
 MAX_FACTORS = 4
+# Lines of equal KL beside that of the limit, in units of it
+OTHER_LEVELS = (0.25, 0.5, 2.0, 3.0)
 
 
 def _multiple(kl: float, max_kl: float) -> str:
@@ -117,6 +119,21 @@ def draw_convergence(update: UpdateRecord) -> "Figure":
     return figure
 
 
+def _label_places(plane: SliceRecord) -> list[tuple[float, float]]:
+    """Find where the lines of equal KL cross the diagonal to the lower left of the old policy, where no steps go."""
+    half = len(plane.fractions) // 2
+    diagonal = plane.kl.diagonal()[half::-1] / plane.max_kl
+    outwards = -plane.fractions[half::-1]
+    places = []
+    for level in OTHER_LEVELS:
+        beyond = np.flatnonzero(diagonal >= level)
+        if len(beyond) and beyond[0] > 0:
+            inner, outer = beyond[0] - 1, beyond[0]
+            at = -float(np.interp(level, diagonal[[inner, outer]], outwards[[inner, outer]]))
+            places.append((at, at))
+    return places
+
+
 def _contours(axes: "Axes", plane: SliceRecord) -> None:
     """Draw the gain in colours and lines of equal KL above them."""
     x, kl = plane.fractions, plane.kl / plane.max_kl
@@ -130,11 +147,8 @@ def _contours(axes: "Axes", plane: SliceRecord) -> None:
     colorbar.set_label("measured gain of the surrogate [std of the advantage]")
     colorbar.outline.set_visible(False)
     kl = np.ma.masked_invalid(kl)
-    levels = [0.25, 0.5, 2.0, 3.0]
-    others = axes.contour(x, x, kl, levels, colors=GREY, linewidths=0.8)
-    # To the lower left of the old policy there are no steps
-    places = [(-math.sqrt(level / 2.0), -math.sqrt(level / 2.0)) for level in levels]
-    axes.clabel(others, fmt=lambda level: f"{level:g} δ", fontsize=8, manual=places)
+    others = axes.contour(x, x, kl, OTHER_LEVELS, colors=GREY, linewidths=0.8)
+    axes.clabel(others, fmt=lambda level: f"{level:g} δ", fontsize=8, manual=_label_places(plane))
     axes.contour(x, x, kl, [1.0], colors=BLACK, linewidths=2.4)
 
 

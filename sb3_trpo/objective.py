@@ -132,7 +132,9 @@ def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
         time, so take a ``copy.copy`` of the old one
     """
     if old is new:
-        raise ValueError("old and new are one object, which SB3's get_distribution overwrites: keep a copy.copy of the old one")
+        raise ValueError(
+            "old and new are one object, which SB3's get_distribution overwrites: keep a copy.copy of the old one"
+        )
     if type(old) is not type(new):
         raise ValueError(f"old and new must be distributions of one type, got {type(old).__name__} and {type(new).__name__}")
     olds, news = ([d] if isinstance(d, th.distributions.Distribution) else d for d in (old.distribution, new.distribution))

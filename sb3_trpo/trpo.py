@@ -6,6 +6,7 @@ import io
 import pathlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -212,14 +213,14 @@ class TRPO(OnPolicyAlgorithm):
         """
         Collect experience with the current policy (see SB3's ``OnPolicyAlgorithm.collect_rollouts`` for the parameters).
 
-        With ``fast``, callbacks find ``None`` for ``values`` and ``obs_tensor`` in their ``locals``, maybe for ``log_probs`` too.
+        With ``fast``, callbacks find ``None`` for ``values``, ``obs_tensor`` and maybe ``log_probs`` in their ``locals``.
 
         :raises ValueError: with ``error_if_nonfinite``, naming the environment and the step of the rollout, or the parameter
         """
         actor = lean_actor(self.policy, rollout_buffer, env.num_envs) if self.fast else None
         self._note_path("collection", "plain" if actor is None else "lean")
         if self.error_if_nonfinite:
-            check_parameters({"policy": self.policy.state_dict()}, {"policy": self.policy.state_dict()})
+            check_parameters({"policy": self.policy.state_dict()}, {"policy": self.policy.state_dict()}, self.policy)
             guard: Any = finite_rollout(env, self._last_obs, rollout_buffer)
         else:
             guard = unvalidated_distributions()
@@ -248,8 +249,8 @@ class TRPO(OnPolicyAlgorithm):
             actor_parameters, critic_parameters = self._split_parameters(batch)
             problem = self._policy_problem(batch, actor_parameters)
             step = self._trust_region_step(problem, clock.begin)
-        clock.begin("critic")
-        critic = self._fit_critic(batch, critic_parameters)
+            clock.begin("critic")
+            critic = self._fit_critic(batch, critic_parameters, partial(self._is_kept, problem, step))
         clock.stop()
 
         self._n_updates += 1
@@ -285,6 +286,12 @@ class TRPO(OnPolicyAlgorithm):
             max_candidates=self.line_search_max_iter,
             phase=phase,
         )
+
+    def _is_kept(self, problem: PolicyProblem, step: TrustRegionStep) -> bool:
+        """Whether the policy is still what the step made of it: a critic may move what no graph shows (detached features)."""
+        _, mean_kl = problem.evaluate()
+        max_kl = self._now("target_kl")
+        return (mean_kl <= max_kl or not step.accepted) and not abs(mean_kl - step.mean_kl) > 1e-3 * max_kl
 
     def _report(
         self, problem: PolicyProblem, step: TrustRegionStep, critic: CriticFit | None, phase_seconds: dict[str, float]
@@ -337,13 +344,22 @@ class TRPO(OnPolicyAlgorithm):
         self._note_path("Fisher products", "plain" if product is None else "Gauss-Newton")
         return product
 
-    def _fit_critic(self, batch: Batch, parameters: list[th.nn.Parameter]) -> CriticFit | None:
+    def _fit_critic(
+        self, batch: Batch, parameters: list[th.nn.Parameter], is_policy_kept: Callable[[], bool]
+    ) -> CriticFit | None:
         """Fit the values to the returns of the rollout, moving these parameters only."""
         covered = self.fast and is_sb3s_own(self.rollout_buffer) and type(self)._value_epochs is TRPO._value_epochs
+        covered = covered and read_actor(self.policy) is not None  # else the policy could depend on the critic unseen
         mlp = mlp_critic(self.policy, parameters) if covered else None
         self._note_path("critic fit", "plain" if mlp is None else "written out")
         if mlp is None:
-            return fit_critic(self.policy.predict_values, self.policy.optimizer, parameters, self._value_epochs(batch))
+            return fit_critic(
+                self.policy.predict_values,
+                self.policy.optimizer,
+                parameters,
+                self._value_epochs(batch),
+                holds=is_policy_kept,
+            )
         assert isinstance(batch.observations, th.Tensor)
         return mlp.fit(batch.observations, batch.returns, n_epochs=self.n_critic_updates, batch_size=self.batch_size)
 
@@ -491,7 +507,7 @@ class TRPO(OnPolicyAlgorithm):
         params: dict[str, Any] = load_path_or_dict  # type: ignore[assignment]
         if not isinstance(load_path_or_dict, dict):
             _, params, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
-        check_parameters(params, self.get_parameters(), exact_match=exact_match)
+        check_parameters(params, self.get_parameters(), self.policy, exact_match=exact_match)
         before: dict[str, Any] = copy.deepcopy(self.get_parameters())
         try:
             super().set_parameters(params, exact_match, device)

@@ -191,7 +191,7 @@ def test_saved_model_goes_on_exactly_as_one_that_was_not(name: str, tmp_path: pa
     model.learn(128)
     model.save(tmp_path / "model")
     # In the middle of an episode
-    assert model.env is not None and not np.all(model._last_episode_starts)  # type: ignore[arg-type]
+    assert model.env is not None and not np.all(model._last_episode_starts)
     world, state, last_observation = copied(model.env), random_state(), model._last_obs
     model.learn(128, reset_num_timesteps=False)
 

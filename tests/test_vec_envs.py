@@ -170,6 +170,7 @@ def test_pipeline_is_collected_from_leanly_and_as_by_sb3(pipeline: Pipeline) -> 
         np.testing.assert_allclose(our_contents[0][name], their_contents[0][name], rtol=1e-4, atol=1e-5, err_msg=name)
     assert lean.last_update is not None and lean.last_update.n_updates == 2
     for model in (lean, plain):
+        assert model.env is not None
         model.env.close()
 
 

@@ -93,7 +93,7 @@ def test_custom_objects_replace_what_cannot_be_read(tmp_path: pathlib.Path) -> N
 
 
 def test_zip_holds_what_contribs_holds_and_nothing_replaceable(tmp_path: pathlib.Path) -> None:
-    """Its attributes are contrib's and our arguments: no report, no cache, no logger, no environment. Weights need no pickle."""
+    """Its attributes are contrib's and our arguments: no report, cache, logger or environment. Weights need no pickle."""
     env = SubprocVecEnv([RandomEnv] * 2, "fork")
     model = small_model(env=env, tensorboard_log=str(tmp_path / "tensorboard")).learn(64)
     assert model.last_update is not None and model.paths_in_use

@@ -18,7 +18,7 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.arguments import (
@@ -418,7 +418,7 @@ class TRPO(OnPolicyAlgorithm):
     def load(
         cls: type[SelfTRPO],
         path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
+        env: GymEnv | str | None = None,
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
@@ -462,7 +462,7 @@ class TRPO(OnPolicyAlgorithm):
             convert_loaded(model, {*kwargs, *(custom_objects or {})})
         return model
 
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+    def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
         """
         Set the environment to learn from (see SB3's ``BaseAlgorithm.set_env`` for the parameters).
 
@@ -495,7 +495,7 @@ class TRPO(OnPolicyAlgorithm):
 
     def set_parameters(
         self,
-        load_path_or_dict: str | TensorDict,
+        load_path_or_dict: str | dict[str, Any],
         exact_match: bool = True,
         device: th.device | str = "auto",
     ) -> None:

@@ -225,8 +225,7 @@ class TRPO(OnPolicyAlgorithm):
         else:
             guard = unvalidated_distributions()
         try:
-            with finite_statistics(self), guard as finite_env:
-                env = finite_env or env
+            with finite_statistics(self), guard:
                 if actor is None:
                     return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
                 return collect_rollouts(self, actor, env, callback, rollout_buffer, n_rollout_steps)

@@ -117,7 +117,8 @@ def small_model(cls: type[TRPO] = TRPO, policy: Any = "MlpPolicy", env: VecEnv |
 
 def policy_state(model: TRPO) -> dict[str, th.Tensor]:
     """Return a copy of every parameter and buffer of the policy, by name."""
-    return {name: tensor.detach().clone() for name, tensor in model.policy.state_dict().items()}
+    state = model.policy.state_dict()
+    return {name: value.detach().clone() for name, value in state.items() if isinstance(value, th.Tensor)}
 
 
 def observed(env: VecNormalize) -> RunningMeanStd:

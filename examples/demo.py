@@ -44,7 +44,7 @@ def main() -> int:
     seconds = sum(sum(update.phase_seconds.values()) for update in run.updates)
     table.add_row("environment steps per second", f"{model.num_timesteps / seconds:,.0f}")
     largest_kl = max(update.mean_kl for update in run.updates)
-    table.add_row("largest KL of any update", f"{largest_kl:.5f} (limit {model.target_kl:g})")
+    table.add_row("largest KL of any update", f"{largest_kl:.5f} (limit {run.updates[-1].max_kl:g})")
     table.add_row("accepted updates", f"{np.mean([update.accepted for update in run.updates]):.0%}")
     table.add_row("model, loaded back for the evaluation", str(path))
     table.add_row("picture", str(path.with_suffix(".png")))

@@ -13,6 +13,8 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 
@@ -30,10 +32,18 @@ class Rule(NamedTuple):
     expected: str
 
 
-_COUNT = Rule(Integral, lambda value: value >= 1, "an integer >= 1")
+_COUNT = Rule(Integral, lambda value: 1 <= value < 2**31, "an integer in [1, 2**31)")
 _UNIT_INTERVAL = Rule(Real, lambda value: 0 <= value <= 1, "a number in [0, 1]")
 
 _FLAG = Rule(bool | np.bool_, lambda value: True, "True or False")
+
+
+def _is_device(name: str | th.device) -> bool:
+    try:
+        return name == "auto" or bool(th.device(name))
+    except RuntimeError:
+        return False
+
 
 RULES: dict[str, Rule] = {
     "learning_rate": Rule(Real, lambda value: 0 <= value < math.inf, "a finite number >= 0 or a schedule"),
@@ -41,30 +51,36 @@ RULES: dict[str, Rule] = {
     "batch_size": _COUNT,
     "gamma": _UNIT_INTERVAL,
     "cg_max_steps": _COUNT,
-    "cg_damping": Rule(Real, lambda value: 0 <= value < math.inf, "a finite number >= 0"),
+    "cg_damping": Rule(Real, lambda value: 0 <= value < math.inf, "a finite number >= 0 or a schedule"),
     "line_search_shrinking_factor": Rule(Real, lambda value: 0 < value < 1, "a number in (0, 1)"),
     "line_search_max_iter": _COUNT,
-    "n_critic_updates": Rule(Integral, lambda value: value >= 0, "an integer >= 0"),
+    "n_critic_updates": Rule(Integral, lambda value: 0 <= value < 2**31, "an integer in [0, 2**31)"),
     "gae_lambda": _UNIT_INTERVAL,
     "use_sde": _FLAG,
     "sde_sample_freq": Rule(Integral, lambda value: value == -1 or value >= 1, "-1 or an integer >= 1"),
     "normalize_advantage": _FLAG,
-    "target_kl": Rule(Real, lambda value: 0 < value < math.inf, "a finite number > 0"),
+    "target_kl": Rule(Real, lambda value: 0 < value < math.inf, "a finite number > 0 or a schedule"),
     "sub_sampling_factor": _COUNT,
     "stats_window_size": _COUNT,
     "verbose": Rule(Integral, lambda value: value >= 0, "an integer >= 0"),
     "seed": Rule(Integral, lambda value: 0 <= value < 2**32, "an integer in [0, 2**32) or None"),
     "fast": _FLAG,
+    "error_if_nonfinite": _FLAG,
     "policy_kwargs": Rule(dict, lambda value: True, "a dictionary or None"),
     "rollout_buffer_class": Rule(type, lambda value: issubclass(value, RolloutBuffer), "a subclass of RolloutBuffer or None"),
     "rollout_buffer_kwargs": Rule(dict, lambda value: True, "a dictionary or None"),
+    "device": Rule(str | th.device, _is_device, "'auto' or a device of torch"),
+    "custom_objects": Rule(dict, lambda value: True, "a dictionary or None"),
+    "print_system_info": _FLAG,
+    "force_reset": _FLAG,
+    "_init_setup_model": _FLAG,
     "tensorboard_log": Rule(str | PathLike, lambda value: True, "a path or None"),
 }
 
 # These may also be a function of the progress remaining, from 1 to 0
-SCHEDULES = {"learning_rate"}
+SCHEDULES = ("learning_rate", "target_kl", "cg_damping")
 # and these left out
-OPTIONAL = {"seed", "policy_kwargs", "rollout_buffer_class", "rollout_buffer_kwargs", "tensorboard_log"}
+OPTIONAL = {"seed", "policy_kwargs", "rollout_buffer_class", "rollout_buffer_kwargs", "tensorboard_log", "custom_objects"}
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -77,13 +93,75 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     """
     for name, rule in RULES.items():
         value = arguments.get(name)
-        if name not in arguments or (name in SCHEDULES and callable(value)) or (name in OPTIONAL and value is None):
+        if name not in arguments or (name in OPTIONAL and value is None):
+            continue
+        if name in SCHEDULES and callable(value):
+            value_at(name, value, progress_remaining=1.0)
             continue
         message = f"{name} must be {rule.expected}, got {value!r}"
         if not isinstance(value, rule.kind) or (isinstance(value, bool | np.bool_) and rule is not _FLAG):
             raise TypeError(message)
         if not rule.holds(value):
             raise ValueError(message)
+
+
+def check_policy(policy: Any, aliases: Mapping[str, type[BasePolicy]]) -> None:
+    """
+    Refuse policies that are neither a known name nor a class of the right kind.
+
+    :param policy: what was given
+    :param aliases: classes by name
+    :raises TypeError: if it is neither a name nor such a class
+    :raises ValueError: if it is an unknown name
+    """
+    message = f"policy must be one of {sorted(aliases)} or a subclass of ActorCriticPolicy, got {policy!r}"
+    if isinstance(policy, str):
+        if policy not in aliases:
+            raise ValueError(message)
+    elif not (isinstance(policy, type) and issubclass(policy, (ActorCriticPolicy, *aliases.values()))):
+        raise TypeError(message)
+
+
+def check_policy_fits(policy_class: type, observation_space: spaces.Space, policy_kwargs: Mapping[str, Any]) -> None:
+    """
+    Refuse a policy for Dict observations where there are none; SB3 itself refuses the other ways round.
+
+    :param policy_class: the policy's
+    :param observation_space: that of the environment
+    :param policy_kwargs: a feature extractor among them may take whatever it likes
+    :raises ValueError: naming policy and space
+    """
+    for_dicts = issubclass(policy_class, MultiInputActorCriticPolicy) and "features_extractor_class" not in policy_kwargs
+    if for_dicts and not isinstance(observation_space, spaces.Dict):
+        raise ValueError(
+            f"{policy_class.__name__} is for Dict observations, got {observation_space}: take MlpPolicy or CnnPolicy"
+        )
+
+
+def value_at(name: str, value: float | Schedule, *, progress_remaining: float) -> float:
+    """
+    Return what an argument that may be a schedule is at a point of the training.
+
+    :param name: the argument's
+    :param value: a number, or a function of the progress remaining
+    :param progress_remaining: from 1 at the beginning of the training to 0 at its end
+    :return: finite and >= 0. Schedules end at zero, where a constant could not work: a learning rate or a limit of zero
+        moves nothing any more
+    :raises TypeError: naming the argument and what the schedule returned, if that is no number
+    :raises ValueError: the same, if it cannot work
+    """
+    try:
+        given = value(progress_remaining) if callable(value) else value
+    except Exception as error:
+        raise TypeError(f"{name} must be a function of the progress remaining, got {value!r}: {error}") from error
+    message = f"{name} must be a finite number >= 0, got {given!r} at progress_remaining={progress_remaining}"
+    try:
+        now = float(given)
+    except (TypeError, ValueError):
+        raise TypeError(message) from None
+    if not 0.0 <= now < math.inf:
+        raise ValueError(message)
+    return now
 
 
 def check_action_space(action_space: spaces.Space) -> None:

@@ -824,3 +824,20 @@ def test_update_ends_where_the_plain_update_ends(name: str) -> None:
     assert len(ours.last_update.step.candidates) == len(theirs.last_update.step.candidates)
     assert ours.last_update.step.mean_kl == pytest.approx(theirs.last_update.step.mean_kl, rel=1e-3)
     check_same_steps(ours, theirs)
+
+
+@pytest.mark.parametrize("rate", [1e37, 1e38])
+def test_critic_undoes_what_the_plain_fit_undoes(rate: float) -> None:
+    """Steps so long that weights overflow: either fit leaves weights and optimizer as they were, and the next agrees."""
+    ours, theirs = rolled_out(), rolled_out()
+    for model, fast in ((ours, True), (theirs, False)):
+        fit(model, fast=fast)
+        before, state = policy_state(model), optimizer_state(model)
+        model.lr_schedule = lambda remaining: rate
+        result = fit(model, fast=fast)
+        assert result is not None and result.undone and result.n_optimizer_steps > 0
+        assert not changed(before, policy_state(model))
+        assert all(th.equal(tensor, state[name]) for name, tensor in optimizer_state(model).items())
+        model.lr_schedule = lambda remaining: 1e-3
+        fit(model, fast=fast)
+    check_same_critics(ours, theirs)

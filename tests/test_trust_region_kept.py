@@ -15,6 +15,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
+from torch.nn import functional as F
 
 import sb3_trpo.objective
 from sb3_trpo import TRPO
@@ -45,8 +46,8 @@ def joint_kl_by_hand(old: Any, new: Any) -> th.Tensor:
         p, log_p, log_q = old.probs.double(), old.logits.double(), new.logits.double()
         return (p * (log_p - log_q)).sum(dim=1)
     if isinstance(old, th.distributions.Bernoulli):
-        p, q = old.probs.double(), new.probs.double()
-        return (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(dim=1)
+        on, off = ([sign * d.logits.double() for d in (old, new)] for sign in (1, -1))
+        return sum((x.sigmoid() * (F.logsigmoid(x) - F.logsigmoid(y))).sum(dim=1) for x, y in (on, off))  # type: ignore
     assert isinstance(old, th.distributions.Normal)
     old_mean, old_std, new_mean, new_std = (x.double() for x in (old.mean, old.stddev, new.mean, new.stddev))
     per_dimension = (new_std / old_std).log() + (old_std**2 + (old_mean - new_mean) ** 2) / (2 * new_std**2) - 0.5
@@ -278,7 +279,7 @@ def test_train_keeps_the_limit_with_dropout_and_batch_normalisation() -> None:
     model.learn(3 * 64)
     assert any(measured.step.accepted for measured in model.measurements)
     for step, mean_kl in model.measurements:
-        assert mean_kl <= model.target_kl + ROUNDING
+        assert mean_kl <= 0.01 + ROUNDING
         assert mean_kl == pytest.approx(step.mean_kl, rel=1e-3, abs=ROUNDING)
 
 
@@ -315,7 +316,7 @@ def assert_refuses_then_goes_on(model: TRPO, status: str, repair: Callable[[], N
 @pytest.mark.parametrize("normalize_advantage", [True, False])
 @pytest.mark.parametrize(
     "filling, status",
-    [(0.0, "gradient_zero"), (math.nan, "gradient_not_finite"), (math.inf, "gradient_not_finite")],
+    [(0.0, "gradient_zero"), (math.nan, "advantages_not_finite"), (math.inf, "advantages_not_finite")],
 )
 def test_train_without_usable_advantages_leaves_the_actor_as_it_was(
     filling: float, status: str, normalize_advantage: bool
@@ -388,7 +389,7 @@ class NanRewardEnv(RandomEnv):
 
 def test_train_on_a_reward_that_is_not_a_number_leaves_every_parameter_finite() -> None:
     """One NaN reward costs one update: neither actor nor critic is spoilt by it, and the next update is accepted."""
-    model = small_model(env=DummyVecEnv([lambda: NanRewardEnv(VECTOR)]))
+    model = small_model(env=DummyVecEnv([lambda: NanRewardEnv(VECTOR)]), error_if_nonfinite=False)
     model.learn(64)
     assert model.last_update is not None and not model.last_update.step.accepted
     assert all(bool(tensor.isfinite().all()) for tensor in policy_state(model).values())

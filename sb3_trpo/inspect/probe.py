@@ -239,7 +239,7 @@ def slice_of_model(
     return slice_of(
         problem,
         step,
-        max_kl=model.target_kl,
+        max_kl=model._now("target_kl"),
         n_updates=n_updates,
         measured=PolicyProblem(model._distribution, few, problem.parameters, chunk_size=model._chunk_size()),
         n_states=len(few.weights),

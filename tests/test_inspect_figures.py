@@ -198,6 +198,20 @@ def test_run_of_refused_updates_without_numbers_is_drawn(healthy: UpdateRecord, 
     assert "gradient not finite" in assert_legible(draw_convergence(refused), monkeypatch)
 
 
+def test_run_whose_limit_ends_at_zero_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a schedule that ends at zero the last update moves nothing; the record follows the limit and all is drawn."""
+    model = small_model(target_kl=lambda remaining: 0.02 * remaining)
+    model.learn(2 * 64, callback=TrustRegionRecorder(tmp_path, pictures_every=1))
+    scheduled = read_run(tmp_path)
+    assert [update.max_kl for update in scheduled.updates] == [0.01, 0.0] and scheduled.slices[0].max_kl == 0.01
+    for n_updates in (1, 2):
+        for name, figure in figures_of(scheduled, n_updates):
+            if name != "run" or n_updates == 2:
+                assert_legible(figure, monkeypatch)
+    assert kl_far_below(scheduled.updates[1:]).healthy is None
+    assert draw_run(Run("zero", scheduled.updates[1:]), ["kl"]).axes
+
+
 def test_long_run_is_drawn_without_a_symbol_for_each_update(healthy: UpdateRecord) -> None:
     """Thousands of updates are pixels in a vector graphic."""
     updates = tuple(healthy._replace(n_updates=n, num_timesteps=64 * n) for n in range(1, 2001))

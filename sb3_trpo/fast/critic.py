@@ -13,7 +13,6 @@ from sb3_trpo.critic import CriticFit, summarize
 from sb3_trpo.fast.network import Stage, network_input, read_critic, times_slope
 from sb3_trpo.trust_region.fisher import unflatten
 
-
 # What the network is given is made for this many numbers at a time: a rollout of images would be four times its own size
 INPUT_BLOCK = 2**22
 

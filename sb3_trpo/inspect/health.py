@@ -52,7 +52,7 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _kl_shares(updates: Sequence[UpdateRecord]) -> list[float]:
-    return [update.mean_kl / update.max_kl for update in updates if update.accepted]
+    return [update.mean_kl / update.max_kl for update in updates if update.accepted and update.max_kl > 0]
 
 
 def _latest(updates: Sequence[UpdateRecord]) -> Sequence[UpdateRecord]:

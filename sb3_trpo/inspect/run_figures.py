@@ -109,7 +109,7 @@ def _kl(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
     accepted = [update for update in updates if update.accepted]
     _line(axes, accepted, _of(accepted, "expected_kl"), color=GREY, linestyle="", marker="_", markersize=7, label="predicted")
     _outcomes(axes, updates, "mean_kl")
-    axes.set_ylim(0.0, 1.5 * float(np.nanmax(limits)))
+    axes.set_ylim(0.0, 1.5 * float(np.nanmax(limits)) or 1e-6)
     axes.legend(loc="upper left", ncols=3, columnspacing=1.0, handletextpad=0.4)
 
 

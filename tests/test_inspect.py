@@ -42,13 +42,10 @@ KINDS = (
     "box-dict",
     "discrete-vector",
     "discrete-image-2",
-    "discrete-dict",
     "multi_discrete-vector-2",
-    "multi_binary-vector",
     "multi_binary-dict-2",
     "gsde-vector-sampled-2",
     "gsde-vector-squashed",
-    "gsde-image",
     "matrix-box",
 )
 

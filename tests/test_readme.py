@@ -28,7 +28,7 @@ def test_readme_code_runs(block: int, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_page_on_the_trust_region_runs_and_has_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code of the page runs, what it says it writes is there, and every picture of README and page is in the repository."""
+    """The code of the page runs and writes what it says, and the pictures of README and page are in the repository."""
     monkeypatch.chdir(tmp_path)
     for code in PYTHON.findall(PAGE):
         exec(compile(code, "docs/trust_region.md", "exec"), {})

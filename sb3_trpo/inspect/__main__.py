@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for finding in check_health(run.updates):
-        print(f"{MARKS[finding.healthy]} {finding.name}: {finding.says} {finding.advice}".rstrip())
+        print(f"{MARKS[finding.healthy]} {finding.name} {finding.says} {finding.advice}".rstrip())
     return 0
 
 

@@ -28,7 +28,7 @@ class Finding(NamedTuple):
     """
     What one rule says of a run.
 
-    :param name: what was looked at
+    :param name: the question that was asked
     :param healthy: whether it is as it should be; ``None`` if the record cannot tell
     :param says: the numbers in words
     :param advice: what it means and what to try, ``""`` where nothing is wrong
@@ -52,7 +52,7 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _kl_shares(updates: Sequence[UpdateRecord]) -> list[float]:
-    return [update.mean_kl / update.max_kl for update in updates if update.accepted]
+    return [update.mean_kl / update.max_kl for update in updates if update.accepted and update.max_kl > 0]
 
 
 def _latest(updates: Sequence[UpdateRecord]) -> Sequence[UpdateRecord]:
@@ -74,9 +74,9 @@ def kl_at_limit(updates: Sequence[UpdateRecord]) -> Finding:
     used = _median(_kl_shares(latest))
     wrong = too_far >= MANY_BACKTRACKS and used > PINNED_SHARE
     return Finding(
-        "The full step about fits the trust region",
+        "Does the full step fit the trust region?",
         not wrong,
-        f"The line search found {too_far:g} steps too long ({_over(latest)}); one or two are usual.",
+        f"Steps of an update that were too long: {too_far:g} ({_over(latest)}); one or two are usual.",
         f"The KL is pinned at the limit ({used:.0%} of it, median) and the quadratic model promises less than is measured, "
         "update after update: the direction leans on the noise of one rollout. Collect more per update (n_steps or more "
         "environments), or raise cg_damping."
@@ -88,7 +88,7 @@ def kl_at_limit(updates: Sequence[UpdateRecord]) -> Finding:
 
 def kl_far_below(updates: Sequence[UpdateRecord]) -> Finding:
     """Do the steps use the trust region that they are allowed?"""
-    name, panel = "The steps use the trust region", "kl"
+    name, panel = "Do the steps use the trust region?", "kl"
     latest = _latest(updates)
     used = _median(_kl_shares(latest))
     if math.isnan(used):
@@ -114,7 +114,7 @@ def steps_refused(updates: Sequence[UpdateRecord]) -> Finding:
     wrong = len(refused) / len(latest) > REFUSED_SHARE
     reasons = ", ".join(f"{reason.replace('_', ' ')} ({refused.count(reason)})" for reason in sorted(set(refused)))
     return Finding(
-        "The updates move the policy",
+        "Do the updates move the policy?",
         not wrong,
         f"{len(latest) - len(refused)} of the latest {len(latest)} updates did."
         + (f" Refused: {reasons}." if refused else ""),
@@ -129,7 +129,7 @@ def steps_refused(updates: Sequence[UpdateRecord]) -> Finding:
 
 def cg_converges(updates: Sequence[UpdateRecord]) -> Finding:
     """Do the conjugate gradients find the natural gradient?"""
-    name, panel = "The conjugate gradients converge", "cg_residual"
+    name, panel = "Do the conjugate gradients converge?", "cg_residual"
     latest = _latest(updates)
     residual = _median([update.cg_residual_norms[-1] for update in latest if update.cg_residual_norms])
     if math.isnan(residual):
@@ -149,7 +149,7 @@ def cg_converges(updates: Sequence[UpdateRecord]) -> Finding:
 
 def gain_is_measured(updates: Sequence[UpdateRecord]) -> Finding:
     """Is the predicted gain of the surrogate there when it is measured?"""
-    name, panel = "Predicted gain is measured", "gain"
+    name, panel = "Is the predicted gain measured?", "gain"
     latest = [update for update in _latest(updates) if update.candidates and update.full_step_gain > 0]
     shares = [update.candidates[0].surrogate_gain / update.full_step_gain for update in latest]
     share = _median(shares)
@@ -171,7 +171,7 @@ def gain_is_measured(updates: Sequence[UpdateRecord]) -> Finding:
 def policy_explores(updates: Sequence[UpdateRecord]) -> Finding:
     """Has the policy kept some of its randomness?"""
     continuous = math.isfinite(updates[0].std)
-    name, panel = "The policy still explores", "std" if continuous else "entropy"
+    name, panel = "Does the policy still explore?", "std" if continuous else "entropy"
     first, last = ((update.std if continuous else update.entropy) for update in (updates[0], updates[-1]))
     what = "standard deviation" if continuous else "entropy"
     if len(updates) < 2 or not (math.isfinite(first) and first > 0 and math.isfinite(last)):
@@ -192,7 +192,7 @@ def policy_explores(updates: Sequence[UpdateRecord]) -> Finding:
 
 def critic_explains(updates: Sequence[UpdateRecord]) -> Finding:
     """Do the values tell the good states from the bad ones?"""
-    name, panel = "The critic explains the returns", "explained_variance"
+    name, panel = "Does the critic explain the returns?", "explained_variance"
     latest = _latest(updates)
     explained = _median([update.explained_variance for update in latest])
     if math.isnan(explained):

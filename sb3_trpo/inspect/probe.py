@@ -188,9 +188,9 @@ def slice_of(
     :param measured: the problem to measure on, by default the same; with fewer states it is quicker
     :param n_states: number of states that it has
     :param n_points: how many policies to measure along each side, ``SLICE_POINTS`` by default
-    :return: ``None`` if there was no direction, or there is no second one
+    :return: ``None`` if there was no direction, there is no second one, or the limit is zero
     """
-    if step.conjugate_gradient is None or math.isnan(step.full_step_gain):
+    if step.conjugate_gradient is None or math.isnan(step.full_step_gain) or not max_kl > 0.0:
         return None
     measured = measured or problem
     parameters = problem.parameters

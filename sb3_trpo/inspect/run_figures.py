@@ -95,7 +95,9 @@ def _returns(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
     axes.fill_between(steps, low, high, color=SKY_BLUE, alpha=0.4, linewidth=0, label="10–90 % of the rollout's episodes")
     _line(axes, some, np.array([np.mean(update.episode_returns) for update in some]), label="mean of the rollout's episodes")
     _line(axes, updates, _of(updates, "mean_return"), color=GREY, marker="", linestyle="--", label="SB3's mean of the latest")
-    axes.legend(loc="best")
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top + 0.4 * (top - bottom))  # the legend's place
+    axes.legend(loc="upper left")
 
 
 def _kl(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
@@ -107,7 +109,7 @@ def _kl(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
     accepted = [update for update in updates if update.accepted]
     _line(axes, accepted, _of(accepted, "expected_kl"), color=GREY, linestyle="", marker="_", markersize=7, label="predicted")
     _outcomes(axes, updates, "mean_kl")
-    axes.set_ylim(0.0, 1.5 * float(np.nanmax(limits)))
+    axes.set_ylim(0.0, 1.5 * float(np.nanmax(limits)) or 1e-6)
     axes.legend(loc="upper left", ncols=3, columnspacing=1.0, handletextpad=0.4)
 
 

@@ -35,6 +35,8 @@ OTHER_LEVELS = (0.25, 0.5, 2.0, 3.0)
 
 def _multiple(kl: float, max_kl: float) -> str:
     """Write a KL in units of δ."""
+    if not max_kl > 0.0:
+        return "δ is 0"
     share = kl / max_kl
     return f"{share:,.0f} δ" if share >= 10.0 else f"{share:.2g} δ"
 
@@ -66,7 +68,7 @@ def draw_ladder(update: UpdateRecord) -> "Figure":
     kls = np.array([candidate.mean_kl for candidate in tried])
     # A wild step must not squeeze the limit to nothing; it ends at the edge, with its KL in words
     largest = float(np.nanmax(np.append(kls[np.isfinite(kls)], update.max_kl)))
-    edge = min(largest, 6.0 * update.max_kl)
+    edge = min(largest, 6.0 * update.max_kl) or 1e-6
     axes.axvline(update.max_kl, color=BLACK, linestyle="--", linewidth=1.2, zorder=1)
     for row, candidate in enumerate(tried):
         colour = VERMILLION if candidate.refused_by else GREEN

@@ -1,0 +1,75 @@
+"""
+The hyperparameters of every run, as data in RL Zoo's format: environment id -> hyperparameters.
+
+``trpo.yml``, ``contrib.yml`` and ``ppo.yml`` hold the setting ``tuned`` of each algorithm; ``ablations.yml`` holds further
+settings of ours by name, each for every environment.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch as th
+import yaml
+from stable_baselines3.common.utils import LinearSchedule
+
+FOLDER = Path(__file__).parent
+TUNED = "tuned"
+
+GROUPS = {
+    "mujoco": ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Swimmer-v5", "Humanoid-v5"),
+    "classic": ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0"),
+    "box2d": ("LunarLander-v3", "LunarLanderContinuous-v3", "BipedalWalker-v3"),
+}
+
+
+def _read(name: str) -> dict[str, dict[str, Any]]:
+    return yaml.safe_load((FOLDER / f"{name}.yml").read_text(encoding="utf-8"))
+
+
+def load(algorithm: str, setting: str, env_id: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """
+    Return the hyperparameters of a run, as they are written down.
+
+    :param algorithm: ``trpo``, ``contrib`` or ``ppo``
+    :param setting: ``tuned`` or, for ours, a name in ``ablations.yml``
+    :param env_id: environment id
+    :param overrides: values by name, with a dot into a nested one (``policy_kwargs.log_std_init``)
+    :raises KeyError: if there is no such setting
+    """
+    file, key = (algorithm, env_id) if setting == TUNED or algorithm in ("contrib", "ppo") else ("ablations", setting)
+    entries = _read(file)
+    if key not in entries:
+        raise KeyError(f"{file}.yml has no entry {key!r}, expected one of {sorted(entries)}")
+    hyperparameters = deepcopy(entries[key])
+    for name, value in (overrides or {}).items():
+        *parents, last = name.split(".")
+        target = hyperparameters
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = value
+    return hyperparameters
+
+
+def _schedule(value: Any) -> Any:
+    """Turn RL Zoo's ``lin_0.001`` into the schedule that falls from there to zero."""
+    if isinstance(value, str) and value.startswith("lin_"):
+        return LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
+    return value
+
+
+def constructor_arguments(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return what the constructor of the algorithm takes, built from what is written down.
+
+    :param hyperparameters: as :func:`load` returns them
+    :return: without those that are about the environments and the length of the run
+    """
+    arguments = {name: _schedule(value) for name, value in hyperparameters.items()}
+    for name in ("n_timesteps", "n_envs", "normalize"):
+        arguments.pop(name, None)
+    policy_kwargs = dict(arguments.pop("policy_kwargs", {}))
+    if "activation_fn" in policy_kwargs:
+        policy_kwargs["activation_fn"] = getattr(th.nn, policy_kwargs["activation_fn"])
+    return {**arguments, "policy_kwargs": policy_kwargs}

@@ -92,7 +92,7 @@ def make_training_env(run: Run, hyperparameters: Mapping[str, Any]) -> VecEnv:
 
 
 def evaluate(model: OnPolicyAlgorithm, run: Run) -> list[float]:
-    """Return the return of each of 20 deterministic episodes, with the statistics of training frozen and rewards as they are."""
+    """Return the returns of 20 deterministic episodes, with the statistics of training frozen and rewards as they are."""
     env: VecEnv = make_vec_env(run.env, n_envs=1, seed=1000 + run.seed)
     training_env = model.get_env()
     statistics = unwrap_vec_normalize(training_env) if training_env is not None else None

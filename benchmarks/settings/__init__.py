@@ -2,7 +2,7 @@
 The hyperparameters of every run, as data in RL Zoo's format: environment id -> hyperparameters.
 
 ``trpo.yml``, ``contrib.yml`` and ``ppo.yml`` hold the setting ``tuned`` of each algorithm; ``ablations.yml`` holds further
-settings of ours by name, each for every environment.
+settings of ours by name, each for every environment; ``scores.yml`` is the scale on which tasks are averaged.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,18 @@ GROUPS = {
 }
 
 
+def environments(names: list[str]) -> list[str]:
+    """Return environment ids, with the names of groups replaced by what is in them."""
+    return [env_id for name in names for env_id in GROUPS.get(name, (name,))]
+
+
 def _read(name: str) -> dict[str, dict[str, Any]]:
     return yaml.safe_load((FOLDER / f"{name}.yml").read_text(encoding="utf-8"))
+
+
+def scale() -> dict[str, tuple[float, float]]:
+    """Return for each environment id the returns that score 0 and 1."""
+    return {env_id: (ends["zero"], ends["one"]) for env_id, ends in _read("scores").items()}
 
 
 def load(algorithm: str, setting: str, env_id: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -33,12 +43,12 @@ def load(algorithm: str, setting: str, env_id: str, overrides: Mapping[str, Any]
     Return the hyperparameters of a run, as they are written down.
 
     :param algorithm: ``trpo``, ``contrib`` or ``ppo``
-    :param setting: ``tuned`` or, for ours, a name in ``ablations.yml``
+    :param setting: ``tuned``, or a name in ``ablations.yml``, where the settings are ours
     :param env_id: environment id
     :param overrides: values by name, with a dot into a nested one (``policy_kwargs.log_std_init``)
     :raises KeyError: if there is no such setting
     """
-    file, key = (algorithm, env_id) if setting == TUNED or algorithm in ("contrib", "ppo") else ("ablations", setting)
+    file, key = (algorithm, env_id) if setting == TUNED else ("ablations", setting)
     entries = _read(file)
     if key not in entries:
         raise KeyError(f"{file}.yml has no entry {key!r}, expected one of {sorted(entries)}")

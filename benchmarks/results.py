@@ -46,7 +46,8 @@ def curve_rows(folder: Path) -> pd.DataFrame:
     columns = {"time/total_timesteps": "timesteps", "rollout/ep_rew_mean": "train_mean_last_100"}
     # SB3 writes none of the second before an episode has ended
     log = pd.read_csv(folder / "progress.csv").reindex(columns=list(columns)).rename(columns=columns).dropna()
-    kept = np.unique(np.linspace(0, len(log) - 1, POINTS_OF_A_CURVE).round().astype(int)) if len(log) else []
+    n_points = min(POINTS_OF_A_CURVE, len(log))
+    kept = np.linspace(0, len(log) - 1, n_points).round().astype(int)
     return log.iloc[kept].astype({"timesteps": int})
 
 

@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,9 +124,10 @@ def train(run: Run, hyperparameters: Mapping[str, Any], runs: Path = RUNS) -> di
         env = make_training_env(run, hyperparameters)
         arguments = settings.constructor_arguments(hyperparameters)
         model = ALGORITHMS[run.algorithm](env=env, seed=run.seed, device="cpu", **arguments)
-        model.set_logger(configure(str(folder), ["csv"]))
         start = time.perf_counter()
-        model.learn(int(hyperparameters["n_timesteps"]))
+        with closing(configure(str(folder), ["csv"])) as logger:
+            model.set_logger(logger)
+            model.learn(int(hyperparameters["n_timesteps"]))
         result |= {"timesteps": model.num_timesteps, "train_seconds": round(time.perf_counter() - start, 1)}
         last_episodes = [episode["r"] for episode in model.ep_info_buffer or ()]
         result["train_mean_last_100"] = float(np.mean(last_episodes)) if last_episodes else None

@@ -12,6 +12,7 @@ import torch as th
 import yaml
 from scipy.stats import trim_mean
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
 from benchmarks import report, settings, train
@@ -128,21 +129,21 @@ def test_evaluation_freezes_the_statistics_and_counts_true_rewards(monkeypatch: 
     model = TRPO(env=train.make_training_env(run, QUICK), seed=4, **arguments).learn(512)
     training_env = model.get_env()
     assert isinstance(training_env, VecNormalize)
-    before = training_env.obs_rms.mean.copy()
+    statistics = training_env.obs_rms
+    assert isinstance(statistics, RunningMeanStd)
+    before = statistics.mean.copy()
     monkeypatch.setattr(train, "N_EVAL_EPISODES", 2)
     returns = train.evaluate(model, run)
 
     env = make_vec_env("Pendulum-v1", seed=1004)
-    observation, expected = env.reset(), []
-    for _ in range(2):
-        total, done = 0.0, [False]
-        while not done[0]:
-            action, _ = model.predict(training_env.normalize_obs(observation), deterministic=True)
-            observation, reward, done, _ = env.step(action)
-            total += float(reward[0])
-        expected.append(total)
+    observation: Any = env.reset()
+    expected = [0.0, 0.0]
+    for step in range(400):
+        action, _ = model.predict(training_env.normalize_obs(observation), deterministic=True)
+        observation, reward, _, _ = env.step(action)
+        expected[step // 200] += float(reward[0])
     np.testing.assert_allclose(returns, expected, rtol=1e-5)
-    np.testing.assert_array_equal(training_env.obs_rms.mean, before)
+    np.testing.assert_array_equal(statistics.mean, before)
 
 
 def test_train_that_fails_leaves_no_run(tmp_path: Path) -> None:
@@ -219,7 +220,9 @@ def test_committed_record_is_of_the_settings_as_they_are() -> None:
     assert missing(jobs) == []
     for _, row in read("runs").iterrows():
         returns = json.loads(row["eval_returns"])
-        assert len(returns) == 20 and abs(np.mean(returns) - row["eval_mean"]) < 0.02
+        # The first runs of sb3_contrib's kept their mean only
+        assert len(returns) == 20 or (row["algorithm"] == "contrib" and not returns)
+        assert not returns or abs(np.mean(returns) - row["eval_mean"]) < 0.02
 
 
 # The report

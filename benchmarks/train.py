@@ -37,6 +37,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 
 import sb3_trpo
 from benchmarks import settings
+from benchmarks.prototype import PrototypeTRPO
 
 ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {"trpo": sb3_trpo.TRPO, "contrib": sb3_contrib.TRPO, "ppo": PPO}
 PACKAGES = ("stable_baselines3", "sb3_contrib", "torch", "gymnasium", "mujoco", "numpy")
@@ -87,9 +88,25 @@ def provenance() -> dict[str, Any]:
 def make_training_env(run: Run, hyperparameters: Mapping[str, Any]) -> VecEnv:
     """Build the seeded environments, normalised if the hyperparameters say so."""
     env: VecEnv = make_vec_env(run.env, n_envs=hyperparameters.get("n_envs", 1), seed=run.seed)
-    if hyperparameters.get("normalize", False):
-        env = VecNormalize(env, gamma=hyperparameters.get("gamma", 0.99))
+    normalize = hyperparameters.get("normalize", False)
+    if normalize:
+        options = normalize if isinstance(normalize, dict) else {}
+        env = VecNormalize(env, gamma=hyperparameters.get("gamma", 0.99), **options)
     return env
+
+
+def make_model(algorithm: str, hyperparameters: Mapping[str, Any], **kwargs: Any) -> OnPolicyAlgorithm:
+    """
+    Build the algorithm.
+
+    :param algorithm: key of ``ALGORITHMS``
+    :param hyperparameters: as ``settings.load`` returns them; with options under ``prototype`` it is the prototype
+    :param kwargs: further arguments of the constructor
+    """
+    arguments = settings.constructor_arguments(hyperparameters)
+    options = arguments.pop("prototype", {})
+    kind = PrototypeTRPO if options else ALGORITHMS[algorithm]
+    return kind(device="cpu", **arguments, **options, **kwargs)
 
 
 def evaluate(model: OnPolicyAlgorithm, run: Run) -> list[float]:
@@ -98,7 +115,7 @@ def evaluate(model: OnPolicyAlgorithm, run: Run) -> list[float]:
     training_env = model.get_env()
     statistics = unwrap_vec_normalize(training_env) if training_env is not None else None
     if statistics is not None:
-        env = VecNormalize(env, training=False, norm_reward=False)
+        env = VecNormalize(env, training=False, norm_obs=statistics.norm_obs, norm_reward=False, clip_obs=statistics.clip_obs)
         env.obs_rms = statistics.obs_rms
     returns, _ = evaluate_policy(model, env, N_EVAL_EPISODES, deterministic=True, return_episode_rewards=True)
     env.close()
@@ -122,8 +139,7 @@ def train(run: Run, hyperparameters: Mapping[str, Any], runs: Path = RUNS) -> di
     try:
         result = {**run._asdict(), "hyperparameters": dict(hyperparameters), **provenance()}
         env = make_training_env(run, hyperparameters)
-        arguments = settings.constructor_arguments(hyperparameters)
-        model = ALGORITHMS[run.algorithm](env=env, seed=run.seed, device="cpu", **arguments)
+        model = make_model(run.algorithm, hyperparameters, env=env, seed=run.seed)
         start = time.perf_counter()
         with closing(configure(str(folder), ["csv"])) as logger:
             model.set_logger(logger)

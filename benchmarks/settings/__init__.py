@@ -2,7 +2,8 @@
 The hyperparameters of every run, as data in RL Zoo's format: environment id -> hyperparameters.
 
 ``trpo.yml``, ``contrib.yml`` and ``ppo.yml`` hold the setting ``tuned`` of each algorithm; ``ablations.yml`` holds further
-settings of ours by name, each for every environment; ``scores.yml`` is the scale on which tasks are averaged.
+settings of ours by name, each for every environment; ``design.yml`` holds what the settings ``design-01`` to ``design-11`` are
+made of; ``scores.yml`` is the scale on which tasks are averaged.
 """
 
 from collections.abc import Mapping
@@ -38,16 +39,35 @@ def scale() -> dict[str, tuple[float, float]]:
     return {env_id: (ends["zero"], ends["one"]) for env_id, ends in _read("scores").items()}
 
 
+def design() -> dict[str, dict[str, bool]]:
+    """
+    Return for each change in ``design.yml`` which settings make it: name of the setting -> whether it does.
+
+    Plackett & Burman 1946, *The design of optimum multifactorial experiments*: the eleven shifts of one row, and ``screen``
+    without any change. Of the twelve, three make any two of the changes together, three each alone, and three neither.
+    """
+    row = [sign == "+" for sign in "++-+++---+-"]
+    numbers = range(1, len(row) + 1)
+    return {
+        change: {f"design-{number:02d}": row[(index + number) % len(row)] for number in numbers} | {"screen": False}
+        for index, change in enumerate(_read("design"))
+    }
+
+
 def load(algorithm: str, setting: str, env_id: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """
     Return the hyperparameters of a run, as they are written down.
 
     :param algorithm: ``trpo``, ``contrib`` or ``ppo``
-    :param setting: ``tuned``, or a name in ``ablations.yml``, where the settings are ours
+    :param setting: ``tuned``, or one of ours: a name in ``ablations.yml``, or ``design-01`` to ``design-11``
     :param env_id: environment id
     :param overrides: values by name, with a dot into a nested one (``policy_kwargs.log_std_init``)
     :raises KeyError: if there is no such setting
     """
+    if setting.startswith("design-"):
+        made = [_read("design")[change] for change, settings in design().items() if settings[setting]]
+        changes = {name: value for change in made for name, value in change.items()}
+        return load(algorithm, "screen", env_id, {**changes, **(overrides or {})})
     file, key = (algorithm, env_id) if setting == TUNED else ("ablations", setting)
     entries = _read(file)
     if key not in entries:

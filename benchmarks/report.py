@@ -4,7 +4,7 @@ Tables and figures of what is on record: ``python -m benchmarks.report``.
 Writes to ``benchmarks/results/returns``, for the setting ``tuned`` of each algorithm, ``tables.md`` (the returns on each task
 with every seed, interquartile mean of the scores, probability of improvement), ``curves.png`` (learning curves with 95 %
 bootstrap intervals over seeds) and ``scores.png`` (the aggregates and performance profiles); and ``ablations.md``, with what
-each other setting does beside ``screen`` on the same tasks and seeds.
+each other setting does beside ``screen`` on the same tasks and seeds, and the effects of the changes in the screening design.
 """
 
 import argparse
@@ -221,6 +221,13 @@ def draw_scores(scores: Scores, path: Path) -> None:
     plt.close(figure)
 
 
+def with_scores(runs: pd.DataFrame) -> pd.DataFrame:
+    """Add a column with the score of each run, NaN where the task has no scale."""
+    scale = settings.scale()
+    zero, one = np.array([scale.get(env, (np.nan, np.nan)) for env in runs["env"]]).reshape(-1, 2).T
+    return runs.assign(score=(runs["eval_mean"] - zero) / (one - zero))
+
+
 def table_of_ablations(runs: pd.DataFrame, base: str = "screen") -> str:
     """
     Return a row per setting: its returns, and how its mean score differs from the base's on the tasks and seeds of both.
@@ -228,8 +235,7 @@ def table_of_ablations(runs: pd.DataFrame, base: str = "screen") -> str:
     :param runs: of ours, with other settings than ``tuned``
     :param base: the setting that the others are held against
     """
-    zero, one = np.array([settings.scale().get(env, (np.nan, np.nan)) for env in runs["env"]]).T
-    runs = runs.assign(score=(runs["eval_mean"] - zero) / (one - zero))
+    runs = with_scores(runs)
     tasks = sorted_tasks(set(runs["env"]))
     key = ["env", "seed", "algorithm"]
     base_scores = runs[runs["setting"] == base].set_index(key)["score"]
@@ -246,6 +252,37 @@ def table_of_ablations(runs: pd.DataFrame, base: str = "screen") -> str:
     return markdown(["setting", "seeds", *tasks, f"mean score − that of `{base}` (pairs)"], rows)
 
 
+def main_effects(runs: pd.DataFrame) -> pd.DataFrame:
+    """
+    Return what each change of the screening design does to the score: mean of the runs with it less mean of those without.
+
+    :param runs: with a column ``score``
+    :return: a row per change; a column per task and seed for which all twelve settings have run
+    """
+    design = settings.design()
+    names = list(next(iter(design.values())))
+    effects = {}
+    for block, part in runs[runs["setting"].isin(names)].groupby(["env", "seed"]):
+        scores = part.set_index("setting")["score"]
+        if len(scores) == len(names):
+            sign = {change: np.array([1 if made[name] else -1 for name in names]) for change, made in design.items()}
+            effects[block] = {change: float(signs @ scores[names]) / (len(names) / 2) for change, signs in sign.items()}
+    return pd.DataFrame(effects, index=list(design))
+
+
+def table_of_effects(runs: pd.DataFrame) -> str:
+    """Return a row per change of the screening design: its effect on the score for each task and seed, and their mean."""
+    effects = main_effects(with_scores(runs))
+    if effects.empty:
+        return ""
+    rows = []
+    for change, values in effects.iterrows():
+        error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.3f}" if len(values) > 1 else ""
+        rows.append([change, *(f"{value:+.3f}" for value in values), f"{values.mean():+.3f}{error}"])
+    header = ["change", *(f"{env}, seed {seed}" for env, seed in effects.columns), "mean ± standard error"]
+    return markdown(header, rows)
+
+
 def write_tables(runs: pd.DataFrame, scores: Scores, path: Path) -> None:
     """Write ``tables.md``."""
     text = (
@@ -256,6 +293,16 @@ def write_tables(runs: pd.DataFrame, scores: Scores, path: Path) -> None:
         text += f"\n## Scores over {len(scores.tasks)} tasks\n\n{', '.join(scores.tasks)}; the scale is `settings/scores.yml`."
         text += "\n\n" + table_of_scores(scores)
     path.write_text(f"{text}\n## Every seed\n\n{table_of_seeds(runs)}", encoding="utf-8")
+
+
+def write_ablations(runs: pd.DataFrame, path: Path) -> None:
+    """Write ``ablations.md``."""
+    text = "# Settings tried\n\nWritten by `python -m benchmarks.report`. Mean of 20 deterministic episodes, for each seed; the score"
+    text += f" is that of `settings/scores.yml`.\n\n{table_of_ablations(runs)}"
+    effects = table_of_effects(runs)
+    if effects:
+        text += f"\n## What each change of the screening design does to the score\n\n{effects}"
+    path.write_text(text, encoding="utf-8")
 
 
 def report(results: Path = RESULTS) -> None:
@@ -269,7 +316,7 @@ def report(results: Path = RESULTS) -> None:
         if scores.matrices:
             draw_scores(scores, results / "scores.png")
     if len(other):
-        (results / "ablations.md").write_text(table_of_ablations(other), encoding="utf-8")
+        write_ablations(other, results / "ablations.md")
     for name in ("tables.md", "ablations.md"):
         if (results / name).exists():
             print((results / name).read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
 from benchmarks import report, settings, train
+from benchmarks.prototype import PrototypeTRPO
 from benchmarks.results import CURVE_COLUMNS, RUN_COLUMNS, collect, known_arguments, read
 from benchmarks.sweep import missing, parse_seeds, sweep
 from benchmarks.train import Run
@@ -76,11 +77,12 @@ def test_settings_of_ours_are_one_for_mujoco() -> None:
     assert settings.load("trpo", "tuned", "Swimmer-v5") == {**first, "gamma": 0.9999}
 
 
-@pytest.mark.parametrize("setting", yaml.safe_load((settings.FOLDER / "ablations.yml").read_text()))
+@pytest.mark.parametrize("setting", ["start", *next(iter(settings.design().values()))])
 def test_settings_by_name_build_a_model(setting: str) -> None:
     """No name is misspelt and no value out of range."""
-    arguments = settings.constructor_arguments(settings.load("trpo", setting, "Pendulum-v1"))
-    assert TRPO(env=make_vec_env("Pendulum-v1"), **arguments).gamma == 0.99
+    hyperparameters = settings.load("trpo", setting, "Pendulum-v1")
+    model = train.make_model("trpo", hyperparameters, env=make_vec_env("Pendulum-v1"))
+    assert isinstance(model, TRPO) and isinstance(model, PrototypeTRPO) == ("prototype" in hyperparameters)
 
 
 def test_settings_take_overrides_also_into_nested_ones() -> None:
@@ -95,8 +97,8 @@ def test_settings_take_overrides_also_into_nested_ones() -> None:
 
 def test_settings_name_what_is_unknown() -> None:
     """A wrong name is answered with the right ones."""
-    with pytest.raises(KeyError, match=r"ablations.yml has no entry 'lamda-0.9', expected one of .*'lambda-0.9'"):
-        settings.load("trpo", "lamda-0.9", "Ant-v5")
+    with pytest.raises(KeyError, match=r"ablations.yml has no entry 'strat', expected one of .*'start'"):
+        settings.load("trpo", "strat", "Ant-v5")
 
 
 # One run
@@ -295,6 +297,57 @@ def test_ablations_are_held_against_the_same_tasks_and_seeds(tmp_path: Path) -> 
         "| `screen` | 100, 101 | 0, 3,372 | +0.000 (2) |",
         "| `better` | 100, 102 | 1,686, 9,999 | +0.500 (1) |",
     ]
+
+
+def test_effects_of_the_design_are_told_apart(tmp_path: Path) -> None:
+    """Where returns are a sum of what each change does, the effects come out as they went in, for every complete block."""
+    design = settings.design()
+    true = {change: 100.0 * index for index, change in enumerate(design)}
+    for setting in next(iter(design.values())):
+        value = 5000.0 + sum(true[change] for change, made in design.items() if made[setting])
+        write_run(Run(setting, "Hopper-v5", "trpo", 100), tmp_path / "runs", eval_returns=[value])
+    write_run(Run("screen", "Hopper-v5", "trpo", 101), tmp_path / "runs")
+    collect(tmp_path / "runs", tmp_path)
+    runs = read("runs", tmp_path)
+    effects = report.main_effects(report.with_scores(runs))
+    assert list(effects.columns) == [("Hopper-v5", 100)]
+    np.testing.assert_allclose(effects["Hopper-v5", 100] * 3372.0, list(true.values()), atol=0.01)
+    assert f"| {list(design)[1]} | +0.030 | +0.030 |" in report.table_of_effects(runs)
+
+
+def test_design_is_orthogonal_and_starts_from_screen() -> None:
+    """Each change is made by half of the settings, any two of them together by a quarter; one of them changes what it says."""
+    signs = np.array([list(made.values()) for made in settings.design().values()]) * 2 - 1
+    np.testing.assert_array_equal(signs @ signs.T, 12 * np.eye(11))
+    screen = settings.load("trpo", "screen", "Ant-v5")
+    for number in range(1, 12):
+        name = f"design-{number:02d}"
+        changed = settings.load("trpo", name, "Ant-v5")
+        makes = {change.split(" ")[0] for change, made in settings.design().items() if made[name]}
+        assert (changed["target_kl"] != screen["target_kl"]) == ("KL" in makes)
+        assert (changed["gae_lambda"] != screen["gae_lambda"]) == ("GAE" in makes)
+        assert ("prototype" in changed) == ("value" in makes)
+
+
+def test_normalized_value_targets_leave_the_values_in_their_units() -> None:
+    """Without a pass the values are what they were; a fit reaches returns that are far from zero, in their own units."""
+
+    def learned(*, normalize_value_targets: bool, n_critic_updates: int) -> PrototypeTRPO:
+        env = make_vec_env("Pendulum-v1", seed=0)
+        options: dict[str, Any] = {"n_critic_updates": n_critic_updates, "normalize_value_targets": normalize_value_targets}
+        return PrototypeTRPO("MlpPolicy", env, n_steps=256, gamma=0.999, seed=0, **options).learn(256)
+
+    def value_loss(model: PrototypeTRPO) -> float:
+        buffer = model.rollout_buffer
+        values = model.policy.predict_values(th.as_tensor(buffer.observations).reshape(-1, 3)).detach().numpy()
+        return float(np.mean((values.flatten() - buffer.returns.flatten()) ** 2))
+
+    untouched = value_loss(learned(normalize_value_targets=True, n_critic_updates=0))
+    assert untouched == pytest.approx(value_loss(learned(normalize_value_targets=False, n_critic_updates=0)), rel=1e-4)
+    normalized, plain = (learned(normalize_value_targets=flag, n_critic_updates=40) for flag in (True, False))
+    assert value_loss(normalized) < 0.3 * value_loss(plain)
+    assert normalized.last_update is not None and normalized.last_update.critic is not None
+    assert normalized.last_update.critic.last_value_loss == pytest.approx(value_loss(normalized), rel=0.2)
 
 
 def test_report_draws_and_writes_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,8 +297,8 @@ def write_tables(runs: pd.DataFrame, scores: Scores, path: Path) -> None:
 
 def write_ablations(runs: pd.DataFrame, path: Path) -> None:
     """Write ``ablations.md``."""
-    text = "# Settings tried\n\nWritten by `python -m benchmarks.report`. Mean of 20 deterministic episodes, for each seed; the score"
-    text += f" is that of `settings/scores.yml`.\n\n{table_of_ablations(runs)}"
+    text = "# Settings tried\n\nWritten by `python -m benchmarks.report`. Mean of 20 deterministic episodes, for each seed; "
+    text += f"scores are on the scale of `settings/scores.yml`.\n\n{table_of_ablations(runs)}"
     effects = table_of_effects(runs)
     if effects:
         text += f"\n## What each change of the screening design does to the score\n\n{effects}"

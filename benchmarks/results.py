@@ -27,9 +27,20 @@ RUN_COLUMNS = [
     "versions",
     "hyperparameters",
     "eval_returns",
+    "updates",
 ]
 CURVE_COLUMNS = [*IDENTITY, "timesteps", "train_mean_last_100"]
 POINTS_OF_A_CURVE = 50
+# Of what the updates log, where the algorithm does
+LOGGED = [
+    "is_line_search_success",
+    "n_backtracks",
+    "kl_divergence_loss",
+    "surrogate_gain_ratio",
+    "cg_residual",
+    "explained_variance",
+    "std",
+]
 
 
 def run_row(result: dict[str, Any]) -> dict[str, Any]:
@@ -39,6 +50,22 @@ def run_row(result: dict[str, Any]) -> dict[str, Any]:
     row |= {name: json.dumps(result[name], sort_keys=True) for name in ("versions", "hyperparameters", "eval_returns")}
     row["eval_returns"] = json.dumps([round(value, 2) for value in result["eval_returns"]])
     return row | {"eval_mean": returns.mean(), "eval_std": returns.std()}
+
+
+def summary_of_updates(folder: Path) -> dict[str, dict[str, float]]:
+    """Return what a run's updates were like: mean over all, over the first and over the last tenth of them, and minimum."""
+    log = pd.read_csv(folder / "progress.csv")
+    log.columns = log.columns.str.removeprefix("train/")
+    if "surrogate_gain_expected" in log:
+        log["surrogate_gain_ratio"] = log["surrogate_gain"] / log["surrogate_gain_expected"]
+    summary = {}
+    for name in log.columns.intersection(LOGGED, sort=False):
+        values = log[name].dropna()
+        tenth = -(-len(values) // 10)
+        parts = {"mean": values.mean(), "first": values[:tenth].mean(), "last": values[-tenth:].mean(), "min": values.min()}
+        if len(values):
+            summary[name] = {part: round(float(value), 4) for part, value in parts.items()}
+    return summary
 
 
 def curve_rows(folder: Path) -> pd.DataFrame:
@@ -92,7 +119,7 @@ def collect(runs: Path, results: Path = RESULTS) -> int:
         result = json.loads(path.read_text(encoding="utf-8"))
         run = Run(*(result[name] for name in IDENTITY))
         if run not in known:
-            rows.append(run_row(result))
+            rows.append(run_row(result) | {"updates": json.dumps(summary_of_updates(path.parent))})
             curves.append(curve_rows(path.parent).assign(**run._asdict()))
     if rows:
         results.mkdir(parents=True, exist_ok=True)

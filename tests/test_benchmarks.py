@@ -202,6 +202,22 @@ def test_curves_are_thinned_and_keep_both_ends(tmp_path: Path) -> None:
     assert len(steps) == 50 and (steps.iloc[0], steps.iloc[-1]) == (512, 256_000)
 
 
+def test_updates_are_summed_up(tmp_path: Path) -> None:
+    """First and last tenth, mean and minimum of what was logged; lines before the first update do not count."""
+    runs = tmp_path / "runs"
+    run = Run("quick", "CartPole-v1", "trpo", 0)
+    write_run(run, runs)
+    lines = ["100,9.0,,,"] + [f"{100 * i},9.0,{i},2.0,{i}" for i in range(1, 21)]
+    header = "time/total_timesteps,rollout/ep_rew_mean,train/surrogate_gain,train/surrogate_gain_expected,train/std"
+    (run.folder(runs) / "progress.csv").write_text("\n".join([header, *lines]))
+    collect(runs, tmp_path)
+    summary = json.loads(read("runs", tmp_path)["updates"].iloc[0])
+    assert summary == {
+        "surrogate_gain_ratio": {"mean": 5.25, "first": 0.75, "last": 9.75, "min": 0.5},
+        "std": {"mean": 10.5, "first": 1.5, "last": 19.5, "min": 1.0},
+    }
+
+
 def test_sweep_refuses_a_record_made_with_other_hyperparameters(tmp_path: Path) -> None:
     """A setting that changed under its name would pass old runs off as its own."""
     run = Run("quick", "CartPole-v1", "trpo", 0)

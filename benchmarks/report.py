@@ -55,20 +55,27 @@ def markdown(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def in_digits(value: float) -> str:
+    """Return a return with the digits that say something."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+
+
 def in_words(values: pd.Series) -> str:
     """Return mean, standard error over seeds and number of seeds."""
-    error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):,.0f}" if len(values) > 1 else ""
-    return f"{values.mean():,.0f}{error} ({len(values)})"
+    error = f" ± {in_digits(values.std(ddof=1) / np.sqrt(len(values)))}" if len(values) > 1 else ""
+    return f"{in_digits(values.mean())}{error} ({len(values)})"
 
 
 def table_of_returns(runs: pd.DataFrame) -> str:
-    """Return a row per task: mean ± standard error of the evaluation returns, and the number of seeds."""
+    """Return a row per task: mean ± standard error of the evaluation returns, number of seeds, and what scores 1."""
     algorithms = [name for name in ALGORITHMS if name in set(runs["algorithm"])]
+    scale = settings.scale()
     rows = []
     for task in sorted_tasks(set(runs["env"])):
         cells = [runs[(runs["env"] == task) & (runs["algorithm"] == name)]["eval_mean"] for name in algorithms]
-        rows.append([task, *(in_words(values) if len(values) else "" for values in cells)])
-    return markdown(["task", *(LABELS[name] for name in algorithms)], rows)
+        published = f"{scale[task][1]:,}" if task in scale else ""
+        rows.append([task, *(in_words(values) if len(values) else "" for values in cells), published])
+    return markdown(["task", *(LABELS[name] for name in algorithms), "best published"], rows)
 
 
 def table_of_seeds(runs: pd.DataFrame) -> str:
@@ -79,7 +86,7 @@ def table_of_seeds(runs: pd.DataFrame) -> str:
             cell = runs[(runs["env"] == task) & (runs["algorithm"] == name)].sort_values("seed")
             if len(cell):
                 seeds = ", ".join(
-                    f"{seed}: {value:,.0f} ± {spread:,.0f}"
+                    f"{seed}: {in_digits(value)} ± {in_digits(spread)}"
                     for seed, value, spread in cell[["seed", "eval_mean", "eval_std"]].itertuples(index=False)
                 )
                 rows.append([task, LABELS[name], seeds])
@@ -246,7 +253,7 @@ def table_of_ablations(runs: pd.DataFrame, base: str = "screen") -> str:
         cells = []
         for task in tasks:
             cell = own[own["env"] == task].sort_values("seed")
-            cells.append(", ".join(f"{value:,.0f}" for value in cell["eval_mean"]))
+            cells.append(", ".join(in_digits(value) for value in cell["eval_mean"]))
         seeds = ", ".join(str(seed) for seed in sorted(set(own["seed"])))
         rows.append([f"`{name}`", seeds, *cells, f"{gains.mean():+.3f} ({len(gains)})" if len(gains) else ""])
     return markdown(["setting", "seeds", *tasks, f"mean score − that of `{base}` (pairs)"], rows)

@@ -250,8 +250,8 @@ def test_report_averages_over_seeds_with_their_standard_error(tmp_path: Path) ->
     """Mean ± s/√n over seeds, the number of seeds, and each of them."""
     runs = record({("trpo", "Hopper-v5"): [1000.0, 2000.0, 3000.0], ("ppo", "Hopper-v5"): [500.0]}, tmp_path)
     error = np.std([1000, 2000, 3000], ddof=1) / np.sqrt(3)
-    assert f"| Hopper-v5 | 2,000 ± {error:,.0f} (3) | 500 (1) |" in report.table_of_returns(runs)
-    assert "0: 1,000 ± 1, 1: 2,000 ± 1, 2: 3,000 ± 1" in report.table_of_seeds(runs)
+    assert f"| Hopper-v5 | 2,000 ± {error:.1f} (3) | 500.0 (1) | 3,372 |" in report.table_of_returns(runs)
+    assert "0: 1,000 ± 1.0, 1: 2,000 ± 1.0, 2: 3,000 ± 1.0" in report.table_of_seeds(runs)
 
 
 def test_scores_are_of_tasks_and_seeds_that_are_complete(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_ablations_are_held_against_the_same_tasks_and_seeds(tmp_path: Path) -> 
     collect(tmp_path / "runs", tmp_path)
     lines = report.table_of_ablations(read("runs", tmp_path)).splitlines()
     assert lines[2:] == [
-        "| `screen` | 100, 101 | 0, 3,372 | +0.000 (2) |",
+        "| `screen` | 100, 101 | 0.0, 3,372 | +0.000 (2) |",
         "| `better` | 100, 102 | 1,686, 9,999 | +0.500 (1) |",
     ]
 

@@ -125,6 +125,8 @@ def collect(runs: Path, results: Path = RESULTS) -> int:
         results.mkdir(parents=True, exist_ok=True)
         for name, columns, new in (("curves", CURVE_COLUMNS, curves), ("runs", RUN_COLUMNS, [pd.DataFrame(rows)])):
             old = read(name, results)
+            # Curves whose run was deleted make way
+            old = old[[Run(*identity) in known for identity in old[IDENTITY].itertuples(index=False)]]
             frame = pd.concat([part for part in (old, *new) if len(part)])[columns]
             by = [*IDENTITY, "timesteps"]
             _write(frame.sort_values(by, kind="stable"), results / f"{name}.csv")

@@ -190,6 +190,16 @@ def test_record_keeps_every_digit_that_matters_and_adds_only_what_is_new(tmp_pat
     assert list(read("curves", tmp_path)["timesteps"]) == [1024, 1024]
 
 
+def test_record_of_a_deleted_run_is_made_anew(tmp_path: Path) -> None:
+    """Who deletes a row of runs.csv gets no second learning curve with the next run."""
+    write_run(Run("quick", "CartPole-v1", "trpo", 0), tmp_path / "runs")
+    collect(tmp_path / "runs", tmp_path)
+    path = tmp_path / "runs.csv"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    assert collect(tmp_path / "runs", tmp_path) == 1
+    assert len(read("runs", tmp_path)) == len(read("curves", tmp_path)) == 1
+
+
 def test_curves_are_thinned_and_keep_both_ends(tmp_path: Path) -> None:
     """At most fifty points a run."""
     runs = tmp_path / "runs"

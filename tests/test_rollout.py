@@ -403,7 +403,7 @@ class Anneal(BaseCallback):
 
     def _anneal(self) -> None:
         with th.no_grad():
-            self.model.policy.log_std.fill_(-3.0)
+            dict(self.model.policy.named_parameters())["log_std"].fill_(-3.0)
 
     def _on_rollout_start(self) -> None:
         if self.at_step is None:

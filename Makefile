@@ -42,6 +42,13 @@ mutation: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.speed
 
+# Days of computing: see benchmarks/README.md for parts of it. Skips what is on record
+WORKERS ?= 1
+bench-returns: $(INSTALLED)
+	$(BIN)/python -m benchmarks.sweep --envs mujoco classic box2d --algorithms trpo --seeds 0-4 --workers $(WORKERS)
+	$(BIN)/python -m benchmarks.sweep --envs mujoco classic box2d --algorithms contrib ppo --seeds 0-2 --workers $(WORKERS)
+	$(BIN)/python -m benchmarks.report
+
 commit-checks: format lint type
 
-.PHONY: install demo format lint type test test-slow mutation bench commit-checks
+.PHONY: install demo format lint type test test-slow mutation bench bench-returns commit-checks

@@ -62,7 +62,7 @@ RULES: dict[str, Rule] = {
     "target_kl": Rule(Real, lambda value: 0 < value < math.inf, "a finite number > 0 or a schedule"),
     "sub_sampling_factor": _COUNT,
     "stats_window_size": _COUNT,
-    "verbose": Rule(Integral, lambda value: value >= 0, "an integer >= 0"),
+    "verbose": Rule(Integral | np.bool_, lambda value: value >= 0, "an integer >= 0"),
     "seed": Rule(Integral, lambda value: 0 <= value < 2**32, "an integer in [0, 2**32) or None"),
     "fast": _FLAG,
     "error_if_nonfinite": _FLAG,
@@ -77,6 +77,8 @@ RULES: dict[str, Rule] = {
     "tensorboard_log": Rule(str | PathLike, lambda value: True, "a path or None"),
 }
 
+# These may be True or False; verbosity counts, but many pipelines say verbose=True
+FLAGS = {name for name, rule in RULES.items() if rule is _FLAG} | {"verbose"}
 # These may also be a function of the progress remaining, from 1 to 0
 SCHEDULES = ("learning_rate", "target_kl", "cg_damping")
 # and these left out
@@ -99,7 +101,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             value_at(name, value, progress_remaining=1.0)
             continue
         message = f"{name} must be {rule.expected}, got {value!r}"
-        if not isinstance(value, rule.kind) or (isinstance(value, bool | np.bool_) and rule is not _FLAG):
+        if not isinstance(value, rule.kind) or (isinstance(value, bool | np.bool_) and name not in FLAGS):
             raise TypeError(message)
         if not rule.holds(value):
             raise ValueError(message)
@@ -179,11 +181,12 @@ def check_action_space(action_space: spaces.Space) -> None:
         # SB3's categorical distributions count from zero
         supported = len(action_space.shape or ()) <= 1 and not np.any(action_space.start)
     else:
-        supported = isinstance(action_space, spaces.MultiBinary) and len(action_space.shape) == 1
+        # MultiBinary([4]) has the same shape as MultiBinary(4), and SB3 takes only the latter
+        supported = isinstance(action_space, spaces.MultiBinary) and isinstance(action_space.n, Integral)
     if not supported:
         raise ValueError(
             "env.action_space must be a Box of floats with finite bounds, a Discrete or one-dimensional MultiDiscrete "
-            f"that starts at 0, or a one-dimensional MultiBinary, got {action_space}"
+            f"that starts at 0, or a MultiBinary(n) with an integer n, got {action_space}"
         )
 
 
@@ -203,39 +206,58 @@ def checked_env(env: Any, verbose: int = 0) -> gym.Env | VecEnv:
     return made
 
 
-def check_parameters(given: Mapping[str, Any], own: Mapping[str, Any], *, exact_match: bool = True) -> None:
+def check_parameters(
+    given: Mapping[str, Any], own: Mapping[str, Any], policy: BasePolicy, *, exact_match: bool = True
+) -> None:
     """
     Refuse parameters that do not fit a model or that no training could start from.
 
     :param given: state dictionaries by object name (``"policy"``, ``"policy.optimizer"``), as a model's ``get_parameters``
     :param own: those of the model that they are for
+    :param policy: the model's
     :param exact_match: whether a tensor that the model does not have is refused, or passed over as SB3 does
     :raises TypeError: if an entry is not a dictionary
-    :raises ValueError: naming the object or tensor, if it is unknown, of another shape or not finite
+    :raises ValueError: naming the object or tensor, if it is unknown, of another shape, or a parameter that is not finite
     """
     for name, state in given.items():
         if name not in own:
             raise ValueError(f"{name!r} is not an object with parameters, expected one of {sorted(own)}")
         if not isinstance(state, Mapping):
             raise TypeError(f"the parameters of {name!r} must be a dictionary, got {state!r}")
-    for key, tensor in given.get("policy", {}).items():
-        if exact_match or key in own["policy"]:
-            _check_tensor(f"policy parameter {key!r}", tensor, own["policy"].get(key))
-    optimizer = given.get("policy.optimizer", {"param_groups": None, "state": {}})
-    if not {"param_groups", "state"} <= optimizer.keys():
-        raise ValueError(f"policy.optimizer must have the keys 'param_groups' and 'state', got {sorted(optimizer)}")
-    for index, state in optimizer["state"].items():
-        for key, value in state.items():
+    trained = {name for name, _ in policy.named_parameters()}
+    for key, value in given.get("policy", {}).items():
+        if key not in own["policy"]:
+            if exact_match:
+                raise ValueError(f"policy parameter {key!r} is not one of this model's")
+        elif isinstance(own["policy"][key], th.Tensor):
+            # A buffer may hold infinities: masks do
+            _check_tensor(f"policy parameter {key!r}", value, own["policy"][key].shape, finite=key in trained)
+    if "policy.optimizer" in given:
+        _check_optimizer(given["policy.optimizer"], policy.optimizer)
+
+
+def _check_optimizer(state: Mapping[str, Any], optimizer: th.optim.Optimizer) -> None:
+    if not {"param_groups", "state"} <= state.keys():
+        raise ValueError(f"policy.optimizer must have the keys 'param_groups' and 'state', got {sorted(state)}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, memory in state["state"].items():
+        if not (isinstance(index, int) and 0 <= index < len(parameters)):
+            raise ValueError(f"policy.optimizer's state is of {len(parameters)} parameters, got one of parameter {index!r}")
+        missing = {"step", "exp_avg", "exp_avg_sq"} - memory.keys() if isinstance(optimizer, th.optim.Adam) else set()
+        if missing:
+            raise ValueError(
+                f"policy.optimizer's state of parameter {index} must have {sorted(missing)}, got {sorted(memory)}"
+            )
+        for key, value in memory.items():
             if isinstance(value, th.Tensor):
-                _check_tensor(f"policy.optimizer's {key!r} of parameter {index}", value, value)
+                shape = parameters[index].shape if key.startswith("exp_avg") else value.shape
+                _check_tensor(f"policy.optimizer's {key!r} of parameter {index}", value, shape, finite=True)
 
 
-def _check_tensor(name: str, tensor: Any, own: th.Tensor | None) -> None:
-    if own is None:
-        raise ValueError(f"{name} is not one of this model's")
+def _check_tensor(name: str, tensor: Any, shape: th.Size, *, finite: bool) -> None:
     if not isinstance(tensor, th.Tensor):
         raise TypeError(f"{name} must be a tensor, got {tensor!r}")
-    if tensor.shape != own.shape:
-        raise ValueError(f"{name} must have shape {tuple(own.shape)}, got {tuple(tensor.shape)}")
-    if not bool(th.isfinite(tensor).all()):
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+    if finite and not bool(th.isfinite(tensor).all()):
         raise ValueError(f"{name} must be finite, got {tensor}")

@@ -1,7 +1,6 @@
 """The value-function fit: least squares on the returns, in the critic's own parameters only."""
 
 import copy
-import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -38,8 +37,8 @@ class CriticFit(NamedTuple):
     :param last_value_loss: that of the last pass
     :param n_optimizer_steps: number of optimizer steps
     :param n_skipped: number of minibatches that made no step, since their loss or gradient was not finite
-    :param undone: whether the steps led away from the finite numbers, and the fit was undone: the critic's weights and the
-        optimizer's memory of them are bit for bit what they were before it
+    :param undone: whether the steps led away from the finite numbers, or moved the policy, and the fit was undone: the
+        critic's weights and the optimizer's memory of them are bit for bit what they were before it
     """
 
     value_loss: float
@@ -105,18 +104,22 @@ def fit_critic(
     optimizer: th.optim.Optimizer,
     parameters: list[th.nn.Parameter],
     epochs: Iterable[Iterable[ValueBatch]],
+    *,
+    holds: Callable[[], bool] = lambda: True,
 ) -> CriticFit | None:
     """
     Take one optimizer step on the mean squared error of each minibatch whose loss and gradient are finite.
 
     If that leads to a weight or a moment of the optimizer that is not finite, or so far away that the first minibatch used has
-    no finite gradient any more, or if an exception leaves this function, all of it is undone.
+    no finite gradient any more, if something must hold that does not any more, or if an exception leaves this function, all of
+    it is undone.
 
     :param predict_values: maps observations to values, shape (n, 1), with a graph to the parameters
     :param optimizer: holds the parameters; what else it holds gets no gradient and stays as it is
     :param parameters: the critic's own parameters: those that the values depend on and the action distribution does not,
         so that the fit leaves a feature extractor that both share, and with it the policy, alone
     :param epochs: for each pass over the data its minibatches
+    :param holds: whether what must be true after the fit is true
     :return: the losses, ``None`` if there was nothing to fit
     """
     losses: list[th.Tensor] = []
@@ -130,10 +133,9 @@ def fit_critic(
         loss = F.mse_loss(predict_values(batch.observations).flatten(), batch.returns)
         optimizer.zero_grad()
         loss.backward(inputs=parameters)
-        # The squares, for they go into Adam's memory
-        squared_norm = sum(float(p.grad.square().sum()) for p in parameters if p.grad is not None)
-        loss = loss.detach()
-        return loss, math.isfinite(loss) and math.isfinite(squared_norm)
+        # The squares, for they go into Adam's memory; all in one go, for a GPU has to be waited for each time
+        facts = [loss.detach(), *(p.grad.square().sum() for p in parameters if p.grad is not None)]
+        return facts[0], bool(th.stack(facts).isfinite().all())
 
     try:
         for minibatches in epochs if parameters else ():
@@ -149,7 +151,7 @@ def fit_critic(
             if epoch_losses:
                 losses.append(th.stack(epoch_losses))
         # Weights may be finite and yet too large to ever be fitted again
-        kept = origin.is_left_finite() and (first_used is None or differentiate(first_used)[1])
+        kept = origin.is_left_finite() and (first_used is None or differentiate(first_used)[1]) and holds()
     finally:
         optimizer.zero_grad()
         if not kept:

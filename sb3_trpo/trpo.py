@@ -6,6 +6,7 @@ import io
 import pathlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.arguments import (
@@ -212,20 +213,19 @@ class TRPO(OnPolicyAlgorithm):
         """
         Collect experience with the current policy (see SB3's ``OnPolicyAlgorithm.collect_rollouts`` for the parameters).
 
-        With ``fast``, callbacks find ``None`` for ``values`` and ``obs_tensor`` in their ``locals``, maybe for ``log_probs`` too.
+        With ``fast``, callbacks find ``None`` for ``values``, ``obs_tensor`` and maybe ``log_probs`` in their ``locals``.
 
         :raises ValueError: with ``error_if_nonfinite``, naming the environment and the step of the rollout, or the parameter
         """
         actor = lean_actor(self.policy, rollout_buffer, env.num_envs) if self.fast else None
         self._note_path("collection", "plain" if actor is None else "lean")
         if self.error_if_nonfinite:
-            check_parameters({"policy": self.policy.state_dict()}, {"policy": self.policy.state_dict()})
+            check_parameters({"policy": self.policy.state_dict()}, {"policy": self.policy.state_dict()}, self.policy)
             guard: Any = finite_rollout(env, self._last_obs, rollout_buffer)
         else:
             guard = unvalidated_distributions()
         try:
-            with finite_statistics(self), guard as finite_env:
-                env = finite_env or env
+            with finite_statistics(self), guard:
                 if actor is None:
                     return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
                 return collect_rollouts(self, actor, env, callback, rollout_buffer, n_rollout_steps)
@@ -248,8 +248,8 @@ class TRPO(OnPolicyAlgorithm):
             actor_parameters, critic_parameters = self._split_parameters(batch)
             problem = self._policy_problem(batch, actor_parameters)
             step = self._trust_region_step(problem, clock.begin)
-        clock.begin("critic")
-        critic = self._fit_critic(batch, critic_parameters)
+            clock.begin("critic")
+            critic = self._fit_critic(batch, critic_parameters, partial(self._is_kept, problem, step))
         clock.stop()
 
         self._n_updates += 1
@@ -285,6 +285,12 @@ class TRPO(OnPolicyAlgorithm):
             max_candidates=self.line_search_max_iter,
             phase=phase,
         )
+
+    def _is_kept(self, problem: PolicyProblem, step: TrustRegionStep) -> bool:
+        """Whether the policy is still what the step made of it: a critic may move what no graph shows (detached features)."""
+        _, mean_kl = problem.evaluate()
+        max_kl = self._now("target_kl")
+        return (mean_kl <= max_kl or not step.accepted) and not abs(mean_kl - step.mean_kl) > 1e-3 * max_kl
 
     def _report(
         self, problem: PolicyProblem, step: TrustRegionStep, critic: CriticFit | None, phase_seconds: dict[str, float]
@@ -337,13 +343,22 @@ class TRPO(OnPolicyAlgorithm):
         self._note_path("Fisher products", "plain" if product is None else "Gauss-Newton")
         return product
 
-    def _fit_critic(self, batch: Batch, parameters: list[th.nn.Parameter]) -> CriticFit | None:
+    def _fit_critic(
+        self, batch: Batch, parameters: list[th.nn.Parameter], is_policy_kept: Callable[[], bool]
+    ) -> CriticFit | None:
         """Fit the values to the returns of the rollout, moving these parameters only."""
         covered = self.fast and is_sb3s_own(self.rollout_buffer) and type(self)._value_epochs is TRPO._value_epochs
+        covered = covered and read_actor(self.policy) is not None  # else the policy could depend on the critic unseen
         mlp = mlp_critic(self.policy, parameters) if covered else None
         self._note_path("critic fit", "plain" if mlp is None else "written out")
         if mlp is None:
-            return fit_critic(self.policy.predict_values, self.policy.optimizer, parameters, self._value_epochs(batch))
+            return fit_critic(
+                self.policy.predict_values,
+                self.policy.optimizer,
+                parameters,
+                self._value_epochs(batch),
+                holds=is_policy_kept,
+            )
         assert isinstance(batch.observations, th.Tensor)
         return mlp.fit(batch.observations, batch.returns, n_epochs=self.n_critic_updates, batch_size=self.batch_size)
 
@@ -402,7 +417,7 @@ class TRPO(OnPolicyAlgorithm):
     def load(
         cls: type[SelfTRPO],
         path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
+        env: GymEnv | str | None = None,
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
@@ -446,7 +461,7 @@ class TRPO(OnPolicyAlgorithm):
             convert_loaded(model, {*kwargs, *(custom_objects or {})})
         return model
 
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+    def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
         """
         Set the environment to learn from (see SB3's ``BaseAlgorithm.set_env`` for the parameters).
 
@@ -479,7 +494,7 @@ class TRPO(OnPolicyAlgorithm):
 
     def set_parameters(
         self,
-        load_path_or_dict: str | TensorDict,
+        load_path_or_dict: str | dict[str, Any],
         exact_match: bool = True,
         device: th.device | str = "auto",
     ) -> None:
@@ -491,7 +506,7 @@ class TRPO(OnPolicyAlgorithm):
         params: dict[str, Any] = load_path_or_dict  # type: ignore[assignment]
         if not isinstance(load_path_or_dict, dict):
             _, params, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
-        check_parameters(params, self.get_parameters(), exact_match=exact_match)
+        check_parameters(params, self.get_parameters(), self.policy, exact_match=exact_match)
         before: dict[str, Any] = copy.deepcopy(self.get_parameters())
         try:
             super().set_parameters(params, exact_match, device)

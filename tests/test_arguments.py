@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_trpo import TRPO
 from tests.environments import (
@@ -226,6 +227,7 @@ UNSUPPORTED: dict[str, spaces.Space] = {
     "tuple": spaces.Tuple([DISCRETE, BOX]),
     "text": spaces.Text(3),
     "multi_binary_of_two_axes": spaces.MultiBinary([2, 3]),
+    "multi_binary_of_a_list": spaces.MultiBinary([4]),
     "multi_discrete_of_two_axes": spaces.MultiDiscrete(np.array([[2, 3], [2, 3]])),
     "box_without_bounds": spaces.Box(-np.inf, np.inf, (2,)),
     "box_with_one_bound": spaces.Box(0.0, np.inf, (2,)),
@@ -508,3 +510,52 @@ def test_schedule_that_gives_no_learning_rate_is_refused_before_the_update(rate:
         model.learn(64)
     assert_names(refusal.value, "learning_rate", rate)
     assert not changed(before, policy_state(model))
+
+
+class MaskedExtractor(FlattenExtractor):
+    """Holds what is no parameter: a mask of infinities, and state that is no tensor."""
+
+    def __init__(self, observation_space: gymnasium.Space):
+        super().__init__(observation_space)
+        self.register_buffer("mask", th.tensor([0.0, -math.inf]))
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"version": 3}
+
+
+def test_load_takes_what_is_no_parameter_as_it_is(tmp_path: pathlib.Path) -> None:
+    model = small_model(policy_kwargs={"features_extractor_class": MaskedExtractor}).learn(64)
+    model.save(tmp_path / "model")
+    loaded = TRPO.load(tmp_path / "model", device="cpu")
+    assert not changed(policy_state(model), policy_state(loaded))
+    loaded.set_parameters(model.get_parameters())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"exp_avg": th.zeros(4303)}, id="shape of a moment"),
+        pytest.param({"exp_avg_sq": None}, id="moment missing"),
+    ],
+)
+def test_set_parameters_refuses_an_optimizer_state_that_cannot_work(change: dict[str, th.Tensor | None]) -> None:
+    """It would raise in the middle of a training that began; refused at once, nothing is changed."""
+    model = small_model().learn(64)
+    parameters: dict[str, Any] = copy.deepcopy(model.get_parameters())
+    index, state = next(iter(parameters["policy.optimizer"]["state"].items()))
+    state.update(change)
+    for key in [key for key, value in change.items() if value is None]:
+        del state[key]
+    before = policy_state(model)
+    with pytest.raises(ValueError, match=f"{next(iter(change))}.*"):
+        model.set_parameters(parameters)
+    assert not changed(before, policy_state(model)) and isinstance(index, int)
+    model.learn(64)
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_verbose_may_be_a_flag(verbose: bool) -> None:
+    assert small_model(verbose=verbose).verbose == verbose

@@ -24,12 +24,12 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_trpo import TRPO
-from tests.environments import RandomEnv, changed, make_env, policy_state, small_model
+from tests.environments import RandomEnv, changed, make_env, observed, policy_state, small_model
 
 
 def monitored(n_envs: int = 1, **arguments: Any) -> VecEnv:
     make: Callable[[], Monitor] = lambda: Monitor(RandomEnv(**arguments))  # noqa: E731
-    return DummyVecEnv([make] * n_envs)  # type: ignore[list-item]
+    return DummyVecEnv([make] * n_envs)
 
 
 def lean(model: TRPO) -> bool:
@@ -99,8 +99,8 @@ def test_evaluation_sees_the_normalisation_of_training() -> None:
     env, evaluated = VecNormalize(monitored()), VecNormalize(monitored(), training=False, norm_reward=False)
     callback = EvalCallback(evaluated, eval_freq=64, n_eval_episodes=1, verbose=0)
     small_model(env=env).learn(128, callback=callback)
-    assert evaluated.obs_rms.count == env.obs_rms.count > 128  # type: ignore[union-attr]
-    np.testing.assert_array_equal(evaluated.obs_rms.mean, env.obs_rms.mean)  # type: ignore[union-attr]
+    assert observed(evaluated).count == observed(env).count > 128
+    np.testing.assert_array_equal(observed(evaluated).mean, observed(env).mean)
 
 
 def test_checkpoints_load_and_go_on(tmp_path: pathlib.Path) -> None:
@@ -111,12 +111,12 @@ def test_checkpoints_load_and_go_on(tmp_path: pathlib.Path) -> None:
     names = {f"trpo_{n}_steps.zip" for n in (40, 80, 120)} | {f"trpo_vecnormalize_{n}_steps.pkl" for n in (40, 80, 120)}
     assert {path.name for path in tmp_path.iterdir()} == names
     env = VecNormalize.load(str(tmp_path / "trpo_vecnormalize_80_steps.pkl"), make_env())
-    count = env.obs_rms.count  # type: ignore[union-attr]
+    count = observed(env).count
     assert 80 < count < 120
     resumed = TRPO.load(tmp_path / "trpo_80_steps", env, device="cpu")
     assert resumed.num_timesteps == 80 and resumed._n_updates == 1
     resumed.learn(64, reset_num_timesteps=False)
-    assert resumed.num_timesteps == 144 and env.obs_rms.count > count + 60  # type: ignore[union-attr]
+    assert resumed.num_timesteps == 144 and observed(env).count > count + 60
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])

@@ -94,8 +94,8 @@ ZIPS = {
 def contrib_zip(case: Case, path: pathlib.Path, **arguments: Any) -> sb3_contrib.TRPO:
     """Train contrib's TRPO for an update and save it."""
     n_steps = 64 // case.n_envs
-    arguments = {"n_steps": n_steps, "batch_size": 64, "n_critic_updates": 1, "seed": 0, "device": "cpu"} | arguments
-    model = sb3_contrib.TRPO(case.policy, case.env(), **(arguments | case.arguments))
+    defaults: dict[str, Any] = {"n_steps": n_steps, "batch_size": 64, "n_critic_updates": 1, "seed": 0, "device": "cpu"}
+    model = sb3_contrib.TRPO(case.policy, case.env(), **(defaults | arguments | case.arguments))
     model.learn(64)
     model.save(path)
     return model

@@ -27,6 +27,7 @@ from sb3_trpo.objective import (
 )
 from sb3_trpo.trust_region import flat_gradient, flatten
 from tests.cases import DoubleExtractor, PolicyCase, make_case, normal, sample_actions, seeded, shake
+from tests.environments import small_model
 from tests.oracles import log_density, normal_kl, policy_gradient, relative_error
 
 
@@ -344,6 +345,7 @@ def padded(batch: Batch, *, advantage: float, old_log_prob: float) -> Batch:
         interleave(batch.actions, batch.actions.flip(0)),
         interleave(batch.old_log_prob, th.full((n,), old_log_prob, dtype=th.float64)),
         interleave(batch.advantages, th.full((n,), advantage, dtype=th.float64)),
+        interleave(batch.returns, th.full((n,), advantage, dtype=th.float64)),
         interleave(batch.weights, th.zeros_like(batch.weights)),
     )
 
@@ -508,8 +510,8 @@ def test_problem_measures_a_nearly_deterministic_policy_without_rounding(scale: 
         return CategoricalDistribution(4).proba_distribution(logits[batch.observations.long()])
 
     weights = th.full((64,), 1 / 64)
-    old_log_prob = distribution_of(Batch(th.arange(64), actions, weights, weights, weights)).log_prob(actions).detach()
-    batch = Batch(th.arange(64), actions, old_log_prob.float(), normal(64, seed=2).float(), weights)
+    old_log_prob = distribution_of(Batch(th.arange(64), actions, *4 * [weights])).log_prob(actions).detach()
+    batch = Batch(th.arange(64), actions, old_log_prob.float(), normal(64, seed=2).float(), weights, weights)
     problem = PolicyProblem(distribution_of, batch, [logits])
     old = logits.detach().double().log_softmax(1)
     surrogate, _ = problem.surrogate_gradient()
@@ -530,3 +532,16 @@ def test_normalize_advantages_keeps_a_signal_that_is_rare() -> None:
     advantages[77] = 1e-3
     normalized = normalize_advantages(advantages, th.full((20_000,), 1 / 20_000))
     assert float(normalized[77]) == pytest.approx(math.sqrt(20_000), rel=1e-3)
+
+
+def test_kl_of_one_object_with_itself_is_refused() -> None:
+    """SB3 hands out the same object each time: what looks like the old distribution would be the new one."""
+    policy = small_model().policy
+    observations = normal(3, *policy.observation_space.shape, seed=0).float()  # type: ignore[misc]
+    old = policy.get_distribution(observations)
+    shake(list(policy.parameters()), scale=0.1, seed=1)
+    with pytest.raises(ValueError, match=r"one object.*copy\.copy"):
+        kl_old_new(old, policy.get_distribution(observations))
+    kept = copy.copy(policy.get_distribution(observations))
+    shake(list(policy.parameters()), scale=0.1, seed=2)
+    assert (kl_old_new(kept, policy.get_distribution(observations)) > 0).all()

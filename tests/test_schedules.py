@@ -128,7 +128,8 @@ def test_schedule_that_cannot_work_is_refused_at_construction(
 @pytest.mark.parametrize("name", ["learning_rate", "target_kl", "cg_damping"])
 def test_schedule_that_goes_wrong_later_stops_before_anything_moves(name: str, value: Any) -> None:
     """An update whose numbers cannot work raises, and policy and optimizer are bit for bit what they were."""
-    model = small_model(**{name: lambda remaining: 0.01 if remaining > 0.4 else value})
+    schedule: Any = lambda remaining: 0.01 if remaining > 0.4 else value  # noqa: E731
+    model = small_model(**{name: schedule})
     at_rollout_end: list[tuple[dict[str, th.Tensor], str]] = []
 
     class Keep(BaseCallback):

@@ -49,12 +49,12 @@ class Watched(MeasuredTRPO):
     resident: tuple[int, ...] = ()
 
     def train(self) -> None:
-        self.measurements = ()
         super().train()
-        measured = self.measurements[0]
-        step = measured.step
+        *_, (step, mean_kl) = self.measurements
         self.statuses += (step.status,)
-        self.n_outside += abs(measured.mean_kl) > self.target_kl + ROUNDING if step.accepted else measured.mean_kl != 0.0
+        self.n_outside += abs(mean_kl) > self.target_kl + ROUNDING if step.accepted else mean_kl != 0.0
+        # Each has its candidates: kept, they would be taken for a leak
+        self.measurements = ()
         self.n_not_finite += not all(bool(tensor.isfinite().all()) for tensor in policy_state(self).values())
         if self._n_updates % 50 == 0:
             gc.collect()

@@ -52,6 +52,7 @@ def test_zoo_trains_with_our_hyperparameters(tmp_path: pathlib.Path) -> None:
     assert model.num_timesteps == 256 and model._n_updates == 2
 
 
+@pytest.mark.slow
 def test_zoo_names_what_it_can_run(tmp_path: pathlib.Path) -> None:
     """An unknown script is refused with the list of those there are."""
     assert "plot_from_file" in run(tmp_path, "sb3_trpo.zoo", "trian", code=2)

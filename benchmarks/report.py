@@ -1,0 +1,343 @@
+"""
+Tables and figures of what is on record: ``python -m benchmarks.report``.
+
+Writes to ``benchmarks/results/returns``, for the setting ``tuned`` of each algorithm, ``tables.md`` (the returns on each task
+with every seed, interquartile mean of the scores, probability of improvement), ``curves.png`` (learning curves with 95 %
+bootstrap intervals over seeds) and ``scores.png`` (the aggregates and performance profiles); and ``ablations.md``, with what
+each other setting does beside ``screen`` on the same tasks and seeds, and the effects of the changes in the screening design.
+"""
+
+import argparse
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from rliable import library, metrics, plot_utils
+
+from benchmarks import settings
+from benchmarks.results import RESULTS, collect, read
+from benchmarks.train import ALGORITHMS, RUNS
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+LABELS = {"trpo": "sb3_trpo.TRPO", "contrib": "sb3_contrib.TRPO", "ppo": "stable_baselines3.PPO"}
+COLOURS = {"trpo": "#0072B2", "contrib": "#D55E00", "ppo": "#999999"}
+BOOTSTRAP_RESAMPLES = 2000
+SCORES_OF_PROFILE = np.linspace(0.0, 2.0, 81)
+
+
+class Scores(NamedTuple):
+    """
+    The scores of the algorithms that have run the same tasks.
+
+    :param tasks: those that every algorithm has run
+    :param matrices: algorithm -> array of shape (n_seeds, n_tasks); only seeds that ran every task
+    """
+
+    tasks: list[str]
+    matrices: dict[str, np.ndarray]
+
+
+def sorted_tasks(names: Iterable[str]) -> list[str]:
+    """Return environment ids in the order of ``settings.GROUPS``."""
+    order = [env_id for group in settings.GROUPS.values() for env_id in group]
+    return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def markdown(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Return a table in Markdown."""
+    lines = [list(header), *([str(cell) for cell in row] for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def in_digits(value: float) -> str:
+    """Return a return with the digits that say something."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+
+
+def in_words(values: pd.Series) -> str:
+    """Return mean, standard error over seeds and number of seeds."""
+    error = f" ± {in_digits(values.std(ddof=1) / np.sqrt(len(values)))}" if len(values) > 1 else ""
+    return f"{in_digits(values.mean())}{error} ({len(values)})"
+
+
+def table_of_returns(runs: pd.DataFrame) -> str:
+    """Return a row per task: mean ± standard error of the evaluation returns, number of seeds, and what scores 1."""
+    algorithms = [name for name in ALGORITHMS if name in set(runs["algorithm"])]
+    scale = settings.scale()
+    rows = []
+    for task in sorted_tasks(set(runs["env"])):
+        cells = [runs[(runs["env"] == task) & (runs["algorithm"] == name)]["eval_mean"] for name in algorithms]
+        published = f"{scale[task][1]:,}" if task in scale else ""
+        rows.append([task, *(in_words(values) if len(values) else "" for values in cells), published])
+    return markdown(["task", *(LABELS[name] for name in algorithms), "best published"], rows)
+
+
+def table_of_seeds(runs: pd.DataFrame) -> str:
+    """Return a row per task and algorithm with the evaluation return of every seed."""
+    rows = []
+    for task in sorted_tasks(set(runs["env"])):
+        for name in ALGORITHMS:
+            cell = runs[(runs["env"] == task) & (runs["algorithm"] == name)].sort_values("seed")
+            if len(cell):
+                seeds = ", ".join(
+                    f"{seed}: {in_digits(value)} ± {in_digits(spread)}"
+                    for seed, value, spread in cell[["seed", "eval_mean", "eval_std"]].itertuples(index=False)
+                )
+                rows.append([task, LABELS[name], seeds])
+    return markdown(["task", "algorithm", "seed: mean ± standard deviation of 20 episodes"], rows)
+
+
+def complete_scores(runs: pd.DataFrame) -> Scores:
+    """Return the scores on the tasks that every algorithm has run, of the seeds that ran all of these."""
+    tables = {
+        name: runs[runs["algorithm"] == name].pivot(index="seed", columns="env", values="eval_mean")
+        for name in ALGORITHMS
+        if name in set(runs["algorithm"])
+    }
+    common = set.intersection(*(set(table) for table in tables.values())) if tables else set()
+    scale = settings.scale()
+    tasks = [task for task in sorted_tasks(common) if task in scale]
+    zero, one = np.array([scale[task] for task in tasks]).reshape(-1, 2).T
+    matrices = {name: (table[tasks].dropna().to_numpy() - zero) / (one - zero) for name, table in tables.items()}
+    return Scores(tasks, {name: matrix for name, matrix in matrices.items() if matrix.size})
+
+
+def aggregate(scores: Scores) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return interquartile mean and mean of each algorithm, and their 95 % intervals."""
+    np.random.seed(0)  # rliable draws from the global generator
+    return library.get_interval_estimates(
+        scores.matrices,
+        lambda matrix: np.array([metrics.aggregate_iqm(matrix), metrics.aggregate_mean(matrix)]),
+        reps=BOOTSTRAP_RESAMPLES,
+    )
+
+
+def improvement(scores: Scores) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the probability that a run of ours is better than one of each other algorithm, averaged over tasks."""
+    np.random.seed(0)
+    pairs = {f"trpo,{name}": (scores.matrices["trpo"], matrix) for name, matrix in scores.matrices.items() if name != "trpo"}
+    return library.get_interval_estimates(pairs, metrics.probability_of_improvement, reps=BOOTSTRAP_RESAMPLES)
+
+
+def table_of_scores(scores: Scores) -> str:
+    """Return a row per algorithm with interquartile mean and mean of its scores."""
+    points, intervals = aggregate(scores)
+    rows = []
+    for name, point in points.items():
+        cells = [f"{p:.3f} [{low:.3f}, {high:.3f}]" for p, (low, high) in zip(point, intervals[name].T, strict=True)]
+        rows.append([LABELS[name], len(scores.matrices[name]), *cells])
+    text = markdown(["algorithm", "seeds", "interquartile mean [95 %]", "mean [95 %]"], rows)
+    if "trpo" in scores.matrices and len(scores.matrices) > 1:
+        points, intervals = improvement(scores)
+        pairs = [(key.split(",")[1], float(points[key]), *intervals[key].flatten()) for key in points]
+        rows = [[LABELS[name], f"{p:.2f} [{low:.2f}, {high:.2f}]"] for name, p, low, high in pairs]
+        text += "\n" + markdown(["a run of ours is better than one of", "probability, averaged over tasks [95 %]"], rows)
+    return text
+
+
+def mean_curve(curves: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Return steps, mean over seeds and its 95 % percentile bootstrap interval.
+
+    :param curves: the rows of one task and algorithm
+    :return: arrays of shape (100,); with one seed the interval is the mean
+    """
+    seeds = [curve.sort_values("timesteps") for _, curve in curves.groupby("seed")]
+    first, last = max(curve["timesteps"].min() for curve in seeds), min(curve["timesteps"].max() for curve in seeds)
+    steps = np.linspace(first, last, 100)
+    returns = np.stack([np.interp(steps, curve["timesteps"], curve["train_mean_last_100"]) for curve in seeds])
+    mean = returns.mean(axis=0)
+    if len(seeds) == 1:
+        return steps, mean, mean, mean
+    resamples = np.random.default_rng(0).integers(len(seeds), size=(BOOTSTRAP_RESAMPLES, len(seeds)))
+    low, high = np.percentile(returns[resamples].mean(axis=1), [2.5, 97.5], axis=0)
+    return steps, mean, low, high
+
+
+def draw_curves(curves: pd.DataFrame, path: Path) -> None:
+    """Draw a panel per task with the learning curve of each algorithm."""
+    tasks = sorted_tasks(set(curves["env"]))
+    n_columns = min(3, len(tasks))
+    n_rows = -(-len(tasks) // n_columns)
+    figure, axes = plt.subplots(
+        n_rows, n_columns, figsize=(4 * n_columns, 0.5 + 2.8 * n_rows), layout="constrained", squeeze=False
+    )
+    for axis, task in zip(axes.flat, tasks, strict=False):
+        for name in ALGORITHMS:
+            part = curves[(curves["env"] == task) & (curves["algorithm"] == name)]
+            if len(part):
+                steps, mean, low, high = mean_curve(part)
+                axis.plot(steps, mean, color=COLOURS[name], label=LABELS[name])
+                axis.fill_between(steps, low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
+        axis.set_title(task, loc="left", fontsize="medium")
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes.flat[len(tasks) :]:
+        axis.set_visible(False)
+    figure.supxlabel("environment steps", fontsize="medium")
+    figure.supylabel("mean return of the last 100 episodes", fontsize="medium")
+    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_scores(scores: Scores, path: Path) -> None:
+    """Draw interquartile mean and mean with their intervals beside the performance profiles."""
+    points, intervals = aggregate(scores)
+    np.random.seed(0)
+    profiles, bands = library.create_performance_profile(
+        scores.matrices,
+        SCORES_OF_PROFILE,
+        # The same as rliable's own without a Python loop over the thresholds
+        custom_profile_func=lambda matrix, thresholds: np.mean(matrix[..., None] > thresholds, axis=(0, 1)),
+        reps=BOOTSTRAP_RESAMPLES,
+    )
+    names = [name for name in reversed(ALGORITHMS) if name in points]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained", width_ratios=(1, 1, 1.6))
+    for index, title in enumerate(("interquartile mean", "mean")):
+        for name in names:
+            low, high = intervals[name][:, index]
+            axes[index].barh(LABELS[name], high - low, left=low, height=0.6, color=COLOURS[name], alpha=0.6)
+            axes[index].plot([points[name][index]] * 2, [names.index(name) - 0.3, names.index(name) + 0.3], color="black")
+        axes[index].set(title=f"{title} of the scores", xlabel="score")
+    axes[1].set_yticklabels([])
+    plot_utils.plot_performance_profiles(
+        {LABELS[name]: profile for name, profile in profiles.items()},
+        SCORES_OF_PROFILE,
+        performance_profile_cis={LABELS[name]: band for name, band in bands.items()},
+        colors={LABELS[name]: COLOURS[name] for name in profiles},
+        ax=axes[2],
+        xlabel="score",
+        ylabel="share of runs above it",
+        labelsize="medium",
+        ticklabelsize="medium",
+        wrect=0,
+        hrect=0,
+    )
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["bottom", "left"]].set_linewidth(0.8)
+    figure.suptitle(f"{len(scores.tasks)} tasks, 95 % stratified bootstrap intervals", fontsize="medium")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def with_scores(runs: pd.DataFrame) -> pd.DataFrame:
+    """Add a column with the score of each run, NaN where the task has no scale."""
+    scale = settings.scale()
+    zero, one = np.array([scale.get(env, (np.nan, np.nan)) for env in runs["env"]]).reshape(-1, 2).T
+    return runs.assign(score=(runs["eval_mean"] - zero) / (one - zero))
+
+
+def table_of_ablations(runs: pd.DataFrame, base: str = "screen") -> str:
+    """
+    Return a row per setting: its returns, and how its mean score differs from the base's on the tasks and seeds of both.
+
+    :param runs: of ours, with other settings than ``tuned``
+    :param base: the setting that the others are held against
+    """
+    runs = with_scores(runs)
+    tasks = sorted_tasks(set(runs["env"]))
+    key = ["env", "seed", "algorithm"]
+    base_scores = runs[runs["setting"] == base].set_index(key)["score"]
+    rows = []
+    for name in sorted(set(runs["setting"]), key=lambda name: (name != base, name)):
+        own = runs[runs["setting"] == name]
+        gains = (own.set_index(key)["score"] - base_scores).dropna()
+        cells = []
+        for task in tasks:
+            cell = own[own["env"] == task].sort_values("seed")
+            cells.append(", ".join(in_digits(value) for value in cell["eval_mean"]))
+        seeds = ", ".join(str(seed) for seed in sorted(set(own["seed"])))
+        rows.append([f"`{name}`", seeds, *cells, f"{gains.mean():+.3f} ({len(gains)})" if len(gains) else ""])
+    return markdown(["setting", "seeds", *tasks, f"mean score − that of `{base}` (pairs)"], rows)
+
+
+def main_effects(runs: pd.DataFrame) -> pd.DataFrame:
+    """
+    Return what each change of the screening design does to the score: mean of the runs with it less mean of those without.
+
+    :param runs: with a column ``score``
+    :return: a row per change; a column per task and seed for which all twelve settings have run
+    """
+    design = settings.design()
+    names = list(next(iter(design.values())))
+    effects = {}
+    for block, part in runs[runs["setting"].isin(names)].groupby(["env", "seed"]):
+        scores = part.set_index("setting")["score"]
+        if len(scores) == len(names):
+            sign = {change: np.array([1 if made[name] else -1 for name in names]) for change, made in design.items()}
+            effects[block] = {change: float(signs @ scores[names]) / (len(names) / 2) for change, signs in sign.items()}
+    return pd.DataFrame(effects, index=list(design))
+
+
+def table_of_effects(runs: pd.DataFrame) -> str:
+    """Return a row per change of the screening design: its effect on the score for each task and seed, and their mean."""
+    effects = main_effects(with_scores(runs))
+    if effects.empty:
+        return ""
+    rows = []
+    for change, values in effects.iterrows():
+        error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.3f}" if len(values) > 1 else ""
+        rows.append([change, *(f"{value:+.3f}" for value in values), f"{values.mean():+.3f}{error}"])
+    header = ["change", *(f"{env}, seed {seed}" for env, seed in effects.columns), "mean ± standard error"]
+    return markdown(header, rows)
+
+
+def write_tables(runs: pd.DataFrame, scores: Scores, path: Path) -> None:
+    """Write ``tables.md``."""
+    text = (
+        "# Returns\n\nWritten by `python -m benchmarks.report`. 20 deterministic episodes of the final policy; mean ± standard"
+    )
+    text += f" error over seeds (number of seeds).\n\n{table_of_returns(runs)}"
+    if scores.matrices:
+        text += f"\n## Scores over {len(scores.tasks)} tasks\n\n{', '.join(scores.tasks)}; the scale is `settings/scores.yml`."
+        text += "\n\n" + table_of_scores(scores)
+    path.write_text(f"{text}\n## Every seed\n\n{table_of_seeds(runs)}", encoding="utf-8")
+
+
+def write_ablations(runs: pd.DataFrame, path: Path) -> None:
+    """Write ``ablations.md``."""
+    text = "# Settings tried\n\nWritten by `python -m benchmarks.report`. Mean of 20 deterministic episodes, for each seed; "
+    text += f"scores are on the scale of `settings/scores.yml`.\n\n{table_of_ablations(runs)}"
+    effects = table_of_effects(runs)
+    if effects:
+        text += f"\n## What each change of the screening design does to the score\n\n{effects}"
+    path.write_text(text, encoding="utf-8")
+
+
+def report(results: Path = RESULTS) -> None:
+    """Write every table and figure that the record allows."""
+    runs, curves = read("runs", results), read("curves", results)
+    tuned, other = runs[runs["setting"] == settings.TUNED], runs[runs["setting"] != settings.TUNED]
+    if len(tuned):
+        scores = complete_scores(tuned)
+        write_tables(tuned, scores, results / "tables.md")
+        draw_curves(curves[curves["setting"] == settings.TUNED], results / "curves.png")
+        if scores.matrices:
+            draw_scores(scores, results / "scores.png")
+    if len(other):
+        write_ablations(other, results / "ablations.md")
+    for name in ("tables.md", "ablations.md"):
+        if (results / name).exists():
+            print((results / name).read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    """Put what is finished on record and report it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=RUNS)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    collect(arguments.runs, arguments.results)
+    report(arguments.results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""
+The hyperparameters of every run, as data in RL Zoo's format: environment id -> hyperparameters.
+
+``trpo.yml``, ``contrib.yml`` and ``ppo.yml`` hold the setting ``tuned`` of each algorithm; ``ablations.yml`` holds further
+settings of ours by name, each for every environment; ``design.yml`` holds what the settings ``design-01`` to ``design-11`` are
+made of; ``scores.yml`` is the scale on which tasks are averaged.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch as th
+import yaml
+from stable_baselines3.common.utils import LinearSchedule
+
+FOLDER = Path(__file__).parent
+TUNED = "tuned"
+
+GROUPS = {
+    "mujoco": ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Swimmer-v5", "Humanoid-v5"),
+    "classic": ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0"),
+    "box2d": ("LunarLander-v3", "LunarLanderContinuous-v3", "BipedalWalker-v3"),
+}
+
+
+def environments(names: list[str]) -> list[str]:
+    """Return environment ids, with the names of groups replaced by what is in them."""
+    return [env_id for name in names for env_id in GROUPS.get(name, (name,))]
+
+
+def _read(name: str) -> dict[str, dict[str, Any]]:
+    return yaml.safe_load((FOLDER / f"{name}.yml").read_text(encoding="utf-8"))
+
+
+def scale() -> dict[str, tuple[float, float]]:
+    """Return for each environment id the returns that score 0 and 1."""
+    return {env_id: (ends["zero"], ends["one"]) for env_id, ends in _read("scores").items()}
+
+
+def design() -> dict[str, dict[str, bool]]:
+    """
+    Return for each change in ``design.yml`` which settings make it: name of the setting -> whether it does.
+
+    Plackett & Burman 1946, *The design of optimum multifactorial experiments*: the eleven shifts of one row, and ``screen``
+    without any change. Of the twelve, three make any two of the changes together, three each alone, and three neither.
+    """
+    row = [sign == "+" for sign in "++-+++---+-"]
+    numbers = range(1, len(row) + 1)
+    return {
+        change: {f"design-{number:02d}": row[(index + number) % len(row)] for number in numbers} | {"screen": False}
+        for index, change in enumerate(_read("design"))
+    }
+
+
+def load(algorithm: str, setting: str, env_id: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """
+    Return the hyperparameters of a run, as they are written down.
+
+    :param algorithm: ``trpo``, ``contrib`` or ``ppo``
+    :param setting: ``tuned``, or one of ours: a name in ``ablations.yml``, or ``design-01`` to ``design-11``
+    :param env_id: environment id
+    :param overrides: values by name, with a dot into a nested one (``policy_kwargs.log_std_init``)
+    :raises KeyError: if there is no such setting
+    """
+    if setting.startswith("design-"):
+        made = [_read("design")[change] for change, settings in design().items() if settings[setting]]
+        changes = {name: value for change in made for name, value in change.items()}
+        return load(algorithm, "screen", env_id, {**changes, **(overrides or {})})
+    file, key = (algorithm, env_id) if setting == TUNED else ("ablations", setting)
+    entries = _read(file)
+    if key not in entries:
+        raise KeyError(f"{file}.yml has no entry {key!r}, expected one of {sorted(entries)}")
+    hyperparameters = deepcopy(entries[key])
+    for name, value in (overrides or {}).items():
+        *parents, last = name.split(".")
+        target = hyperparameters
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = value
+    return hyperparameters
+
+
+def _schedule(value: Any) -> Any:
+    """Turn RL Zoo's ``lin_0.001`` into the schedule that falls from there to zero."""
+    if isinstance(value, str) and value.startswith("lin_"):
+        return LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
+    return value
+
+
+def constructor_arguments(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return what the constructor of the algorithm takes, built from what is written down.
+
+    :param hyperparameters: as :func:`load` returns them
+    :return: without those that are about the environments and the length of the run
+    """
+    arguments = {name: _schedule(value) for name, value in hyperparameters.items()}
+    for name in ("n_timesteps", "n_envs", "normalize"):
+        arguments.pop(name, None)
+    policy_kwargs = dict(arguments.pop("policy_kwargs", {}))
+    if "activation_fn" in policy_kwargs:
+        policy_kwargs["activation_fn"] = getattr(th.nn, policy_kwargs["activation_fn"])
+    return {**arguments, "policy_kwargs": policy_kwargs}

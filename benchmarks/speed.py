@@ -16,7 +16,8 @@ import multiprocessing
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -35,11 +36,11 @@ from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 import sb3_trpo
+from sb3_trpo.objective import PolicyProblem
 
 contrib_module: Any = sb3_contrib.trpo.trpo
 
-POLICY_PHASES = ("gradient", "direction", "line_search")
-PHASES = ("collect", *POLICY_PHASES, "critic")
+PHASES = ("collect", "gradient", "fisher", "cg", "line_search", "critic")
 
 
 class Case(NamedTuple):
@@ -135,6 +136,7 @@ class Contender:
         self.model.train = timed(self.model.train, "train", self.seconds)
         if algorithm == "contrib":
             self.model._compute_actor_grad = timed(self.model._compute_actor_grad, "gradient", self.seconds)
+            self.model.hessian_vector_product = timed(self.model.hessian_vector_product, "fisher", self.seconds)
             get = self.model.rollout_buffer.get
 
             def get_and_notice(batch_size: int | None = None) -> Any:
@@ -144,24 +146,42 @@ class Contender:
 
             self.model.rollout_buffer.get = get_and_notice
 
+    @contextmanager
+    def _observed(self) -> Iterator[None]:
+        """Time what is no method of the model, for as long as this model has its turn."""
+        make_product, solve = PolicyProblem.fisher_vector_product, contrib_module.conjugate_gradient_solver
+
+        def make_timed_product(problem: PolicyProblem) -> Any:
+            return timed(make_product(problem), "fisher", self.seconds)
+
+        def solve_and_note(*args: Any, **kwargs: Any) -> Any:
+            start, products = time.perf_counter(), self.seconds["fisher"]
+            result = solve(*args, **kwargs)
+            self.seconds["cg"] += time.perf_counter() - start - (self.seconds["fisher"] - products)
+            return result
+
+        PolicyProblem.fisher_vector_product = make_timed_product  # type: ignore[method-assign,assignment]
+        contrib_module.conjugate_gradient_solver = solve_and_note
+        try:
+            yield
+        finally:
+            PolicyProblem.fisher_vector_product = make_product  # type: ignore[method-assign]
+            contrib_module.conjugate_gradient_solver = solve
+
     def update(self) -> dict[str, float]:
         """Collect one rollout, train once, and return seconds by phase."""
         self.seconds.clear()
         self.critic_since = 0.0
-        solver = contrib_module.conjugate_gradient_solver
-        if self.algorithm == "contrib":
-            contrib_module.conjugate_gradient_solver = timed(solver, "direction", self.seconds)
-        try:
+        with self._observed():
             self.model.learn(self.model.n_steps * self.model.n_envs, reset_num_timesteps=False)
-        finally:
-            contrib_module.conjugate_gradient_solver = solver
         result = dict(self.seconds)
         if self.algorithm == "trpo":
             result |= self.model.last_update.phase_seconds
+            result["cg"] = result.pop("direction") - result["fisher"]
         elif self.algorithm == "contrib":
             result["critic"] = time.perf_counter() - self.critic_since if self.critic_since else 0.0
-            # What is left of the policy update: setting it up, the curvature's Fisher product and the line search
-            result["line_search"] = result["train"] - result["gradient"] - result["direction"] - result["critic"]
+            # What is left of the policy update: setting it up and the line search
+            result["line_search"] = result["train"] - sum(result[phase] for phase in ("gradient", "fisher", "cg", "critic"))
         return result
 
 
@@ -212,8 +232,10 @@ def peak_memory(algorithm: str, case: Case) -> float:
     answer = context.Queue()
     process = context.Process(target=_peak_above_rollout, args=(algorithm, case, answer))
     process.start()
-    peak: float = answer.get()
     process.join()
+    if process.exitcode != 0:
+        raise RuntimeError(f"measuring the memory of {algorithm} ended with exit code {process.exitcode}")
+    peak: float = answer.get()
     return peak
 
 
@@ -251,8 +273,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    colours = dict(zip(PHASES, ("#0072B2", "#F0E442", "#E69F00", "#D55E00", "#009E73"), strict=True)) | {"train": "#999999"}
-    labels = {"direction": "conjugate gradients", "line_search": "line search", "train": "train (PPO, undivided)"}
+    colours = dict(zip(PHASES, ("#0072B2", "#F0E442", "#E69F00", "#56B4E9", "#D55E00", "#009E73"), strict=True))
+    colours["train"] = "#999999"
+    labels = {"fisher": "Fisher products", "cg": "conjugate gradients", "line_search": "line search"}
+    labels["train"] = "train (PPO, undivided)"
     cases = list(dict.fromkeys(row["case"] for row in rows))
     figure, axes = plt.subplots(len(cases), 1, figsize=(9, 0.7 + 1.35 * len(cases)), layout="constrained", squeeze=False)
     for axis, case in zip(axes[:, 0], cases, strict=True):

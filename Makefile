@@ -28,10 +28,16 @@ type: $(INSTALLED)
 	$(BIN)/mypy
 
 test: lint type
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-fail-under=95
 
 test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+# Each of several hundred mistakes in the numerics must be noticed by a test; half an hour
+mutation: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[mutation]"
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.speed
@@ -45,4 +51,4 @@ bench-returns: $(INSTALLED)
 
 commit-checks: format lint type
 
-.PHONY: install demo format lint type test test-slow bench bench-returns commit-checks
+.PHONY: install demo format lint type test test-slow mutation bench bench-returns commit-checks

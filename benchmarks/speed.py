@@ -31,7 +31,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from stable_baselines3 import PPO
-from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 import sb3_trpo
 
@@ -52,6 +53,7 @@ class Case(NamedTuple):
     sub_sampling_factor: int = 1
     policy: str = "MlpPolicy"
     policy_update_only: bool = False
+    n_critic_updates: int = 10
 
 
 class RandomImages(gym.Env):
@@ -76,18 +78,30 @@ CASES = (
     Case("HalfCheetah-v5, 1 env", "HalfCheetah-v5", 1, 2048, 7),
     Case("HalfCheetah-v5, 8 envs", "HalfCheetah-v5", 8, 256, 7),
     Case("HalfCheetah-v5, 8 envs, 65,536 steps", "HalfCheetah-v5", 8, 8192, 3, sub_sampling_factor=8),
+    Case("ALE/Pong-v5, 8 envs", "ALE/Pong-v5", 8, 128, 2, policy="CnnPolicy", n_critic_updates=1),
     Case("NatureCNN, 1,024 images, all states", "images", 1, 1024, 2, policy="CnnPolicy", policy_update_only=True),
     Case("NatureCNN, 1,024 images, 1/8 of the states", "images", 1, 1024, 2, 8, "CnnPolicy", True),
 )
 
 
+def make_env(case: Case) -> VecEnv:
+    """Build the environments of a case, Atari games with SB3's wrappers and four stacked frames."""
+    if not case.env_id.startswith("ALE/"):
+        env_id: Any = RandomImages if case.env_id == "images" else case.env_id
+        return make_vec_env(env_id, n_envs=case.n_envs, seed=0)
+    import ale_py
+
+    gym.register_envs(ale_py)
+    return VecFrameStack(make_atari_env(case.env_id, n_envs=case.n_envs, seed=0), n_stack=4)
+
+
 def make_model(algorithm: str, case: Case) -> Any:
     """Build one of the three with the same environment, network and sizes."""
-    env_id: Any = RandomImages if case.env_id == "images" else case.env_id
-    env = make_vec_env(env_id, n_envs=case.n_envs, seed=0)
+    env = make_env(case)
     common: dict[str, Any] = {"n_steps": case.n_steps, "batch_size": 128, "seed": 0, "device": "cpu"}
     if algorithm == "ppo":
-        return PPO(case.policy, env, **common)
+        return PPO(case.policy, env, n_epochs=case.n_critic_updates, **common)
+    common |= {"n_critic_updates": case.n_critic_updates}
     if case.policy_update_only:
         # The extractor shared as in sb3_contrib, so that both collect with the same network
         common |= {"n_critic_updates": 0, "policy_kwargs": {"share_features_extractor": True}}
@@ -166,6 +180,7 @@ def run_case(case: Case, algorithms: list[str]) -> list[dict[str, Any]]:
         for phase in (*PHASES, "train"):
             row[phase] = median(update.get(phase, float("nan")) for update in updates)
         row["collect+train"] = median(update["collect"] + update["train"] for update in updates)
+        row["steps/s"] = row["steps"] / row["collect+train"]
         rows.append(row)
     return rows
 
@@ -207,20 +222,22 @@ def print_tables(rows: list[dict[str, Any]]) -> None:
     by_case: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
         by_case[row["case"]][row["algorithm"]] = row
-    columns = (*PHASES, "train", "collect+train", "peak memory")
+    columns = (*PHASES, "train", "collect+train")
     for case, algorithms in by_case.items():
-        table = Table("", *columns, title=f"{case}: seconds per update, median")
+        table = Table("", *columns, "steps/s", "peak memory", title=f"{case}: seconds per update, median")
         for algorithm, row in algorithms.items():
             table.add_row(
                 algorithm,
-                *(f"{row[c]:.3f}" if row[c] == row[c] else "" for c in columns[:-1]),
+                *(f"{row[c]:.3f}" if row[c] == row[c] else "" for c in columns),
+                f"{row['steps/s']:,.0f}",
                 f"{row['peak memory'] / 2**20:,.0f} MiB" if row.get("peak memory") else "",
             )
         if {"trpo", "contrib"} <= algorithms.keys():
             ours, theirs = algorithms["trpo"], algorithms["contrib"]
             table.add_row(
                 "contrib / trpo",
-                *(f"{theirs[c] / ours[c]:.1f}x" if ours[c] > 0 and theirs[c] == theirs[c] else "" for c in columns[:-1]),
+                *(f"{theirs[c] / ours[c]:.1f}x" if ours[c] > 0 and theirs[c] == theirs[c] else "" for c in columns),
+                f"{ours['steps/s'] / theirs['steps/s']:.1f}x",
                 f"{theirs['peak memory'] / ours['peak memory']:.1f}x" if ours.get("peak memory") else "",
                 style="bold",
             )
@@ -284,7 +301,7 @@ def main() -> None:
         print_tables(case_rows)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with open(arguments.folder / "speed.csv", "w", newline="") as file:
-        fields = ["case", "algorithm", "steps", *PHASES, "train", "collect+train", "peak memory"]
+        fields = ["case", "algorithm", "steps", *PHASES, "train", "collect+train", "steps/s", "peak memory"]
         writer = csv.DictWriter(file, fieldnames=fields)
         writer.writeheader()
         writer.writerows({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows)

@@ -1,6 +1,6 @@
 """The value-function fit: least squares on the returns, in the critic's own parameters only."""
 
-import math
+import copy
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -20,6 +20,13 @@ class ValueBatch(NamedTuple):
     observations: PyTorchObs
     returns: th.Tensor
 
+    def select(self, rows: th.Tensor) -> "ValueBatch":
+        """Return some of the rows."""
+        observations = self.observations
+        if isinstance(observations, dict):
+            return ValueBatch({key: value[rows] for key, value in observations.items()}, self.returns[rows])
+        return ValueBatch(observations[rows], self.returns[rows])
+
 
 class CriticFit(NamedTuple):
     """
@@ -29,7 +36,9 @@ class CriticFit(NamedTuple):
     :param first_value_loss: that of the first pass over the data
     :param last_value_loss: that of the last pass
     :param n_optimizer_steps: number of optimizer steps
-    :param n_skipped: number of minibatches that made no step, since their gradient was not finite
+    :param n_skipped: number of minibatches that made no step, since their loss or gradient was not finite
+    :param undone: whether the steps led away from the finite numbers, or moved the policy, and the fit was undone: the
+        critic's weights and the optimizer's memory of them are bit for bit what they were before it
     """
 
     value_loss: float
@@ -37,20 +46,57 @@ class CriticFit(NamedTuple):
     last_value_loss: float
     n_optimizer_steps: int
     n_skipped: int
+    undone: bool
+
+    @property
+    def status(self) -> str:
+        """``"fitted"``, ``"steps_skipped"`` or ``"undone"``."""
+        return "undone" if self.undone else "steps_skipped" if self.n_skipped else "fitted"
 
 
-def summarize(losses: list[th.Tensor], n_skipped: int) -> CriticFit | None:
+def summarize(losses: list[th.Tensor], n_skipped: int, *, undone: bool) -> CriticFit | None:
     """
     Describe a fit.
 
     :param losses: for each pass over the data the mean squared error of each minibatch, shape (n_minibatches,)
     :param n_skipped: number of minibatches that made no step
+    :param undone: whether the fit was undone
     :return: ``None`` without a pass
     """
     if not losses:
         return None
     value_loss, first, last = (float(part.mean()) for part in (th.cat(losses), losses[0], losses[-1]))
-    return CriticFit(value_loss, first, last, sum(map(len, losses)) - n_skipped, n_skipped)
+    return CriticFit(value_loss, first, last, sum(map(len, losses)) - n_skipped, n_skipped, undone)
+
+
+class _Origin:
+    """
+    The weights and the optimizer's memory of them before a fit.
+
+    :param optimizer: holds the parameters
+    :param parameters: those that the fit may move
+    """
+
+    def __init__(self, optimizer: th.optim.Optimizer, parameters: list[th.nn.Parameter]):
+        self.optimizer = optimizer
+        self.parameters = parameters
+        self.weights = [parameter.detach().clone() for parameter in parameters]
+        self.states = [copy.deepcopy(optimizer.state.get(parameter)) for parameter in parameters]
+
+    def is_left_finite(self) -> bool:
+        """Whether every weight and every tensor of the optimizer's memory is finite now."""
+        memory = [value for p in self.parameters for value in self.optimizer.state.get(p, {}).values()]
+        return all(bool(t.isfinite().all()) for t in (*self.parameters, *memory) if isinstance(t, th.Tensor))
+
+    @th.no_grad()
+    def restore(self) -> None:
+        """Put everything back in place."""
+        for parameter, weight, state in zip(self.parameters, self.weights, self.states, strict=True):
+            parameter.copy_(weight)
+            if state is None:
+                self.optimizer.state.pop(parameter, None)
+            else:
+                self.optimizer.state[parameter] = state
 
 
 def fit_critic(
@@ -58,32 +104,56 @@ def fit_critic(
     optimizer: th.optim.Optimizer,
     parameters: list[th.nn.Parameter],
     epochs: Iterable[Iterable[ValueBatch]],
+    *,
+    holds: Callable[[], bool] = lambda: True,
 ) -> CriticFit | None:
     """
-    Take one optimizer step on the mean squared error of each minibatch whose gradient is finite.
+    Take one optimizer step on the mean squared error of each minibatch whose loss and gradient are finite.
+
+    If that leads to a weight or a moment of the optimizer that is not finite, or so far away that the first minibatch used has
+    no finite gradient any more, if something must hold that does not any more, or if an exception leaves this function, all of
+    it is undone.
 
     :param predict_values: maps observations to values, shape (n, 1), with a graph to the parameters
     :param optimizer: holds the parameters; what else it holds gets no gradient and stays as it is
     :param parameters: the critic's own parameters: those that the values depend on and the action distribution does not,
         so that the fit leaves a feature extractor that both share, and with it the policy, alone
     :param epochs: for each pass over the data its minibatches
+    :param holds: whether what must be true after the fit is true
     :return: the losses, ``None`` if there was nothing to fit
     """
     losses: list[th.Tensor] = []
     n_skipped = 0
-    for minibatches in epochs if parameters else ():
-        epoch_losses = []
-        for batch in minibatches:
-            loss = F.mse_loss(predict_values(batch.observations).flatten(), batch.returns)
-            epoch_losses.append(loss.detach())
-            optimizer.zero_grad()
-            loss.backward(inputs=parameters)
-            # Finite squares too, for they go into Adam's memory
-            if math.isfinite(th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])):
-                optimizer.step()
-            else:
-                n_skipped += 1
-        if epoch_losses:
-            losses.append(th.stack(epoch_losses))
-    optimizer.zero_grad()
-    return summarize(losses, n_skipped)
+    first_used: ValueBatch | None = None
+    kept = False
+    origin = _Origin(optimizer, parameters)
+
+    def differentiate(batch: ValueBatch) -> tuple[th.Tensor, bool]:
+        """Put the gradients in place; return the loss, and whether both are finite."""
+        loss = F.mse_loss(predict_values(batch.observations).flatten(), batch.returns)
+        optimizer.zero_grad()
+        loss.backward(inputs=parameters)
+        # The squares, for they go into Adam's memory; all in one go, for a GPU has to be waited for each time
+        facts = [loss.detach(), *(p.grad.square().sum() for p in parameters if p.grad is not None)]
+        return facts[0], bool(th.stack(facts).isfinite().all())
+
+    try:
+        for minibatches in epochs if parameters else ():
+            epoch_losses = []
+            for batch in minibatches:
+                loss, is_finite = differentiate(batch)
+                epoch_losses.append(loss)
+                if is_finite:
+                    first_used = first_used or batch
+                    optimizer.step()
+                else:
+                    n_skipped += 1
+            if epoch_losses:
+                losses.append(th.stack(epoch_losses))
+        # Weights may be finite and yet too large to ever be fitted again
+        kept = origin.is_left_finite() and (first_used is None or differentiate(first_used)[1]) and holds()
+    finally:
+        optimizer.zero_grad()
+        if not kept:
+            origin.restore()
+    return summarize(losses, n_skipped, undone=not kept)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch as th
@@ -24,6 +24,7 @@ class Batch(NamedTuple):
     :param actions: shape (n, *action_shape); (n,) and integer for Discrete
     :param old_log_prob: log-probability of the actions under the policy that took them, shape (n,)
     :param advantages: shape (n,)
+    :param returns: what the values are fitted to, shape (n,)
     :param weights: what each transition counts in a mean, shape (n,), zero for padding; they sum to one over everything
         that the mean runs over, so that the mean over a chunk, a sequence with padding or a process is a plain sum
     """
@@ -32,6 +33,7 @@ class Batch(NamedTuple):
     actions: th.Tensor
     old_log_prob: th.Tensor
     advantages: th.Tensor
+    returns: th.Tensor
     weights: th.Tensor
 
     def select(self, rows: slice | th.Tensor) -> "Batch":
@@ -126,7 +128,13 @@ def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
     :param old: SB3 action distribution of the old policy, for n states
     :param new: that of the new policy, of the same type and for the same states
     :return: in nats, shape (n,)
+    :raises ValueError: if the types differ, or if both are one object: ``policy.get_distribution`` hands out the same each
+        time, so take a ``copy.copy`` of the old one
     """
+    if old is new:
+        raise ValueError(
+            "old and new are one object, which SB3's get_distribution overwrites: keep a copy.copy of the old one"
+        )
     if type(old) is not type(new):
         raise ValueError(f"old and new must be distributions of one type, got {type(old).__name__} and {type(new).__name__}")
     olds, news = ([d] if isinstance(d, th.distributions.Distribution) else d for d in (old.distribution, new.distribution))
@@ -145,6 +153,31 @@ def surrogate_term(distribution: Distribution, batch: Batch) -> th.Tensor:
     # Before the product and the exponential: a gradient of zero times an infinite slope is not a number
     ratio = without_padding(log_ratio(distribution, batch), batch.weights).exp()
     return weighted_mean(ratio * without_padding(batch.advantages, batch.weights), batch.weights)
+
+
+def in_double(distribution: Distribution) -> Distribution:
+    """
+    Return a copy of an SB3 action distribution that computes in float64; what is built of the user's own factors as it is.
+
+    A normalised logit of ten thousand is rounded to a thousandth in float32, and so would be the KL.
+    """
+
+    def doubled(factor: th.distributions.Distribution) -> th.distributions.Distribution:
+        # Exact types: of a class of the user's own there is more to copy than is known here
+        kind: Any = type(factor)
+        if kind in (th.distributions.Categorical, th.distributions.Bernoulli):
+            return kind(logits=cast(Any, factor).logits.double())
+        if kind is th.distributions.Normal:
+            return kind(factor.mean.double(), factor.stddev.double())
+        return factor
+
+    inner = distribution.distribution
+    distribution = copy.copy(distribution)
+    if isinstance(inner, th.distributions.Distribution):
+        distribution.distribution = doubled(inner)
+    else:
+        distribution.distribution = [doubled(factor) for factor in inner]
+    return distribution
 
 
 def kl_term(old: Distribution, new: Distribution, batch: Batch) -> th.Tensor:
@@ -207,21 +240,21 @@ class PolicyProblem:
         self.graph = copy.copy(distribution_of(batch)) if len(self.chunks) == 1 else None
         self.old_distributions = [self.frozen_distribution(chunk) for chunk in self.chunks if self.graph is None]
         if self.graph is not None:
-            self.old_distributions.append(detached(self.graph))
+            self.old_distributions.append(in_double(detached(self.graph)))
         self.new_distributions = self.old_distributions
 
     @th.no_grad()
     def frozen_distribution(self, batch: Batch) -> Distribution:
         """Return the present policy's distribution without a graph, as a copy: SB3 hands out the same object each time."""
-        return copy.copy(self.distribution_of(batch))
+        return in_double(self.distribution_of(batch))
 
     def surrogate_gradient(self) -> tuple[float, th.Tensor]:
         """Return L(θ_old) and its gradient, shape (n_params,)."""
         surrogate, gradient = 0.0, th.zeros(())
-        for chunk in self.chunks:
+        for chunk, old in zip(self.chunks, self.old_distributions, strict=True):
             term = surrogate_term(self.graph or self.distribution_of(chunk), chunk)
             gradient = flat_gradient(term, self.parameters).add_(gradient.to(term))
-            surrogate += float(term.detach())
+            surrogate += float(surrogate_term(old, chunk))
         self.graph = None
         return surrogate, gradient
 

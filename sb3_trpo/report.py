@@ -39,6 +39,7 @@ class UpdateReport(NamedTuple):
     :param critic: what the value fit did, ``None`` if there was none (``n_critic_updates=0``)
     :param n_updates: number of updates so far, this one included
     :param max_kl: limit on the mean KL, in nats
+    :param damping: what was added to the diagonal of the Fisher matrix
     :param explained_variance: of the returns by the values the rollout was collected with; 1 is perfect
     :param entropy: mean entropy of the policy after the update, in nats; ``None`` where it has no closed form
     :param std: mean standard deviation parameter of the policy after the update; ``None`` for discrete actions
@@ -49,6 +50,7 @@ class UpdateReport(NamedTuple):
     critic: CriticFit | None
     n_updates: int
     max_kl: float
+    damping: float
     explained_variance: float
     entropy: float | None
     std: float | None
@@ -90,8 +92,11 @@ class Metric(NamedTuple):
 
 METRICS: dict[str, Metric] = {
     "train/update_status": Metric(
-        "`accepted`, or why the policy is bit for bit what it was: `line_search_failed` (no candidate kept the limit and "
-        "improved the surrogate), `gradient_zero`, `gradient_not_finite`, `curvature_not_positive`",
+        "`accepted`, or why the policy is bit for bit what it was. Of the policy: `parameters_not_finite`. Of the rollout: "
+        "`observations_not_finite`, `actions_not_finite`, `log_probabilities_not_finite`, `values_not_finite`, "
+        "`rewards_not_finite`, `advantages_not_finite`, `returns_not_finite`. Of the step: `gradient_zero`, "
+        "`gradient_not_finite`, `limit_zero` (a schedule of `target_kl` has come to its end), `curvature_not_positive`, "
+        "`direction_not_ascent`, `line_search_failed` (no candidate kept the limit and improved the surrogate)",
         lambda report: report.step.status,
         exclude="tensorboard",
     ),
@@ -100,7 +105,7 @@ METRICS: dict[str, Metric] = {
         "measured mean KL(old ‖ new) of the step kept, in nats, summed over action dimensions; 0 if none was kept",
         lambda report: report.step.mean_kl,
     ),
-    "train/kl_limit": Metric("`target_kl`, in the same unit", lambda report: report.max_kl),
+    "train/kl_limit": Metric("`target_kl` as it was for this update, in the same unit", lambda report: report.max_kl),
     "train/kl_expected": Metric(
         "what the quadratic model ½ stepᵀF step expected of the step kept", lambda report: report.step.expected_kl
     ),
@@ -126,9 +131,22 @@ METRICS: dict[str, Metric] = {
         "conjugate gradient iterations that made the direction",
         lambda report: report.step.conjugate_gradient and report.step.conjugate_gradient.n_iterations,
     ),
+    "train/cg_damping": Metric("β, `cg_damping` as it was for this update", lambda report: report.damping),
+    "train/cg_stopped_by": Metric(
+        "`converged`, `max_iterations`, or what was wrong with the next iterate: `curvature` (not positive), `stagnated`, "
+        "`not_finite`",
+        lambda report: report.step.conjugate_gradient and report.step.conjugate_gradient.stopped_by,
+        exclude="tensorboard",
+    ),
     "train/cg_residual": Metric(
         "‖g − (F + βI)s‖ / ‖g‖ when they stopped; 1 means no progress",
         lambda report: report.step.conjugate_gradient and report.step.conjugate_gradient.residual_norms[-1],
+    ),
+    "train/critic_status": Metric(
+        "`fitted`, `steps_skipped`, or `undone`: the fit led away from the finite numbers, and the critic is bit for bit what "
+        "it was",
+        lambda report: report.critic and report.critic.status,
+        exclude="tensorboard",
     ),
     "train/value_loss": Metric(
         "mean squared error of the critic over all of its minibatches",
@@ -139,7 +157,7 @@ METRICS: dict[str, Metric] = {
     ),
     "train/value_loss_last": Metric("and over its last pass", lambda report: report.critic and report.critic.last_value_loss),
     "train/n_critic_steps_skipped": Metric(
-        "minibatches of the critic's fit that made no step, since their gradient was not finite",
+        "minibatches of the critic's fit that made no step, since their loss or gradient was not finite",
         lambda report: report.critic and report.critic.n_skipped,
     ),
     "train/explained_variance": Metric(

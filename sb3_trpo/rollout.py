@@ -6,6 +6,7 @@ the environment waits; values, log-probabilities and time-limit bootstraps follo
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
-from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
@@ -78,9 +79,9 @@ def _sampler(policy: ActorCriticPolicy, n_envs: int, n_outputs: int) -> Callable
     distribution = policy.action_dist
     shape = (n_envs, n_outputs)
     if type(distribution) is DiagGaussianDistribution:
-        std = policy.log_std.detach().exp().numpy()
+        log_std = policy.log_std.detach().numpy()  # a view: a callback may change it
         normal = _noise(shape, th.randn)
-        return lambda mean: mean + std * next(normal)
+        return lambda mean: mean + np.exp(log_std) * next(normal)
     if type(distribution) is CategoricalDistribution:
         # The largest of logits plus independent Gumbel noise is a sample of their softmax
         gumbel = _noise(shape, _gumbel)
@@ -139,6 +140,12 @@ def _torch_actor(policy: ActorCriticPolicy) -> Actor | None:
     return act
 
 
+def is_sb3s_own(rollout_buffer: RolloutBuffer) -> bool:
+    """Whether a buffer is one of SB3's, with nothing of the user's own about it."""
+    wrapped = vars(rollout_buffer).keys() & {"add", "get", "reset", "compute_returns_and_advantage"}
+    return type(rollout_buffer) in (RolloutBuffer, DictRolloutBuffer) and not wrapped
+
+
 def lean_actor(policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer, n_envs: int) -> Actor | None:
     """
     Return the quickest way to sample actions that covers a policy.
@@ -152,7 +159,7 @@ def lean_actor(policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer, n_envs:
     """
     # Of these SB3's forward does the work in ways of its own
     own_ways = ("forward", "extract_features", "get_distribution", "predict_values")
-    if type(rollout_buffer) not in (RolloutBuffer, DictRolloutBuffer) or not is_as_sb3(policy, *own_ways):
+    if not is_sb3s_own(rollout_buffer) or not is_as_sb3(policy, *own_ways):
         return None
     return _numpy_actor(policy, n_envs) or _torch_actor(policy)
 
@@ -178,6 +185,11 @@ def _store(rollout_buffer: RolloutBuffer, observations: Observations, actions: n
     rollout_buffer.rewards[at] = rewards
 
 
+def _version(policy: ActorCriticPolicy) -> int:
+    """Return a number that grows with every change of a parameter in place."""
+    return sum(parameter._version for parameter in policy.parameters())
+
+
 def collect_rollouts(
     model: "TRPO",
     actor: Actor,
@@ -190,7 +202,7 @@ def collect_rollouts(
     Fill a rollout buffer as ``OnPolicyAlgorithm.collect_rollouts`` does.
 
     Callbacks are called in the same order and find the same in their ``locals``, but for what is not known yet at a step:
-    ``values`` and ``obs_tensor`` are missing, ``log_probs`` may be ``None``.
+    ``values`` and ``obs_tensor`` are ``None``, and so may ``log_probs`` be.
 
     :param model: the algorithm, whose last observation and counters are read and moved on
     :param actor: maps observations to sampled actions
@@ -211,6 +223,7 @@ def collect_rollouts(
     time_limits: list[tuple[int, int, Any]] = []  # step, environment, last observation of the episode
 
     callback.on_rollout_start()
+    version = _version(policy)
     while n_steps < n_rollout_steps:
         if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
             policy.reset_noise(env.num_envs)
@@ -219,7 +232,8 @@ def collect_rollouts(
         new_obs, rewards, dones, infos = env.step(clipped_actions)
         model.num_timesteps += env.num_envs
 
-        callback.update_locals({**locals(), "self": model})
+        # What a rollout before left there is not of this step
+        callback.update_locals({**locals(), "self": model, "values": None, "obs_tensor": None})
         if not callback.on_step():
             return False
         model._update_info_buffer(infos, dones)
@@ -238,6 +252,12 @@ def collect_rollouts(
         model._last_obs = last_obs = new_obs  # type: ignore[assignment]
         model._last_episode_starts = dones
     rollout_buffer.full = rollout_buffer.pos == rollout_buffer.buffer_size
+    if _version(policy) != version:
+        warnings.warn(
+            "The policy's parameters were changed while a rollout was collected: its values and log-probabilities are those "
+            "of the last ones. fast=False computes them step by step",
+            stacklevel=2,
+        )
 
     with th.no_grad():
         _evaluate(policy, rollout_buffer, with_log_probs=log_probs is None)
@@ -257,7 +277,7 @@ def whole_rollout(rollout_buffer: RolloutBuffer) -> RolloutBufferSamples:
     :param rollout_buffer: buffer that a rollout has filled
     :return: what ``rollout_buffer.get(None)`` yields, in another order
     """
-    if type(rollout_buffer) not in (RolloutBuffer, DictRolloutBuffer):
+    if not is_sb3s_own(rollout_buffer):
         return next(rollout_buffer.get(batch_size=None))
     n = rollout_buffer.buffer_size * rollout_buffer.n_envs
 
@@ -272,6 +292,13 @@ def whole_rollout(rollout_buffer: RolloutBuffer) -> RolloutBufferSamples:
     actions = rollout_buffer.actions.astype(np.float32, copy=False)
     scalars = (getattr(rollout_buffer, name) for name in ("values", "log_probs", "advantages", "returns"))
     return RolloutBufferSamples(observations, flat(actions, (rollout_buffer.action_dim,)), *map(flat, scalars))
+
+
+def explained_by_values(rollout_buffer: RolloutBuffer) -> float:
+    """Return the share of the returns' variance that the values explain; NaN where it has no meaning."""
+    values, returns = (getattr(rollout_buffer, name).flatten().astype(np.float64) for name in ("values", "returns"))
+    with np.errstate(invalid="ignore"):
+        return float(explained_variance(values, returns))
 
 
 def _blocks(space: spaces.Space, n: int) -> Iterator[slice]:

@@ -121,7 +121,7 @@ def make_case(name: str, *, n: int = 7, **kwargs: Any) -> PolicyCase:
         actions = sample_actions(distribution)
         old_log_prob = distribution.log_prob(actions)
     weights = th.rand(n, generator=generator(4), dtype=th.float64) + 0.5
-    batch = Batch(observations, actions, old_log_prob, normal(n, seed=5), weights / weights.sum())
+    batch = Batch(observations, actions, old_log_prob, normal(n, seed=5), normal(n, seed=6), weights / weights.sum())
     parameters = reached_by(policy.get_distribution(observations).log_prob(actions), list(policy.parameters()))
     return PolicyCase(name, policy, batch, parameters)
 

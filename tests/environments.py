@@ -7,7 +7,8 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_trpo import TRPO
 
@@ -116,7 +117,14 @@ def small_model(cls: type[TRPO] = TRPO, policy: Any = "MlpPolicy", env: VecEnv |
 
 def policy_state(model: TRPO) -> dict[str, th.Tensor]:
     """Return a copy of every parameter and buffer of the policy, by name."""
-    return {name: tensor.detach().clone() for name, tensor in model.policy.state_dict().items()}
+    state = model.policy.state_dict()
+    return {name: value.detach().clone() for name, value in state.items() if isinstance(value, th.Tensor)}
+
+
+def observed(env: VecNormalize) -> RunningMeanStd:
+    """Return the running statistics of observations that are vectors."""
+    assert isinstance(env.obs_rms, RunningMeanStd)
+    return env.obs_rms
 
 
 def changed(before: dict[str, th.Tensor], after: dict[str, th.Tensor]) -> set[str]:

@@ -122,7 +122,7 @@ def normal_kl(old_mean: float, old_std: float, new_mean: float, new_std: float) 
 def first_acceptable(measured: Sequence[tuple[float, float]], max_kl: float) -> int | None:
     """Return the index of the first (gain, KL) that a trust region allows, ``None`` if there is none."""
     for j, (gain, kl) in enumerate(measured):
-        if 0 < gain < math.inf and -math.inf < kl <= max_kl:
+        if 0 < gain < math.inf and -max_kl <= kl <= max_kl:
             return j
     return None
 

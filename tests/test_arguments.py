@@ -1,15 +1,18 @@
 """Bad input is refused at once, by an error that names the argument and the value, and changes nothing."""
 
 import copy
+import inspect
 import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_trpo import TRPO
 from tests.environments import (
@@ -46,6 +49,14 @@ BAD_VALUES: dict[str, list[Any]] = {
     "sub_sampling_factor": [0, -1, 1.5, *NOT_A_NUMBER],
     "stats_window_size": [0, -1, 1.5, *NOT_A_NUMBER],
     "seed": [-1, 1.5, "zero"],
+    "verbose": [-1, 1.5, *NOT_A_NUMBER],
+    "fast": [1, "True", None],
+    "error_if_nonfinite": [0, "False", None],
+    "tensorboard_log": [1, True, [1]],
+    "policy_kwargs": ["net_arch", 1, [1]],
+    "rollout_buffer_class": ["RolloutBuffer", int, 1],
+    "rollout_buffer_kwargs": ["gamma", 1, [1]],
+    "device": ["nonsense", "cpu:x", 1.5, None, [1]],
 }
 BAD = [pytest.param(name, value, id=f"{name}={value!r}") for name, values in BAD_VALUES.items() for value in values]
 
@@ -77,7 +88,7 @@ def test_constructor_refuses_before_it_builds(name: str) -> None:
     """The check does not wait for the networks: it holds without them too."""
     value = BAD_VALUES[name][0]
     with pytest.raises(REFUSALS) as refusal:
-        small_model(_init_setup_model=False, **{name: value})
+        small_model(**{"_init_setup_model": False, name: value})
     assert_names(refusal.value, name, repr(value))
 
 
@@ -85,11 +96,15 @@ def test_constructor_refuses_before_it_builds(name: str) -> None:
 def test_load_refuses(name: str, value: Any, saved: pathlib.Path) -> None:
     """The same value is refused as a keyword of load."""
     with pytest.raises(REFUSALS) as refusal:
-        TRPO.load(saved, device="cpu", **{name: value})
+        TRPO.load(saved, **{"device": "cpu", name: value})
     assert_names(refusal.value, name, repr(value))
 
 
-@pytest.mark.parametrize("name", [name for name in BAD_VALUES if name not in ("stats_window_size", "seed")])
+# Of these SB3 keeps another thing than the argument, or puts its own in place
+REPLACED = ("stats_window_size", "seed", "device", "policy_kwargs", "rollout_buffer_class")
+
+
+@pytest.mark.parametrize("name", [name for name in BAD_VALUES if name not in REPLACED])
 def test_load_refuses_what_a_zip_holds(name: str, tmp_path: pathlib.Path) -> None:
     """A zip with a stored value that cannot work is refused, whoever wrote it."""
     model = small_model()
@@ -133,7 +148,7 @@ GOOD_VALUES: dict[str, list[Any]] = {
     "line_search_max_iter": [1, np.int64(3)],
     "n_critic_updates": [0, np.int64(1)],
     "gae_lambda": [0, 1, np.float32(0.9)],
-    "sde_sample_freq": [-1, np.int64(4)],
+    "sde_sample_freq": [-1],
     "normalize_advantage": [False],
     "target_kl": [1e-4, 1, np.float32(0.02), np.float64(0.02)],
     "sub_sampling_factor": [3, 10**6, np.int64(2)],
@@ -212,6 +227,7 @@ UNSUPPORTED: dict[str, spaces.Space] = {
     "tuple": spaces.Tuple([DISCRETE, BOX]),
     "text": spaces.Text(3),
     "multi_binary_of_two_axes": spaces.MultiBinary([2, 3]),
+    "multi_binary_of_a_list": spaces.MultiBinary([4]),
     "multi_discrete_of_two_axes": spaces.MultiDiscrete(np.array([[2, 3], [2, 3]])),
     "box_without_bounds": spaces.Box(-np.inf, np.inf, (2,)),
     "box_with_one_bound": spaces.Box(0.0, np.inf, (2,)),
@@ -417,3 +433,129 @@ def test_model_refused_by_set_parameters_still_trains() -> None:
         model.set_parameters(spoilt, exact_match=False)
     model.learn(64, reset_num_timesteps=False)
     assert model.last_update is not None and model.last_update.step.accepted
+
+
+# Strange things, for every argument: each is refused by name or works
+
+ANYTHING: list[Any] = [
+    None, True, 0, 1, -1, 2**70, 0.5, 1e300, math.nan, 1j, "", "auto", "MlpPolicy", b"1", [], (), {}, {"a": 1}, object(), int,
+    RandomEnv, math.sqrt, np.float32(0.5), np.int8(3), np.zeros(2), th.tensor(1.0), pathlib.Path("x"), th.device("cpu"),
+]  # fmt: skip
+ARGUMENTS = [name for name in inspect.signature(TRPO.__init__).parameters if name != "self"]
+
+
+@pytest.mark.filterwarnings("ignore:sde_sample_freq")
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_constructor_refuses_by_name_or_takes(name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is given: an error that names the argument or its key, or a model that holds it and trains."""
+    monkeypatch.chdir(tmp_path)
+    n_taken = 0
+    for value in ANYTHING:
+        arguments = {"policy": "MlpPolicy", "env": RandomEnv(), "n_steps": 4, "n_critic_updates": 1, "device": "cpu"}
+        try:
+            model = TRPO(**(arguments | {name: value}))  # type: ignore[arg-type]
+        except (*REFUSALS, gymnasium.error.Error) as refusal:
+            if name == "env" and isinstance(value, str):
+                # An id that Gymnasium does not know
+                assert "environment" in str(refusal).lower()
+                continue
+            key = next(iter(value), name) if isinstance(value, dict) else name
+            assert name in str(refusal) or str(key) in str(refusal), f"{name}={value!r}: {refusal}"
+            continue
+        n_taken += 1
+        if name not in ("policy", "env", "device", "_init_setup_model"):
+            held = getattr(model, "_stats_window_size" if name == "stats_window_size" else name)
+            assert held is value or held == value or ((name.endswith("_class") or name.endswith("_kwargs")) and not value)
+    assert n_taken >= 1 or name == "env"
+    if name != "_init_setup_model" and n_taken:
+        model.learn(model.n_steps, log_interval=None)  # type: ignore[arg-type]
+        assert model.last_update is not None
+
+
+OF_LOAD = ["path", "env", "device", "custom_objects", "print_system_info", "force_reset"]
+
+
+@pytest.mark.filterwarnings("ignore:sde_sample_freq")
+@pytest.mark.parametrize("name", [*OF_LOAD, *(name for name in ARGUMENTS[2:] if name not in ("device", "_init_setup_model"))])
+def test_load_refuses_by_name_or_takes(name: str, saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The same for what load is given."""
+    for value in ANYTHING:
+        try:
+            arguments: dict[str, Any] = {"path": saved, "device": "cpu", name: value}
+            model = TRPO.load(**arguments)
+        except (*REFUSALS, OSError, gymnasium.error.Error) as refusal:
+            key = next(iter(value), name) if isinstance(value, dict) else name
+            assert any(word in str(refusal) for word in (name, name.capitalize(), str(key), str(value))), (
+                f"{value!r}: {refusal}"
+            )
+            continue
+        if name not in OF_LOAD:
+            held = getattr(model, "_stats_window_size" if name == "stats_window_size" else name)
+            assert held is value or held == value or name.endswith("_class") or name.endswith("_kwargs")
+
+
+def test_constructor_says_what_has_no_effect() -> None:
+    """An argument that another one switches off is not passed over in silence."""
+    with pytest.warns(UserWarning, match="sde_sample_freq=4 has no effect with use_sde=False"):
+        small_model(sde_sample_freq=4)
+    assert small_model(use_sde=True, sde_sample_freq=np.int64(4)).sde_sample_freq == 4
+
+
+@pytest.mark.parametrize("rate", [math.nan, -1.0, math.inf])
+def test_schedule_that_gives_no_learning_rate_is_refused_before_the_update(rate: float) -> None:
+    """A schedule is asked at every update: what it cannot mean changes nothing."""
+    model = small_model(learning_rate=lambda remaining: rate if remaining < 1.0 else 1e-3)
+    before = policy_state(model)
+    with pytest.raises(ValueError) as refusal:
+        model.learn(64)
+    assert_names(refusal.value, "learning_rate", rate)
+    assert not changed(before, policy_state(model))
+
+
+class MaskedExtractor(FlattenExtractor):
+    """Holds what is no parameter: a mask of infinities, and state that is no tensor."""
+
+    def __init__(self, observation_space: gymnasium.Space):
+        super().__init__(observation_space)
+        self.register_buffer("mask", th.tensor([0.0, -math.inf]))
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"version": 3}
+
+
+def test_load_takes_what_is_no_parameter_as_it_is(tmp_path: pathlib.Path) -> None:
+    model = small_model(policy_kwargs={"features_extractor_class": MaskedExtractor}).learn(64)
+    model.save(tmp_path / "model")
+    loaded = TRPO.load(tmp_path / "model", device="cpu")
+    assert not changed(policy_state(model), policy_state(loaded))
+    loaded.set_parameters(model.get_parameters())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"exp_avg": th.zeros(4303)}, id="shape of a moment"),
+        pytest.param({"exp_avg_sq": None}, id="moment missing"),
+    ],
+)
+def test_set_parameters_refuses_an_optimizer_state_that_cannot_work(change: dict[str, th.Tensor | None]) -> None:
+    """It would raise in the middle of a training that began; refused at once, nothing is changed."""
+    model = small_model().learn(64)
+    parameters: dict[str, Any] = copy.deepcopy(model.get_parameters())
+    index, state = next(iter(parameters["policy.optimizer"]["state"].items()))
+    state.update(change)
+    for key in [key for key, value in change.items() if value is None]:
+        del state[key]
+    before = policy_state(model)
+    with pytest.raises(ValueError, match=f"{next(iter(change))}.*"):
+        model.set_parameters(parameters)
+    assert not changed(before, policy_state(model)) and isinstance(index, int)
+    model.learn(64)
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_verbose_may_be_a_flag(verbose: bool) -> None:
+    assert small_model(verbose=verbose).verbose == verbose

@@ -184,3 +184,70 @@ def test_conjugate_gradient_gains_with_every_iteration(n: int, log_condition: fl
         errors.append(float((solution - exact) @ matrix @ (solution - exact)) / scale)
         assert n_iterations == 0 or rhs @ solution > 0
     assert all(later <= earlier * (1 + 1e-9) + 1e-15 for earlier, later in pairwise(errors))
+
+
+def test_conjugate_gradient_stops_where_the_iterate_stands_still() -> None:
+    """An iteration that is lost in rounding ends the solve and is not counted: more of them would change nothing."""
+    rhs = th.full((3,), 1e-20)
+    result = conjugate_gradient(lambda vector: 1e38 * vector, rhs)
+    assert (result.stopped_by, result.n_iterations, result.residual_norms) == ("stagnated", 0, (1.0,))
+    assert th.equal(result.solution, th.zeros(3))
+
+
+def test_conjugate_gradient_asked_for_more_than_rounding_allows_stagnates_at_the_solution() -> None:
+    """With a tolerance of zero it does not go on for ever, and does not lose what it had."""
+    matrix, rhs = spd_matrix(log_spaced(12, 1e3), seed=0), normal(12, seed=1)
+    result = solve(matrix, rhs, max_iterations=10_000, tolerance=0.0)
+    assert result.stopped_by == "stagnated" and result.n_iterations < 200
+    assert relative_error(result.solution, th.linalg.solve(matrix, rhs)) < 1e-12
+
+
+def test_conjugate_gradient_leaves_out_an_iterate_that_is_not_finite() -> None:
+    """Where the curvature is so small that the iterate overflows, the one before it is returned."""
+    tiny = conjugate_gradient(lambda vector: 1e-320 * vector, th.ones(3, dtype=th.float64))
+    assert (tiny.stopped_by, tiny.n_iterations, tiny.residual_norms) == ("not_finite", 0, (1.0,))
+    assert th.equal(tiny.solution, th.zeros(3, dtype=th.float64))
+    matrix, rhs = th.diag(log_spaced(6, 100.0)), normal(6, seed=1)
+    rhs[5] = 0.0
+    n_calls = 0
+
+    def product(vector: th.Tensor) -> th.Tensor:
+        nonlocal n_calls
+        n_calls += 1
+        result = matrix @ vector
+        if n_calls == 3:
+            # Across the direction, where the curvature does not see it
+            result[5] = 1e200
+        return result
+
+    result = conjugate_gradient(product, rhs)
+    assert (result.stopped_by, result.n_iterations, len(result.residual_norms)) == ("not_finite", 2, 3)
+    assert th.equal(result.solution, solve(matrix, rhs, max_iterations=2).solution)
+
+
+scaled = st.floats(-30, 30).map(lambda exponent: 10.0**exponent)
+
+
+@given(
+    eigenvalues=st.lists(st.one_of(st.just(0.0), scaled, scaled.map(lambda value: -value)), min_size=1, max_size=10),
+    log_scale=st.floats(-40, 40),
+    dtype=st.sampled_from([th.float32, th.float64]),
+    seed=st.integers(0, 2**31),
+)
+def test_conjugate_gradient_ends_well_on_every_symmetric_matrix(
+    eigenvalues: list[float], log_scale: float, dtype: th.dtype, seed: int
+) -> None:
+    """Indefinite, singular, of any scale: it never raises, and what it returns is finite and the better for b·x - ½xᵀAx."""
+    matrix = spd_matrix(th.tensor(eigenvalues, dtype=th.float64), seed=seed).to(dtype)
+    rhs = (10**log_scale * normal(len(eigenvalues), seed=seed + 1)).to(dtype)
+    result = conjugate_gradient(lambda vector: matrix @ vector, rhs, max_iterations=30)
+    assert bool(result.solution.isfinite().all())
+    assert all(map(math.isfinite, result.residual_norms)) or not math.isfinite(float(rhs @ rhs))
+    assert len(result.residual_norms) == result.n_iterations + 1 <= 31
+    assert (result.stopped_by == "zero_rhs") == (float(rhs @ rhs) == 0.0)
+    if result.n_iterations == 0:
+        assert not result.solution.any()
+    elif min(eigenvalues) >= 0.0:
+        x, a, b = result.solution.double(), matrix.double(), rhs.double()
+        assert float(b @ x) > 0.0
+        assert float(b @ x - x @ a @ x / 2) >= -1e-3 * float((b * x).abs().sum())

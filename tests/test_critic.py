@@ -1,6 +1,8 @@
 """The value fit: the optimizer's own steps on the critic's own parameters, and the losses it saw."""
 
+import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch as th
@@ -157,3 +159,116 @@ def test_fit_critic_compares_values_and_returns_row_by_row() -> None:
     data = [[ValueBatch(returns[:, None], returns)]]
     fit = fit_critic(linear_critic(parameter), th.optim.SGD([parameter], lr=0.1), [parameter], data)
     assert fit is not None and fit.value_loss == 0.0
+
+
+class Failure(Exception):
+    """What goes wrong in the middle of a fit."""
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e200])
+def test_fit_critic_skips_what_is_not_finite(value: float) -> None:
+    """A minibatch whose loss or gradient is not finite makes no step, and the others make theirs."""
+    parameter, other = linear(normal(3, seed=0)), linear(normal(3, seed=0))
+    clean = epochs(1)[0]
+    spoilt = [clean[0], ValueBatch(clean[1].observations, clean[1].returns + value), clean[2]]
+    fit = fit_critic(linear_critic(parameter), th.optim.Adam([parameter]), [parameter], [spoilt])
+    fit_critic(linear_critic(other), th.optim.Adam([other]), [other], [[clean[0], clean[2]]])
+    assert fit is not None and (fit.n_optimizer_steps, fit.n_skipped, fit.undone) == (2, 1, False)
+    assert fit.status == "steps_skipped"
+    assert th.equal(parameter, other)
+
+
+def test_fit_critic_skips_a_loss_that_overflows_where_its_gradient_does_not() -> None:
+    """Both are looked at: inputs so small hide an infinite loss from the gradient."""
+    parameter = linear(th.ones(1, dtype=th.float64))
+    data = [[ValueBatch(th.full((2, 1), 1e-200, dtype=th.float64), th.full((2,), 1e200, dtype=th.float64))]]
+    fit = fit_critic(linear_critic(parameter), th.optim.SGD([parameter], lr=1.0), [parameter], data)
+    assert fit is not None and (fit.n_optimizer_steps, fit.n_skipped) == (0, 1)
+    assert th.equal(parameter, th.ones(1, 1, dtype=th.float64))
+
+
+@pytest.mark.parametrize("optimizer_class", [th.optim.SGD, th.optim.Adam])
+@pytest.mark.parametrize("n_before", [0, 1])
+def test_fit_critic_that_leaves_the_finite_numbers_is_undone(optimizer_class: type[th.optim.Optimizer], n_before: int) -> None:
+    """Steps from finite gradients to weights that are not: weights and optimizer come back bit for bit, and it says so."""
+    parameter, other = linear(normal(3, seed=0)), linear(normal(3, seed=0))
+    optimizer = optimizer_class([parameter, other], lr=1e-3)  # type: ignore[call-arg]
+    for _ in range(n_before):
+        fit_critic(linear_critic(parameter), optimizer, [parameter], epochs(1))
+    before, state = parameter.detach().clone(), copy.deepcopy(optimizer.state_dict()["state"])
+    optimizer.param_groups[0]["lr"] = 1e308
+    fit = fit_critic(linear_critic(parameter), optimizer, [parameter], epochs(2))
+    assert fit is not None and fit.undone and fit.status == "undone" and fit.n_optimizer_steps > 0
+    assert th.equal(parameter, before)
+    after = optimizer.state_dict()["state"]
+    assert after.keys() == state.keys()
+    for index in after:
+        assert all(th.equal(after[index][k], state[index][k]) for k in state[index] if isinstance(state[index][k], th.Tensor))
+    # And it goes on
+    optimizer.param_groups[0]["lr"] = 1e-3
+    fit = fit_critic(linear_critic(parameter), optimizer, [parameter], epochs(1))
+    assert fit is not None and fit.status == "fitted" and not th.equal(parameter, before)
+
+
+@pytest.mark.parametrize("rate", [1e-3, 1e308])
+def test_fit_critic_that_raises_is_undone(rate: float) -> None:
+    """An exception passes through and leaves the critic bit for bit as it was, however good the steps before it were."""
+    parameter = linear(normal(3, seed=0))
+    before = parameter.detach().clone()
+    optimizer = th.optim.SGD([parameter], lr=rate)
+    predict, n_calls = linear_critic(parameter), 0
+
+    def failing(observations: PyTorchObs) -> th.Tensor:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 3:
+            raise Failure
+        return predict(observations)
+
+    with pytest.raises(Failure):
+        fit_critic(failing, optimizer, [parameter], epochs(1))
+    assert n_calls == 3 and th.equal(parameter, before) and parameter.grad is None
+
+
+def test_fit_critic_too_far_away_to_be_fitted_again_is_undone() -> None:
+    """Weights that are finite but for which no loss is would never move again: the fit that led there is undone."""
+    parameter = linear(normal(3, seed=0))
+    before = parameter.detach().clone()
+    fit = fit_critic(linear_critic(parameter), th.optim.Adam([parameter], lr=1e200), [parameter], epochs(2))
+    assert fit is not None and (fit.n_optimizer_steps, fit.n_skipped, fit.status) == (1, 5, "undone")
+    assert th.equal(parameter, before)
+
+
+def test_fit_critic_skips_a_gradient_that_overflows_where_its_loss_does_not() -> None:
+    """Inputs so large that the square of the gradient has no place: Adam's memory must not see it."""
+    parameter = linear(th.zeros(1, dtype=th.float64))
+    data = [[ValueBatch(th.full((2, 1), 1e200, dtype=th.float64), th.ones(2, dtype=th.float64))]]
+    fit = fit_critic(linear_critic(parameter), th.optim.Adam([parameter]), [parameter], data)
+    assert fit is not None and (fit.value_loss, fit.n_optimizer_steps, fit.n_skipped) == (1.0, 0, 1)
+    assert th.equal(parameter, th.zeros(1, 1, dtype=th.float64))
+
+
+class Forgetful(th.optim.SGD):
+    """An optimizer that remembers infinity."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["memory"] = th.full_like(parameter, float("inf"))
+
+
+def test_fit_critic_that_spoils_the_memory_of_the_optimizer_is_undone() -> None:
+    """Finite weights are not enough: what the optimizer remembers of them decides on the next ones."""
+    parameter = linear(normal(3, seed=0))
+    optimizer = Forgetful([parameter], lr=1e-3)
+    fit = fit_critic(linear_critic(parameter), optimizer, [parameter], epochs(1))
+    assert fit is not None and fit.undone
+    assert th.equal(parameter.detach()[:, 0], normal(3, seed=0)) and not optimizer.state.get(parameter)
+
+
+def test_fit_critic_passes_over_parameters_that_get_no_gradient() -> None:
+    """A parameter that the values do not depend on in these states is no obstacle."""
+    parameter, idle = linear(normal(3, seed=0)), linear(normal(3, seed=1))
+    fit = fit_critic(linear_critic(parameter), th.optim.Adam([parameter, idle]), [parameter, idle], epochs(1))
+    assert fit is not None and fit.status == "fitted" and fit.n_optimizer_steps == 3
+    assert th.equal(idle.detach()[:, 0], normal(3, seed=1))

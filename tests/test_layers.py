@@ -54,6 +54,16 @@ def imports_of_loading(source: str, path: str) -> set[str]:
     return set(imported(WithoutFunctions().visit(ast.parse(source)), path))
 
 
+def without_type_checking(source: str) -> str:
+    """Leave out what only a type checker imports."""
+
+    class AtRuntime(ast.NodeTransformer):
+        def visit_If(self, node: ast.If) -> ast.AST | None:
+            return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
+
+    return ast.unparse(AtRuntime().visit(ast.parse(source)))
+
+
 def tops(names: set[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
@@ -103,6 +113,13 @@ def test_optional_packages_are_imported_where_they_are_used(path: str) -> None:
     """Importing the package needs no optional one."""
     if not path.startswith(MAY_NEED_OPTIONAL):
         assert not tops(imports_of_loading(SOURCES[path], path)) & OPTIONAL
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.startswith("sb3_trpo/inspect/")])
+def test_recorder_and_figures_are_there_without_matplotlib(path: str) -> None:
+    """Only what draws imports Matplotlib, when it does, and its global state never."""
+    assert not tops(imports_of_loading(without_type_checking(SOURCES[path]), path)) & OPTIONAL
+    assert not [name for name in all_imports(path) if name.startswith("matplotlib.pyplot")]
 
 
 @pytest.mark.parametrize("path", list(SOURCES))

@@ -79,6 +79,13 @@ def test_backtrack_accepts_the_limit_itself() -> None:
     assert search([(5e-324, 0.01)]) == (True, [""])
 
 
+def test_backtrack_refuses_a_negative_kl_that_is_more_than_rounding() -> None:
+    """A KL below zero is rounding; where that is larger than the limit, the limit has not been measured."""
+    assert search([(1.0, -1e-9), GOOD]) == (True, [""])
+    assert search([(1.0, -0.01)]) == (True, [""])
+    assert search([(1.0, math.nextafter(-0.01, -1.0)), (1.0, -5.0), GOOD]) == (True, ["kl", "kl", ""])
+
+
 def test_backtrack_says_what_was_wrong() -> None:
     """Every reason has its name, both together theirs."""
     measured = [(math.nan, 0.005), (1.0, 0.02), (-1.0, 0.005), (-1.0, 0.02), GOOD]

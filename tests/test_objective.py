@@ -18,6 +18,7 @@ from torch import nn
 import sb3_trpo
 from sb3_trpo.objective import (
     Batch,
+    PolicyProblem,
     kl_old_new,
     log_ratio,
     normalize_advantages,
@@ -26,6 +27,7 @@ from sb3_trpo.objective import (
 )
 from sb3_trpo.trust_region import flat_gradient, flatten
 from tests.cases import DoubleExtractor, PolicyCase, make_case, normal, sample_actions, seeded, shake
+from tests.environments import small_model
 from tests.oracles import log_density, normal_kl, policy_gradient, relative_error
 
 
@@ -235,6 +237,32 @@ def test_problem_entropy_is_that_of_the_policy_asked_for() -> None:
     assert make_case("gsde", squash_output=True).problem().entropy(of_new=False) is None
 
 
+def test_problem_entropy_of_the_new_policy_is_that_of_the_last_evaluation() -> None:
+    """In chunks as in one piece: the policy evaluated last is the new one, the one of the beginning the old one."""
+    for chunk_size in (None, 3):
+        case = make_case("bernoulli")
+        problem = case.problem(chunk_size=chunk_size)
+        expected = {}
+        for of_new in (False, True):
+            entropy = case.frozen_distribution().entropy()
+            assert entropy is not None
+            expected[of_new] = float((case.batch.weights * entropy).sum())
+            shake(case.parameters, scale=0.0 if of_new else 0.5, seed=7)
+            problem.evaluate()
+        assert expected[True] != pytest.approx(expected[False], rel=1e-3)
+        for of_new in (False, True):
+            assert problem.entropy(of_new=of_new) == pytest.approx(expected[of_new], rel=1e-10)
+
+
+def test_problem_in_chunks_sums_surrogate_and_gradient(case: PolicyCase) -> None:
+    """Seven transitions three at a time: the same surrogate and gradient as at once, and asked for twice the same again."""
+    whole, chunked = case.problem(), case.problem(chunk_size=3)
+    surrogate, gradient = whole.surrogate_gradient()
+    for problem in (chunked, chunked, whole):
+        again, same = problem.surrogate_gradient()
+        assert again == pytest.approx(surrogate, rel=1e-10) and relative_error(same, gradient) < 1e-10
+
+
 def test_problem_thins_the_fisher_matrix_only(case: PolicyCase) -> None:
     """With fewer states for the Fisher matrix, surrogate, gradient and KL still see every transition."""
     plain, thinned = case.problem(), case.problem(fisher_batch=case.batch.thinned(2))
@@ -317,6 +345,7 @@ def padded(batch: Batch, *, advantage: float, old_log_prob: float) -> Batch:
         interleave(batch.actions, batch.actions.flip(0)),
         interleave(batch.old_log_prob, th.full((n,), old_log_prob, dtype=th.float64)),
         interleave(batch.advantages, th.full((n,), advantage, dtype=th.float64)),
+        interleave(batch.returns, th.full((n,), advantage, dtype=th.float64)),
         interleave(batch.weights, th.zeros_like(batch.weights)),
     )
 
@@ -403,7 +432,7 @@ def test_normalize_advantages_matches_sb3() -> None:
     assert th.allclose(normalize_advantages(advantages, uniform(50)), expected, rtol=1e-7, atol=1e-12)
 
 
-@pytest.mark.parametrize("scale", [1e-7, 1e-30, 1e7])
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e-7, 1e7, 1e200])
 def test_normalize_advantages_forgets_the_scale(scale: float) -> None:
     """Advantages times any positive number are the same advantages, however small the number."""
     advantages = 3 * normal(50, seed=0) + 7
@@ -465,3 +494,54 @@ def test_unvalidated_distributions_restore_torchs_setting(validated: bool, error
         assert th.distributions.Distribution._validate_args is validated
     finally:
         th.distributions.Distribution.set_default_validate_args(before)
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e6])
+def test_problem_measures_a_nearly_deterministic_policy_without_rounding(scale: float) -> None:
+    """Logits of 10⁴ and more, single precision as in training: KL and gain are those of the logits, computed in float64."""
+    logits = nn.Parameter(scale * normal(64, 4, seed=0).float())
+    with th.no_grad():
+        # Half of the states hesitate between two actions, far from zero
+        logits[:32, 1] = logits[:32, 0] + normal(32, seed=1).float()
+    actions = logits.detach().argmax(dim=1)
+
+    def distribution_of(batch: Batch) -> CategoricalDistribution:
+        assert isinstance(batch.observations, th.Tensor)
+        return CategoricalDistribution(4).proba_distribution(logits[batch.observations.long()])
+
+    weights = th.full((64,), 1 / 64)
+    old_log_prob = distribution_of(Batch(th.arange(64), actions, *4 * [weights])).log_prob(actions).detach()
+    batch = Batch(th.arange(64), actions, old_log_prob.float(), normal(64, seed=2).float(), weights, weights)
+    problem = PolicyProblem(distribution_of, batch, [logits])
+    old = logits.detach().double().log_softmax(1)
+    surrogate, _ = problem.surrogate_gradient()
+    assert problem.evaluate() == (surrogate, 0.0)
+    with th.no_grad():
+        logits.add_(0.1 * scale**0.25 * normal(64, 4, seed=3).float())
+    new = logits.detach().double().log_softmax(1)
+    new_surrogate, mean_kl = problem.evaluate()
+    assert mean_kl == pytest.approx(float((old.exp() * (old - new)).sum(1).mean()), rel=1e-3)
+    rows = th.arange(64)
+    gain = (new.exp() - old.exp())[rows, actions] / batch.old_log_prob.double().exp() * batch.advantages.double()
+    assert new_surrogate - surrogate == pytest.approx(float(gain.mean()), rel=0.05, abs=1e-9)
+
+
+def test_normalize_advantages_keeps_a_signal_that_is_rare() -> None:
+    """One transition in twenty thousand that is better than the others is no rounding."""
+    advantages = th.zeros(20_000)
+    advantages[77] = 1e-3
+    normalized = normalize_advantages(advantages, th.full((20_000,), 1 / 20_000))
+    assert float(normalized[77]) == pytest.approx(math.sqrt(20_000), rel=1e-3)
+
+
+def test_kl_of_one_object_with_itself_is_refused() -> None:
+    """SB3 hands out the same object each time: what looks like the old distribution would be the new one."""
+    policy = small_model().policy
+    observations = normal(3, *policy.observation_space.shape, seed=0).float()  # type: ignore[misc]
+    old = policy.get_distribution(observations)
+    shake(list(policy.parameters()), scale=0.1, seed=1)
+    with pytest.raises(ValueError, match=r"one object.*copy\.copy"):
+        kl_old_new(old, policy.get_distribution(observations))
+    kept = copy.copy(policy.get_distribution(observations))
+    shake(list(policy.parameters()), scale=0.1, seed=2)
+    assert (kl_old_new(kept, policy.get_distribution(observations)) > 0).all()

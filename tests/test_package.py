@@ -30,7 +30,7 @@ def test_wheel_holds_the_package_and_its_types_only(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "sb3_trpo").rglob("*.py")}
     assert modules <= set(names)
-    assert "sb3_trpo/py.typed" in names
+    assert {"sb3_trpo/py.typed", "sb3_trpo/zoo/hyperparams/trpo.yml"} <= set(names)
     assert any(name.endswith("LICENSE") for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"sb3_trpo"}
 

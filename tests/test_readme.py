@@ -12,7 +12,9 @@ from sb3_trpo.report import METRICS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CODE_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+PAGE = (ROOT / "docs" / "trust_region.md").read_text(encoding="utf-8")
+PYTHON = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
+CODE_BLOCKS = PYTHON.findall(README)
 
 
 @pytest.mark.parametrize("block", range(len(CODE_BLOCKS)))
@@ -23,6 +25,17 @@ def test_readme_code_runs(block: int, tmp_path: Path, monkeypatch: pytest.Monkey
     for code in CODE_BLOCKS[: block + 1]:
         exec(compile(code, "README.md", "exec"), names)
     assert names["TRPO"] is sb3_trpo.TRPO
+
+
+def test_page_on_the_trust_region_runs_and_has_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of the page runs and writes what it says, and the pictures of README and page are in the repository."""
+    monkeypatch.chdir(tmp_path)
+    for code in PYTHON.findall(PAGE):
+        exec(compile(code, "docs/trust_region.md", "exec"), {})
+    assert (tmp_path / "runs" / "cartpole" / "slices.jsonl").exists() and (tmp_path / "by_hand.png").exists()
+    pictures = [ROOT / "docs" / path for path in re.findall(r'src="([^"]+)"', PAGE)]
+    pictures += [ROOT / path for path in re.findall(r'src="([^"]+)"', README)]
+    assert len(pictures) >= 8 and all(path.is_file() for path in pictures)
 
 
 def test_readme_explains_every_metric() -> None:

@@ -385,6 +385,53 @@ def test_callbacks_find_the_locals_of_sb3(scenario: Scenario) -> None:
         np.testing.assert_equal(found["new_obs"], expected["new_obs"])
 
 
+def test_callbacks_find_no_values_of_a_rollout_before() -> None:
+    """What is not known yet is ``None`` at every step, also once a rollout has been through."""
+    model, recorder = Scenario().model(fast=True), Recorder()
+    model.learn(60, recorder)
+    steps = [seen for (event, *_), seen in zip(recorder.events, recorder.seen, strict=True) if event == "step"]
+    assert len(steps) > model.n_steps
+    assert all(seen["values"] is None and seen["obs_tensor"] is None for seen in steps)
+
+
+class Anneal(BaseCallback):
+    """Sets the standard deviation at the beginning of each rollout, or in the middle of it."""
+
+    def __init__(self, at_step: int | None = None):
+        super().__init__()
+        self.at_step = at_step
+
+    def _anneal(self) -> None:
+        with th.no_grad():
+            self.model.policy.log_std.fill_(-3.0)
+
+    def _on_rollout_start(self) -> None:
+        if self.at_step is None:
+            self._anneal()
+
+    def _on_step(self) -> bool:
+        if self.n_calls == self.at_step:
+            self._anneal()
+        return True
+
+
+def test_deviation_that_a_callback_sets_before_a_rollout_is_in_force() -> None:
+    """Actions are sampled with it, and their log-probabilities are those under it: the noise is a standard normal one."""
+    model = Scenario(n_envs=2).model(fast=True)
+    model.n_steps = model.rollout_buffer.buffer_size = 400
+    model.learn(800, Anneal())
+    assert model.paths_in_use["collection"] == "lean"
+    n_actions = model.action_space.shape[0]  # type: ignore[index]
+    # Minus the entropy of a Gaussian with a deviation of exp(-3)
+    expected = n_actions * (3.0 - 0.5 * np.log(2 * np.pi * np.e))
+    assert model.rollout_buffer.log_probs.mean() == pytest.approx(expected, abs=0.2)
+
+
+def test_parameters_that_a_callback_changes_in_a_rollout_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="changed while a rollout was collected.*fast=False"):
+        Scenario().model(fast=True).learn(20, Anneal(at_step=3))
+
+
 def test_callback_at_the_end_of_the_rollout_finds_the_buffer_filled() -> None:
     """As with SB3 the advantages are there by then, and so are the values of the last observation."""
     model = Scenario().model(fast=True)

@@ -1,5 +1,6 @@
 """The trust-region step: its direction, its length, and that a step not taken leaves nothing behind."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,9 @@ import torch as th
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sb3_trpo import TRPO
 from sb3_trpo.objective import kl_old_new, unvalidated_distributions
-from sb3_trpo.trust_region import TrustRegionStep, flatten, trust_region_step
+from sb3_trpo.trust_region import TrustRegionStep, backtrack, conjugate_gradient, flatten, trust_region_step
 from tests.cases import ACTION_SPACES, PolicyCase, QuadraticProblem, make_case, normal, shake, spd_matrix
 from tests.oracles import dense_fisher, relative_error
 
@@ -236,6 +238,7 @@ def test_step_refused_leaves_every_parameter(reason: str, damping: float) -> Non
     assert kept == (0.0,) * 6
     if not math.isnan(problem.altered_surrogate or 0.0):
         assert step.surrogate == problem.surrogate_origin
+    assert step.gradient_norm == pytest.approx(float(problem.gradient.norm()), nan_ok=True)
     searched = status == "line_search_failed"
     assert len(step.candidates) == len(problem.visited) == (10 if searched else 0)
     assert math.isnan(step.full_step_gain) != searched
@@ -385,3 +388,152 @@ def test_step_of_a_policy_repeats_itself(case: PolicyCase) -> None:
         ends.append(snapshot(case.problem()))
         shake(list(case.policy.parameters()), scale=0.0, seed=0)
     assert all(th.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+# What float32 and hostile matrices can do
+
+
+def test_step_from_parameters_that_are_not_finite_moves_nothing() -> None:
+    """There is no way back from NaN: the step says so before it asks for anything."""
+    problem = quadratic()
+    with th.no_grad():
+        problem.parameters[1][2] = math.nan
+    before = snapshot(problem)
+    step = take_step(problem)
+    assert (step.status, step.candidates, step.conjugate_gradient) == ("parameters_not_finite", (), None)
+    assert math.isnan(step.surrogate) and math.isnan(step.gradient_norm) and math.isnan(step.full_step_gain)
+    assert all(th.equal(p.nan_to_num(7.0), start.nan_to_num(7.0)) for p, start in zip(problem.parameters, before, strict=True))
+
+
+def test_step_refuses_a_candidate_whose_parameters_overflow() -> None:
+    """A policy may be finite where its parameters are not: the candidate is refused without being asked."""
+    problem = quadratic()
+    largest = th.finfo(th.float64).max
+    with th.no_grad():
+        problem.parameters[0].fill_(largest)
+        problem.parameters[1].fill_(-largest)
+
+    class Blind:
+        parameters = problem.parameters
+        n_evaluations = 0
+
+        def surrogate_gradient(self) -> tuple[float, th.Tensor]:
+            return 0.0, problem.gradient
+
+        def fisher_vector_product(self) -> Any:
+            return lambda vector: 1e-300 * vector
+
+        def evaluate(self) -> tuple[float, float]:
+            self.n_evaluations += 1
+            assert all(bool(parameter.isfinite().all()) for parameter in self.parameters)
+            return 1.0, 1e-3
+
+    blind = Blind()
+    step = take_step(blind, max_kl=1e307, damping=0.0, shrinking_factor=1e-200)
+    assert [candidate.refused_by for candidate in step.candidates] == ["not_finite", ""]
+    assert step.accepted and blind.n_evaluations == 1
+    assert all(bool(parameter.isfinite().all()) for parameter in blind.parameters)
+
+
+def test_step_whose_curvature_overflows_is_refused() -> None:
+    """The curvature along the whole direction is measured anew: infinite, it would make a step of length zero."""
+    plain = quadratic()
+
+    class Growing(QuadraticProblem):
+        n_products = 0
+
+        def fisher_vector_product(self) -> Any:
+            def product(vector: th.Tensor) -> th.Tensor:
+                self.n_products += 1
+                return vector if self.n_products == 1 else math.inf * vector
+
+            return product
+
+    problem = Growing(plain.fisher, plain.gradient)
+    before = snapshot(problem)
+    step = take_step(problem, damping=0.0)
+    assert step.conjugate_gradient is not None and step.conjugate_gradient.stopped_by == "converged"
+    assert step.status == "curvature_not_positive" and unchanged(problem, before)
+
+
+@pytest.mark.parametrize("function", [trust_region_step, conjugate_gradient, backtrack])
+def test_defaults_are_those_of_trpo(function: Callable[..., Any]) -> None:
+    """Whoever calls the numerics alone gets what TRPO gives."""
+    of_trpo = {name: parameter.default for name, parameter in inspect.signature(TRPO.__init__).parameters.items()}
+    expected = {
+        "cg_max_iterations": of_trpo["cg_max_steps"],
+        "max_iterations": of_trpo["cg_max_steps"],
+        "cg_relative_tolerance": 1e-5,
+        "relative_tolerance": 1e-5,
+        "shrinking_factor": of_trpo["line_search_shrinking_factor"],
+        "max_candidates": of_trpo["line_search_max_iter"],
+    }
+    defaults = {n: p.default for n, p in inspect.signature(function).parameters.items() if n in expected}
+    assert defaults and all(expected[name] == default for name, default in defaults.items())
+
+
+def test_step_tries_no_more_candidates_than_it_may() -> None:
+    """The number of candidates and the factor between them are the caller's."""
+    step = take_step(Altered(measured=lambda s, kl: (s, 1.0)), max_candidates=3, shrinking_factor=0.25)
+    assert [candidate.step_fraction for candidate in step.candidates] == [1.0, 0.25, 0.0625]
+
+
+def matrix_problem(matrix: th.Tensor, seed: int) -> QuadraticProblem:
+    return QuadraticProblem(matrix, normal(len(matrix), seed=seed))
+
+
+def test_step_along_a_direction_that_does_not_ascend_is_refused() -> None:
+    """Products that are those of no symmetric matrix can lead conjugate gradients anywhere; only upwards is followed."""
+    statuses = set()
+    for seed in range(100):
+        problem = matrix_problem(normal(6, 6, seed=seed) + 2.0 * th.eye(6, dtype=th.float64), seed + 1)
+        before = snapshot(problem)
+        step = take_step(problem, damping=0.0, cg_max_iterations=6)
+        statuses.add(step.status)
+        assert unchanged(problem, before) != step.accepted
+        assert step.status != "direction_not_ascent" or (not problem.visited and step.conjugate_gradient is not None)
+        assert not step.candidates or step.full_step_gain > 0.0
+    assert {"accepted", "direction_not_ascent"} <= statuses
+
+
+entries = st.one_of(
+    st.just(0.0),
+    st.floats(-30, 30).map(lambda exponent: 10.0**exponent),
+    st.floats(-30, 30).map(lambda exponent: -(10.0**exponent)),
+    st.sampled_from([math.nan, math.inf, -math.inf]),
+)
+
+
+@given(
+    eigenvalues=st.lists(entries, min_size=3, max_size=8),
+    log_gradient=st.floats(-45, 38),
+    log_damping=st.one_of(st.none(), st.floats(-30, 30)),
+    log_max_kl=st.floats(-12, 3),
+    single=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_step_keeps_its_promise_whatever_the_matrix(
+    eigenvalues: list[float], log_gradient: float, log_damping: float | None, log_max_kl: float, single: bool, seed: int
+) -> None:
+    """Definite, singular, indefinite or not a number, in float32 too: improved inside the limit, or bit for bit untouched."""
+    dtype = th.float32 if single else th.float64
+    matrix = spd_matrix(th.tensor(eigenvalues, dtype=th.float64), seed=seed).to(dtype)
+    n = len(eigenvalues)
+
+    class Hostile(QuadraticProblem):
+        def fisher_vector_product(self) -> Any:
+            return lambda vector: matrix @ vector
+
+    problem = Hostile(matrix.double(), 10**log_gradient * normal(n, seed=seed + 1), surrogate_origin=0.0)
+    problem.gradient = problem.gradient.to(dtype).double()
+    gradient = problem.gradient.to(dtype)
+    problem.surrogate_gradient = lambda: (0.0, gradient.clone())  # type: ignore[method-assign]
+    before = snapshot(problem)
+    damping = 0.0 if log_damping is None else 10**log_damping
+    step = trust_region_step(problem, max_kl=10**log_max_kl, damping=damping)
+    if step.accepted:
+        surrogate, mean_kl = problem.measure()
+        assert surrogate > 0.0 and abs(mean_kl) <= 10**log_max_kl
+        assert all(bool(parameter.isfinite().all()) for parameter in problem.parameters)
+    else:
+        assert unchanged(problem, before)

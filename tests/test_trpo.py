@@ -286,9 +286,11 @@ def test_log_has_the_keys_of_contrib_and_of_the_table(name: str, log: CsvLog) ->
     with_value = {key for key, value in values.items() if value is not None}
     assert {key for key in recorded if key.startswith("train/")} <= with_value | {"train/learning_rate"}
     assert recorded >= with_value
-    for key in with_value - {"train/update_status"}:
-        assert float(row[key]) == pytest.approx(float(values[key]))
+    for key in with_value:
+        value = values[key]
+        assert row[key] == value if isinstance(value, str) else float(row[key]) == pytest.approx(float(value))
     assert row["train/update_status"] == model.last_update.step.status
+    assert {row["train/critic_status"], row["train/cg_stopped_by"]} <= {"fitted", "max_iterations", "converged"}
     assert ("train/std" in with_value) == has_std
 
 

@@ -1,7 +1,8 @@
 """The value fit with its gradient and Adam written out, for critics that are multi-layer perceptrons."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch as th
@@ -11,6 +12,9 @@ from torch import nn
 from sb3_trpo.critic import CriticFit, summarize
 from sb3_trpo.fast.network import Stage, network_input, read_critic, times_slope
 from sb3_trpo.trust_region.fisher import unflatten
+
+# What the network is given is made for this many numbers at a time: a rollout of images would be four times its own size
+INPUT_BLOCK = 2**22
 
 
 class MlpCritic:
@@ -41,11 +45,12 @@ class MlpCritic:
         )
         self.gradient = th.zeros_like(self.flat)
         self.n_skipped = 0
+        self.first_used: tuple[th.Tensor, th.Tensor] | None = None
         self.views = unflatten(self.flat, self.parameters)
         self.gradient_views = unflatten(self.gradient, self.parameters)
 
-    def _squared_error(self, inputs: th.Tensor, returns: th.Tensor) -> th.Tensor:
-        """Put the gradient of the mean squared error of a minibatch in place, and return the error's value."""
+    def _differentiate(self, inputs: th.Tensor, returns: th.Tensor) -> th.Tensor:
+        """Put the gradient of a minibatch's mean squared error in place; return the error and the gradient's square."""
         hidden = [inputs]
         for i, stage in enumerate(self.stages):
             weight, bias = self.views[2 * i : 2 * i + 2]
@@ -62,7 +67,7 @@ class MlpCritic:
             th.sum(cotangent, 0, out=self.gradient_views[2 * i + 1])
             if i > 0:
                 cotangent = cotangent @ self.views[2 * i]
-        return loss
+        return th.stack((loss, self.gradient.dot(self.gradient)))
 
     def _adam_step(self) -> None:
         """Kingma & Ba 2015, *Adam*, section 2."""
@@ -98,21 +103,60 @@ class MlpCritic:
         :param batch_size: minibatch size
         :return: the losses, ``None`` without a pass
         """
-        if n_epochs == 0:
-            return None
-        inputs = network_input(self.policy, observations).flatten(1)
-        losses = [th.stack(list(self._epoch(inputs, returns, batch_size))) for _ in range(n_epochs)]
-        self._write_back()
-        return summarize(losses, self.n_skipped)
+        losses = []
+        for _ in range(n_epochs):
+            order = th.as_tensor(np.random.permutation(len(returns)), device=returns.device)
+            losses.append(self._epoch(partial(self._minibatches, observations, returns, order, batch_size)))
+        kept = all(bool(vector.isfinite().all()) for vector in (self.flat, self.mean, self.square)) and (
+            self.first_used is None or bool(self._differentiate(*self.first_used).isfinite().all())
+        )
+        if kept and losses:
+            self._write_back()
+        return summarize(losses, self.n_skipped, undone=not kept)
 
-    def _epoch(self, inputs: th.Tensor, returns: th.Tensor, batch_size: int) -> Iterator[th.Tensor]:
-        order = th.as_tensor(np.random.permutation(len(returns)), device=inputs.device)
-        for batch_inputs, batch_returns in zip(inputs[order].split(batch_size), returns[order].split(batch_size), strict=True):
-            yield self._squared_error(batch_inputs, batch_returns)
-            if math.isfinite(self.gradient.dot(self.gradient)):
+    def _minibatches(
+        self, observations: th.Tensor, returns: th.Tensor, order: th.Tensor, batch_size: int
+    ) -> Iterator[tuple[th.Tensor, th.Tensor]]:
+        """Yield what the network is given, made in blocks of a bounded size, and the returns."""
+        n_per_block = max(1, INPUT_BLOCK // (self.stages[0].weight.shape[1] * batch_size)) * batch_size
+        for rows in order.split(n_per_block):
+            inputs = network_input(self.policy, observations[rows]).flatten(1)
+            yield from zip(inputs.split(batch_size), returns[rows].split(batch_size), strict=True)
+
+    def _epoch(self, minibatches: Callable[[], Iterator[tuple[th.Tensor, th.Tensor]]]) -> th.Tensor:
+        """
+        Take a step on each minibatch, and return their errors.
+
+        Whether all was finite is asked at the end, since a GPU has to be waited for at each question; if it was not, the
+        epoch is made again with care.
+        """
+        before = [vector.clone() for vector in (self.flat, self.mean, self.square)]
+        n_steps, first_used = self.n_steps, self.first_used
+        facts = []
+        for inputs, returns in minibatches():
+            facts.append(self._differentiate(inputs, returns))
+            self.first_used = self.first_used or (inputs, returns)
+            self._adam_step()
+        errors = th.stack(facts)
+        if not bool(errors.isfinite().all()):
+            for vector, value in zip((self.flat, self.mean, self.square), before, strict=True):
+                vector.copy_(value)
+            self.n_steps, self.first_used = n_steps, first_used
+            return self._careful_epoch(minibatches())
+        return errors[:, 0]
+
+    def _careful_epoch(self, minibatches: Iterator[tuple[th.Tensor, th.Tensor]]) -> th.Tensor:
+        """Take a step on each minibatch whose error and gradient are finite, and return the errors of all."""
+        errors = []
+        for inputs, returns in minibatches:
+            error, square = self._differentiate(inputs, returns)
+            errors.append(error)
+            if math.isfinite(error) and math.isfinite(square):
+                self.first_used = self.first_used or (inputs, returns)
                 self._adam_step()
             else:
                 self.n_skipped += 1
+        return th.stack(errors)
 
 
 def mlp_critic(policy: ActorCriticPolicy, parameters: list[nn.Parameter]) -> MlpCritic | None:
@@ -132,9 +176,11 @@ def mlp_critic(policy: ActorCriticPolicy, parameters: list[nn.Parameter]) -> Mlp
     states = [optimizer.state.get(parameter, {}) for parameter in own]
     if (
         any(isinstance(stage.affine, nn.Conv2d) for stage in stages)
+        or len(set(own)) < len(own)  # layers that share their weights
         or set(own) != set(parameters)
-        or any(group[flag] for flag in ("weight_decay", "amsgrad", "maximize", "differentiable"))
+        or any(group[flag] for flag in ("weight_decay", "amsgrad", "maximize", "differentiable", "capturable", "fused"))
         or len({int(state.get("step", 0)) for state in states}) != 1
+        or "step" in vars(optimizer)  # wrapped
         or optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
     ):

@@ -28,6 +28,9 @@ from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatte
 # Activations up to this size are kept from product to product; beyond it each product makes them anew
 KEPT_BYTES = 128 * 2**20
 
+# Below this many outputs MKL multiplies twice as fast the other way round
+NARROW = 16
+
 # Maps u to M u, both of shape (n, n_outputs)
 OutputFisher = Callable[[th.Tensor], th.Tensor]
 
@@ -61,10 +64,23 @@ def _output_fisher(policy: ActorCriticPolicy, output: th.Tensor) -> OutputFisher
     return _softmax_fisher(output)
 
 
-def _apply(affine: nn.Linear | nn.Conv2d, inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
-    if isinstance(affine, nn.Linear):
-        return F.linear(inputs, weight, bias)
+def _convolve(affine: nn.Conv2d, inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
     return F.conv2d(inputs, weight, bias, affine.stride, affine.padding, affine.dilation, affine.groups)
+
+
+def _apply(affine: nn.Linear | nn.Conv2d, inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+    if isinstance(affine, nn.Conv2d):
+        return _convolve(affine, inputs, weight, bias)
+    if len(weight) < NARROW:
+        return th.addmm(bias[:, None], weight, inputs.t()).t()
+    return F.linear(inputs, weight, bias)
+
+
+def _add_linear_part(total: th.Tensor, affine: nn.Linear | nn.Conv2d, inputs: th.Tensor, weight: th.Tensor) -> th.Tensor:
+    """Add to what is there the affine map without its bias."""
+    if isinstance(affine, nn.Conv2d):
+        return total.add_(_convolve(affine, inputs, weight))
+    return total.addmm_(inputs, weight.t())
 
 
 def _pull_back_affine(
@@ -119,10 +135,10 @@ class GaussNewtonFisher:
 
     def _run(self, chunk: Batch) -> _Tape:
         hidden: list[th.Tensor] = []
-        for i, (affine, weight, bias, activation) in enumerate(self.stages):
-            values = _apply(affine, self._input(chunk, hidden, i), weight, bias)
-            if activation is not None:
-                values = values.tanh_() if isinstance(activation, nn.Tanh) else values.relu_()
+        for i, stage in enumerate(self.stages):
+            values: th.Tensor = stage.affine(self._input(chunk, hidden, i))
+            if stage.activation is not None:
+                values = values.tanh_() if isinstance(stage.activation, nn.Tanh) else values.relu_()
             hidden.append(values)
         output = hidden.pop()
         return _Tape(hidden, _output_fisher(self.policy, output))
@@ -143,14 +159,10 @@ class GaussNewtonFisher:
         for i in range(self.first_trainable, len(self.stages)):
             affine, weight, bias, activation = self.stages[i]
             inputs = self._input(chunk, tape.hidden, i)
-            moved = None if tangent is None else _apply(affine, tangent.view_as(inputs), weight, None)
-            if weight in self.position or bias in self.position:
-                zero_or_tangent = [
-                    tangents[self.position[p]] if p in self.position else th.zeros_like(p) for p in (weight, bias)
-                ]
-                own = _apply(affine, inputs, *zero_or_tangent)
-                moved = own if moved is None else moved.add_(own)
-            assert moved is not None
+            own = [tangents[self.position[p]] if p in self.position else th.zeros_like(p) for p in (weight, bias)]
+            moved = _apply(affine, inputs, *own)
+            if tangent is not None:
+                moved = _add_linear_part(moved, affine, tangent.view_as(inputs), weight)
             tangent = moved if i == len(tape.hidden) else times_slope(activation, moved, tape.hidden[i])
         assert tangent is not None
         return tangent
@@ -208,7 +220,10 @@ def gauss_newton_fisher(
     known = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
     if stages is None or type(policy.action_dist) not in known:
         return None
+    log_std = getattr(policy, "log_std", None)
+    if log_std is not None and log_std.shape != stages[-1].bias.shape:
+        return None  # one deviation of several actions
     covered = {parameter for stage in stages for parameter in (stage.weight, stage.bias)}
-    if not covered.intersection(parameters) or not set(parameters) <= covered | {getattr(policy, "log_std", None)}:
+    if not covered.intersection(parameters) or not set(parameters) <= covered | {log_std}:
         return None
     return GaussNewtonFisher(policy, stages, chunks, parameters).product

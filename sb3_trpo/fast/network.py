@@ -80,24 +80,26 @@ def _extractor_modules(extractor: nn.Module) -> Iterator[nn.Module]:
         yield extractor  # no stage can be read from it
 
 
-def _chain(policy: ActorCriticPolicy, extractor: nn.Module, net: str, head: nn.Module) -> list[Stage] | None:
+def _chain(policy: ActorCriticPolicy, extractor: str, net: str, head: str) -> list[Stage] | None:
+    # By name: a policy that goes its own way need not have them
     if (
         isinstance(policy.observation_space, spaces.Dict)
         or not is_as_sb3(policy, "extract_features", "get_distribution", "_get_action_dist_from_latent", "predict_values")
         or type(policy.mlp_extractor) is not MlpExtractor
     ):
         return None
-    return read_stages((*_extractor_modules(extractor), *getattr(policy.mlp_extractor, net), head))
+    layers = (*_extractor_modules(getattr(policy, extractor)), *getattr(policy.mlp_extractor, net), getattr(policy, head))
+    return read_stages(layers)
 
 
 def read_actor(policy: ActorCriticPolicy) -> list[Stage] | None:
     """Read the network from preprocessed observations to the action distribution's mean or logits, if it is a chain."""
-    return _chain(policy, policy.pi_features_extractor, "policy_net", policy.action_net)
+    return _chain(policy, "pi_features_extractor", "policy_net", "action_net")
 
 
 def read_critic(policy: ActorCriticPolicy) -> list[Stage] | None:
     """Read the network from preprocessed observations to the value, if it is a chain."""
-    return _chain(policy, policy.vf_features_extractor, "value_net", policy.value_net)
+    return _chain(policy, "vf_features_extractor", "value_net", "value_net")
 
 
 def network_input(policy: ActorCriticPolicy, observations: th.Tensor) -> th.Tensor:

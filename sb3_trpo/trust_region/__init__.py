@@ -8,7 +8,7 @@ Direction (``conjugate_gradient`` with Fisher products) and distance (``backtrac
 from sb3_trpo.trust_region.conjugate_gradient import ConjugateGradientResult, conjugate_gradient
 from sb3_trpo.trust_region.fisher import fisher_vector_product, flat_gradient, flatten, reached_by, unflatten
 from sb3_trpo.trust_region.line_search import Candidate, LineSearchResult, backtrack
-from sb3_trpo.trust_region.step import TrustRegionProblem, TrustRegionStep, trust_region_step
+from sb3_trpo.trust_region.step import TrustRegionProblem, TrustRegionStep, refused_step, trust_region_step
 
 __all__ = [
     "Candidate",
@@ -22,6 +22,7 @@ __all__ = [
     "flat_gradient",
     "flatten",
     "reached_by",
+    "refused_step",
     "trust_region_step",
     "unflatten",
 ]

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch as th
 
-StoppedBy = Literal["converged", "max_iterations", "curvature", "zero_rhs"]
+StoppedBy = Literal["converged", "max_iterations", "curvature", "stagnated", "not_finite", "zero_rhs"]
 
 
 class ConjugateGradientResult(NamedTuple):
@@ -16,8 +16,9 @@ class ConjugateGradientResult(NamedTuple):
     :param solution: approximate x, shape (n,)
     :param n_iterations: number of products with A that led to the solution
     :param residual_norms: ``||b - A x|| / ||b||`` by the recurrence, before the first and after each iteration
-    :param stopped_by: ``"converged"``, ``"max_iterations"``, ``"zero_rhs"``, or ``"curvature"`` where p'Ap was not
-        positive; the solution is then the last good iterate, zero if there was none
+    :param stopped_by: ``"converged"``, ``"max_iterations"``, ``"zero_rhs"``, or what was wrong with the next iterate: p'Ap
+        was not positive (``"curvature"``), it was the same as the one before (``"stagnated"``), it or its residual was not
+        finite (``"not_finite"``). The solution is then the last good iterate, zero if there was none
     """
 
     solution: th.Tensor
@@ -42,13 +43,13 @@ def conjugate_gradient(
     :param rhs: right-hand side b, shape (n,)
     :param max_iterations: largest number of products with A
     :param relative_tolerance: stop once ``||b - A x|| <= relative_tolerance * ||b||``
-    :return: the solution and how the solve ended; bad curvature (p'Ap <= 0 or not finite) stops it, it does not raise
+    :return: the solution and how the solve ended; what cannot go on stops it, it does not raise
     """
     x = th.zeros_like(rhs)
     residual = rhs.clone()
     direction = residual.clone()
-    residual_squared = float(residual @ residual)
-    rhs_norm = math.sqrt(residual_squared)
+    squared = residual @ residual
+    rhs_norm = math.sqrt(float(squared))
     if rhs_norm == 0.0:
         return ConjugateGradientResult(x, 0, (0.0,), "zero_rhs")
     residual_norms = [1.0]
@@ -56,20 +57,29 @@ def conjugate_gradient(
 
     for _ in range(max_iterations):
         product = matrix_vector_product(direction)
-        curvature = float(direction @ product)
+        p_ap = direction @ product
+        alpha = squared / p_ap
+        next_x = x + alpha * direction
+        residual = residual - alpha * product
+        next_squared = residual @ residual
+        # Everything that decides how to go on in one go: a GPU has to be waited for each time
+        facts = (p_ap, next_squared, (next_x != x).any(), next_x.isfinite().all())
+        curvature, residual_squared, has_moved, is_finite = th.stack([fact.to(rhs.dtype) for fact in facts]).tolist()
         if not 0.0 < curvature < math.inf:
             stopped_by = "curvature"
             break
-        alpha = residual_squared / curvature
-        x = x + alpha * direction
-        residual = residual - alpha * product
-        new_residual_squared = float(residual @ residual)
-        residual_norms.append(math.sqrt(new_residual_squared) / rhs_norm)
+        if not has_moved:
+            stopped_by = "stagnated"
+            break
+        if not (math.isfinite(residual_squared) and is_finite):
+            stopped_by = "not_finite"
+            break
+        x = next_x
+        residual_norms.append(math.sqrt(residual_squared) / rhs_norm)
         if residual_norms[-1] <= relative_tolerance:
             stopped_by = "converged"
             break
-        beta = new_residual_squared / residual_squared
-        direction = residual + beta * direction
-        residual_squared = new_residual_squared
+        direction = residual + (next_squared / squared) * direction
+        squared = next_squared
 
     return ConjugateGradientResult(x, len(residual_norms) - 1, tuple(residual_norms), stopped_by)

@@ -37,7 +37,8 @@ def _refusal(surrogate_gain: float, mean_kl: float, max_kl: float) -> str:
     """Name what is wrong with a candidate; written so that NaN is refused."""
     if not (math.isfinite(surrogate_gain) and math.isfinite(mean_kl)):
         return "not_finite"
-    return "+".join(name for name, holds in (("kl", mean_kl <= max_kl), ("gain", surrogate_gain > 0.0)) if not holds)
+    # A KL can be negative by its rounding alone; where that is larger than the limit, it measures nothing
+    return "+".join(name for name, holds in (("kl", abs(mean_kl) <= max_kl), ("gain", surrogate_gain > 0.0)) if not holds)
 
 
 def backtrack(

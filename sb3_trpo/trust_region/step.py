@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch as th
 
 from sb3_trpo.trust_region.conjugate_gradient import ConjugateGradientResult, conjugate_gradient
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, unflatten
-from sb3_trpo.trust_region.line_search import Candidate, backtrack
-
-Status = Literal["accepted", "gradient_zero", "gradient_not_finite", "curvature_not_positive", "line_search_failed"]
+from sb3_trpo.trust_region.line_search import Candidate, LineSearchResult, backtrack
 
 
 class TrustRegionProblem(Protocol):
@@ -34,7 +33,9 @@ class TrustRegionStep(NamedTuple):
     """
     What one step did.
 
-    :param status: ``"accepted"``, or why every parameter is bit for bit what it was
+    :param status: ``"accepted"``, or why every parameter is bit for bit what it was: ``"parameters_not_finite"``,
+        ``"gradient_not_finite"``, ``"gradient_zero"``, ``"curvature_not_positive"``,
+        ``"direction_not_ascent"``, ``"line_search_failed"``, or what the caller of :func:`refused_step` found
     :param surrogate: L(θ) at the parameters kept
     :param surrogate_gain: measured L(θ) - L(θ_old) of the step kept, 0 if none was
     :param expected_gain: g · step for the same step, 0 if none was kept
@@ -49,7 +50,7 @@ class TrustRegionStep(NamedTuple):
     :param conjugate_gradient: the direction's solve, ``None`` if it was not reached
     """
 
-    status: Status
+    status: str
     surrogate: float
     surrogate_gain: float
     expected_gain: float
@@ -68,16 +69,25 @@ class TrustRegionStep(NamedTuple):
         return self.status == "accepted"
 
 
-def _refused(
-    status: Status,
-    surrogate: float,
-    gradient_norm: float,
+def refused_step(
+    status: str,
     *,
+    surrogate: float = math.nan,
+    gradient_norm: float = math.nan,
     full_step_gain: float = math.nan,
     candidates: tuple[Candidate, ...] = (),
-    solve: ConjugateGradientResult | None = None,
+    conjugate_gradient: ConjugateGradientResult | None = None,
 ) -> TrustRegionStep:
-    """Describe a step that was not taken."""
+    """
+    Describe a step that was not taken.
+
+    :param status: why
+    :param surrogate: L(θ_old); like what follows, as far as it is known: see :class:`TrustRegionStep`
+    :param gradient_norm: ||g||
+    :param full_step_gain: g · full_step
+    :param candidates: what the line search tried
+    :param conjugate_gradient: the direction's solve
+    """
     return TrustRegionStep(
         status=status,
         surrogate=surrogate,
@@ -90,8 +100,12 @@ def _refused(
         step_norm=0.0,
         full_step_gain=full_step_gain,
         candidates=candidates,
-        conjugate_gradient=solve,
+        conjugate_gradient=conjugate_gradient,
     )
+
+
+def _are_finite(parameters: Parameters) -> bool:
+    return all(bool(parameter.isfinite().all()) for parameter in parameters)
 
 
 @th.no_grad()
@@ -104,6 +118,29 @@ def _move(parameters: Parameters, origin: list[th.Tensor], step: list[th.Tensor]
 def _restore(parameters: Parameters, origin: list[th.Tensor]) -> None:
     for parameter, start in zip(parameters, origin, strict=True):
         parameter.copy_(start)
+
+
+def _search(problem: TrustRegionProblem, surrogate: float, full_step: th.Tensor, **limits: Any) -> LineSearchResult:
+    """Move the parameters to the candidate that is accepted; without one, or if anything is raised, they stay."""
+    parameters = problem.parameters
+    origin = [parameter.detach().clone() for parameter in parameters]
+    step = unflatten(full_step, parameters)
+
+    def evaluate(fraction: float) -> tuple[float, float]:
+        _move(parameters, origin, step, fraction)
+        if not _are_finite(parameters):
+            return math.nan, math.nan
+        new_surrogate, mean_kl = problem.evaluate()
+        return new_surrogate - surrogate, mean_kl
+
+    accepted = False
+    try:
+        result = backtrack(evaluate, **limits)
+        accepted = result.accepted
+        return result
+    finally:
+        if not accepted:
+            _restore(parameters, origin)
 
 
 def trust_region_step(
@@ -127,7 +164,7 @@ def trust_region_step(
     the radius is that of F itself, so that the step spends the whole budget δ of its quadratic model.
 
     :param problem: surrogate and KL at the parameters' present values
-    :param max_kl: δ, limit on the mean KL, in nats
+    :param max_kl: δ, limit on the mean KL, in nats; at zero there is no step
     :param damping: β, added to the diagonal of F for the direction
     :param cg_max_iterations: largest number of conjugate gradient iterations
     :param cg_relative_tolerance: relative residual at which they stop
@@ -139,55 +176,43 @@ def trust_region_step(
     """
     phase("gradient")
     parameters = problem.parameters
+    if not _are_finite(parameters):
+        return refused_step("parameters_not_finite")
     surrogate, gradient = problem.surrogate_gradient()
     gradient_norm = float(gradient.double().norm())
+    refused = partial(refused_step, surrogate=surrogate, gradient_norm=gradient_norm)
     if not (math.isfinite(gradient_norm) and math.isfinite(surrogate)):
-        return _refused("gradient_not_finite", surrogate, gradient_norm)
+        return refused("gradient_not_finite")
     if gradient_norm == 0.0:
-        return _refused("gradient_zero", surrogate, gradient_norm)
+        return refused("gradient_zero")
+    if max_kl == 0.0:
+        return refused("limit_zero")
 
     phase("direction")
     fisher_product = problem.fisher_vector_product()
     # The step does not depend on the length of g: with a unit vector nothing over- or underflows on the way to it
+    unit_gradient = gradient / gradient_norm
     solve = conjugate_gradient(
         lambda vector: fisher_product(vector) + damping * vector,
-        gradient / gradient_norm,
+        unit_gradient,
         max_iterations=cg_max_iterations,
         relative_tolerance=cg_relative_tolerance,
     )
     natural_gradient = solve.solution
     curvature = float(natural_gradient @ fisher_product(natural_gradient))
     if not 0.0 < curvature < math.inf:
-        return _refused("curvature_not_positive", surrogate, gradient_norm, solve=solve)
+        return refused("curvature_not_positive", conjugate_gradient=solve)
+    if not float(unit_gradient @ natural_gradient) > 0.0:
+        return refused("direction_not_ascent", conjugate_gradient=solve)
     full_step = math.sqrt(2.0 * max_kl / curvature) * natural_gradient
-    full_step_gain = float(gradient @ full_step)
+    full_step_gain = gradient_norm * float(unit_gradient @ full_step)
 
     phase("line_search")
-    origin = [parameter.detach().clone() for parameter in parameters]
-    step = unflatten(full_step, parameters)
-
-    def evaluate(fraction: float) -> tuple[float, float]:
-        _move(parameters, origin, step, fraction)
-        new_surrogate, mean_kl = problem.evaluate()
-        return new_surrogate - surrogate, mean_kl
-
-    accepted = False
-    try:
-        accepted, candidates = backtrack(
-            evaluate, max_kl=max_kl, shrinking_factor=shrinking_factor, max_candidates=max_candidates
-        )
-    finally:
-        if not accepted:
-            _restore(parameters, origin)
+    accepted, candidates = _search(
+        problem, surrogate, full_step, max_kl=max_kl, shrinking_factor=shrinking_factor, max_candidates=max_candidates
+    )
     if not accepted:
-        return _refused(
-            "line_search_failed",
-            surrogate,
-            gradient_norm,
-            full_step_gain=full_step_gain,
-            candidates=candidates,
-            solve=solve,
-        )
+        return refused("line_search_failed", full_step_gain=full_step_gain, candidates=candidates, conjugate_gradient=solve)
     kept = candidates[-1]
     return TrustRegionStep(
         status="accepted",

@@ -1,0 +1,144 @@
+"""What an environment or a policy may not hand on: numbers that are not finite."""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecNormalize, unwrap_vec_wrapper
+
+from sb3_trpo.trust_region.fisher import Parameters
+
+# Causes before their consequences: the first that is not finite names the update
+ROLLOUT = {
+    "observations": "observations_not_finite",
+    "actions": "actions_not_finite",
+    "log_probs": "log_probabilities_not_finite",
+    "values": "values_not_finite",
+    "rewards": "rewards_not_finite",
+    "advantages": "advantages_not_finite",
+    "returns": "returns_not_finite",
+}
+
+
+def _is_finite(values: Any) -> bool:
+    """Whether there is no NaN or infinity in an array, or in any of a dict of arrays."""
+    if isinstance(values, dict):
+        return all(map(_is_finite, values.values()))
+    if values.dtype.kind != "f":
+        return True
+    # Sums are quicker than looking at each number, which is done only where they overflow
+    total = sum(values.ravel().tolist()) if values.size < 16 else np.vdot(values, values)
+    return math.isfinite(total) or bool(np.isfinite(values).all())
+
+
+def unusable(rollout_buffer: RolloutBuffer, parameters: Parameters) -> str | None:
+    """
+    Name why no policy step can be made from a rollout.
+
+    :param rollout_buffer: a full buffer
+    :param parameters: those of the policy
+    :return: the status of the update, ``None`` if everything is finite
+    """
+    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+        return "parameters_not_finite"
+    return next((status for name, status in ROLLOUT.items() if not _is_finite(getattr(rollout_buffer, name))), None)
+
+
+class NonFiniteError(ValueError):
+    """An environment gave a number that is not finite, or the policy did."""
+
+
+def _refuse(what: str, values: Any, *, step: int | None = None) -> None:
+    """
+    Raise if anything is not finite.
+
+    :param what: that it is said to be
+    :param values: by environment, or by step and environment if no step is given; an array or a dict of arrays
+    :param step: of the rollout
+    """
+    for key, part in values.items() if isinstance(values, dict) else [("", values)]:
+        if not _is_finite(part):
+            index, *_ = np.argwhere(~np.isfinite(part)).tolist()
+            at_step, env, *place = index if step is None else (step - 1, *index)
+            raise NonFiniteError(
+                f"{what} environment {env} at step {at_step + 1} of the rollout must be finite, got "
+                f"{key}{place or ''} = {part[tuple(index)]}. Nothing was updated; "
+                "error_if_nonfinite=False lets training go on, without updates from such rollouts"
+            )
+
+
+@contextmanager
+def finite_rollout(env: VecEnv, observations: Any, rollout_buffer: RolloutBuffer) -> Iterator[None]:
+    """
+    Collect a rollout, unless something in it is not finite. A ``VecCheckNan`` among the wrappers does that in its own way.
+
+    The policy must not see such an observation: an action made from NaN may crash a simulator for good. So each is looked at
+    as it comes, and the rest once the rollout is there.
+
+    :param env: the training environment
+    :param observations: the last ones, of step 0
+    :param rollout_buffer: where the rollout goes
+    :raises NonFiniteError: naming what it is, the environment and the step
+    """
+    if unwrap_vec_wrapper(env, VecCheckNan) is not None:
+        yield
+        return
+    _refuse("the observation of", observations, step=0)
+    step, of_instance, n_steps = env.step, vars(env).get("step"), 0
+
+    def checked_step(actions: np.ndarray) -> Any:
+        nonlocal n_steps
+        n_steps += 1
+        result = step(actions)
+        if not _is_finite(result[0]):
+            _refuse("the observation of", result[0], step=n_steps)
+        return result
+
+    # In place of the method, not of the environment: callbacks know it by its identity
+    env.step = checked_step  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if of_instance is None:
+            del env.step
+        else:
+            env.step = of_instance  # type: ignore[method-assign]
+    if rollout_buffer.full:
+        _refuse("the policy's action for", rollout_buffer.actions)
+        _refuse("the reward (at a time limit with the last observation's value) of", rollout_buffer.rewards)
+
+
+def _statistics(normalizer: VecNormalize) -> list[Any]:
+    observations = normalizer.obs_rms if normalizer.norm_obs else {}
+    of_observations = observations.values() if isinstance(observations, dict) else [observations]
+    return [*of_observations, normalizer.ret_rms]
+
+
+@contextmanager
+def finite_statistics(model: BaseAlgorithm) -> Iterator[None]:
+    """
+    Take back what made the running statistics of a ``VecNormalize`` NaN or infinite: there would be no way back for them.
+
+    :param model: the algorithm that collects a rollout
+    """
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is None:
+        yield
+        return
+    before = copy.deepcopy([vars(statistics) for statistics in _statistics(normalizer)])
+    try:
+        yield
+    finally:
+        for statistics, old in zip(_statistics(normalizer), before, strict=True):
+            if not (np.isfinite(statistics.mean).all() and np.isfinite(statistics.var).all()):
+                vars(statistics).update(old)
+        normalizer.returns[~np.isfinite(normalizer.returns)] = 0.0
+        # The last observation was made with the statistics of before
+        last, anew = model._last_obs, normalizer.normalize_obs(normalizer.get_original_obs())
+        if isinstance(last, np.ndarray) and isinstance(anew, np.ndarray) and last.shape == anew.shape and not _is_finite(last):
+            model._last_obs = anew

@@ -1,0 +1,225 @@
+"""Says in words whether the numbers of a run are healthy: one plain rule for each thing that goes wrong."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sb3_trpo.inspect.records import UpdateRecord
+
+# The rules judge this many of the latest updates
+RECENT = 20
+# How often a step is shortened because of the KL, and the share of δ that the steps kept reach nevertheless
+MANY_BACKTRACKS, PINNED_SHARE = 3, 0.6
+# Share of δ below which steps are short of what is allowed
+FAR_BELOW_SHARE = 0.25
+REFUSED_SHARE = 0.2
+# Relative residual of conjugate gradients that has hardly moved from 1
+CG_RESIDUAL = 0.5
+# Share of the predicted gain of the full step that is measured there
+GAIN_SHARE = 0.5
+# Entropy or standard deviation, as a share of that of the first update of the record
+ENTROPY_SHARE, STD_SHARE = 0.05, 0.1
+EXPLAINED_VARIANCE = 0.1
+
+
+class Finding(NamedTuple):
+    """
+    What one rule says of a run.
+
+    :param name: the question that was asked
+    :param healthy: whether it is as it should be; ``None`` if the record cannot tell
+    :param says: the numbers in words
+    :param advice: what it means and what to try, ``""`` where nothing is wrong
+    :param panel: name of the panel of ``draw_run`` that shows it
+    """
+
+    name: str
+    healthy: bool | None
+    says: str
+    advice: str
+    panel: str
+
+
+def _share(updates: Sequence[UpdateRecord], holds: Callable[[UpdateRecord], bool]) -> float:
+    return sum(map(holds, updates)) / len(updates)
+
+
+def _median(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.median(finite)) if finite else math.nan
+
+
+def _kl_shares(updates: Sequence[UpdateRecord]) -> list[float]:
+    return [update.mean_kl / update.max_kl for update in updates if update.accepted and update.max_kl > 0]
+
+
+def _latest(updates: Sequence[UpdateRecord]) -> Sequence[UpdateRecord]:
+    return updates[-RECENT:]
+
+
+def _over(latest: Sequence[UpdateRecord]) -> str:
+    return "of one update" if len(latest) == 1 else f"median of the latest {len(latest)} updates"
+
+
+def _unknown(name: str, says: str, panel: str) -> Finding:
+    return Finding(name, None, says, "", panel)
+
+
+def kl_at_limit(updates: Sequence[UpdateRecord]) -> Finding:
+    """Is the KL pinned at the limit while the line search backtracks constantly?"""
+    latest = _latest(updates)
+    too_far = _median([sum("kl" in candidate.refused_by for candidate in update.candidates) for update in latest])
+    used = _median(_kl_shares(latest))
+    wrong = too_far >= MANY_BACKTRACKS and used > PINNED_SHARE
+    return Finding(
+        "Does the full step fit the trust region?",
+        not wrong,
+        f"Steps of an update that were too long: {too_far:g} ({_over(latest)}); one or two are usual.",
+        f"The KL is pinned at the limit ({used:.0%} of it, median) and the quadratic model promises less than is measured, "
+        "update after update: the direction leans on the noise of one rollout. Collect more per update (n_steps or more "
+        "environments), or raise cg_damping."
+        if wrong
+        else "",
+        "step_fraction",
+    )
+
+
+def kl_far_below(updates: Sequence[UpdateRecord]) -> Finding:
+    """Do the steps use the trust region that they are allowed?"""
+    name, panel = "Do the steps use the trust region?", "kl"
+    latest = _latest(updates)
+    used = _median(_kl_shares(latest))
+    if math.isnan(used):
+        return _unknown(name, f"None of the latest {len(latest)} updates moved the policy.", panel)
+    wrong = used < FAR_BELOW_SHARE
+    return Finding(
+        name,
+        not wrong,
+        f"The steps kept use {used:.0%} of the limit δ = {latest[-1].max_kl:g} ({_over(latest)}).",
+        "The steps are much shorter than allowed. If the line search shortens them for want of gain, the advantages are "
+        "noise: collect more per update. If it keeps the full step, the quadratic model overrates the KL: use all states for "
+        "the Fisher matrix (sub_sampling_factor=1)."
+        if wrong
+        else "",
+        panel,
+    )
+
+
+def steps_refused(updates: Sequence[UpdateRecord]) -> Finding:
+    """Does the policy move at all?"""
+    latest = _latest(updates)
+    refused = [update.status for update in latest if not update.accepted]
+    wrong = len(refused) / len(latest) > REFUSED_SHARE
+    reasons = ", ".join(f"{reason.replace('_', ' ')} ({refused.count(reason)})" for reason in sorted(set(refused)))
+    return Finding(
+        "Do the updates move the policy?",
+        not wrong,
+        f"{len(latest) - len(refused)} of the latest {len(latest)} updates did."
+        + (f" Refused: {reasons}." if refused else ""),
+        "An update without gain leaves the policy as it was, which is safe and learns nothing. Gradient zero: are the rewards "
+        "all the same? Not finite: look for NaN in rewards and observations. Line search failed: collect more per update, or "
+        "allow more candidates (line_search_max_iter)."
+        if wrong
+        else "",
+        "step_fraction",
+    )
+
+
+def cg_converges(updates: Sequence[UpdateRecord]) -> Finding:
+    """Do the conjugate gradients find the natural gradient?"""
+    name, panel = "Do the conjugate gradients converge?", "cg_residual"
+    latest = _latest(updates)
+    residual = _median([update.cg_residual_norms[-1] for update in latest if update.cg_residual_norms])
+    if math.isnan(residual):
+        return _unknown(name, f"None of the latest {len(latest)} updates came to them.", panel)
+    wrong = residual > CG_RESIDUAL
+    return Finding(
+        name,
+        not wrong,
+        f"They end with {residual:.2g} of the residual left, 1 is no progress ({_over(latest)}).",
+        "The direction is still far from the natural gradient. Allow more iterations (cg_max_steps), raise cg_damping, or "
+        "scale the observations (VecNormalize) so that the Fisher matrix is better conditioned."
+        if wrong
+        else "",
+        panel,
+    )
+
+
+def gain_is_measured(updates: Sequence[UpdateRecord]) -> Finding:
+    """Is the predicted gain of the surrogate there when it is measured?"""
+    name, panel = "Is the predicted gain measured?", "gain"
+    latest = [update for update in _latest(updates) if update.candidates and update.full_step_gain > 0]
+    shares = [update.candidates[0].surrogate_gain / update.full_step_gain for update in latest]
+    share = _median(shares)
+    if math.isnan(share):
+        return _unknown(name, f"None of the latest {len(_latest(updates))} updates tried a step.", panel)
+    wrong = share < GAIN_SHARE
+    return Finding(
+        name,
+        not wrong,
+        f"The full step gains {share:.0%} of what the linear model predicts ({_over(latest)}).",
+        "The surrogate bends within the trust region: the step goes further than the gradient can be believed. Lower "
+        "target_kl, or collect more per update."
+        if wrong
+        else "",
+        panel,
+    )
+
+
+def policy_explores(updates: Sequence[UpdateRecord]) -> Finding:
+    """Has the policy kept some of its randomness?"""
+    continuous = math.isfinite(updates[0].std)
+    name, panel = "Does the policy still explore?", "std" if continuous else "entropy"
+    first, last = ((update.std if continuous else update.entropy) for update in (updates[0], updates[-1]))
+    what = "standard deviation" if continuous else "entropy"
+    if len(updates) < 2 or not (math.isfinite(first) and first > 0 and math.isfinite(last)):
+        return _unknown(name, f"There are no two updates to compare the {what} of.", panel)
+    wrong = last / first < (STD_SHARE if continuous else ENTROPY_SHARE)
+    return Finding(
+        name,
+        not wrong,
+        f"The {what} is {last:.3g}, {last / first:.0%} of the {first:.3g} at the beginning of the record.",
+        "The policy is all but deterministic and sees little that is new. If the return is where it should be, training is "
+        "done; if not, it settled too early: lower target_kl, collect more per update, or begin with more noise "
+        "(log_std_init)."
+        if wrong
+        else "",
+        panel,
+    )
+
+
+def critic_explains(updates: Sequence[UpdateRecord]) -> Finding:
+    """Do the values tell the good states from the bad ones?"""
+    name, panel = "Does the critic explain the returns?", "explained_variance"
+    latest = _latest(updates)
+    explained = _median([update.explained_variance for update in latest])
+    if math.isnan(explained):
+        return _unknown(name, "The returns do not vary, there is nothing to explain.", panel)
+    wrong = explained < EXPLAINED_VARIANCE
+    return Finding(
+        name,
+        not wrong,
+        f"It explains {explained:.0%} of the variance of the returns ({_over(latest)}; less than nothing "
+        "is worse than a constant).",
+        "The advantages are as noisy as the returns themselves. Fit more (n_critic_updates, learning_rate), scale rewards "
+        "(VecNormalize), or give the critic a larger network. Where every state is worth the same, as once a task is solved, "
+        "this is as it should be."
+        if wrong
+        else "",
+        panel,
+    )
+
+
+RULES = (kl_at_limit, kl_far_below, steps_refused, cg_converges, gain_is_measured, policy_explores, critic_explains)
+
+
+def check_health(updates: Sequence[UpdateRecord]) -> list[Finding]:
+    """
+    Ask every rule.
+
+    :param updates: of a run, in order
+    :return: what each rule says, empty without an update
+    """
+    return [rule(updates) for rule in RULES] if updates else []

@@ -1,0 +1,330 @@
+"""Looks at an update from the inside, and leaves the model as it was: policies in single states, slices of parameter space."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import Distribution
+
+from sb3_trpo.inspect.records import (
+    ActionDistribution,
+    Run,
+    SliceRecord,
+    StateChange,
+    StatesRecord,
+    episode_statistics,
+    record_of,
+)
+from sb3_trpo.objective import Batch, PolicyProblem, detached, kl_old_new, unvalidated_distributions
+from sb3_trpo.report import PhaseClock
+from sb3_trpo.trpo import TRPO
+from sb3_trpo.trust_region import TrustRegionProblem, TrustRegionStep, flatten, unflatten
+from sb3_trpo.trust_region.fisher import MatrixVectorProduct
+
+# How far a slice reaches, in full steps, and how many policies are measured along each side of it
+SLICE_REACH = 1.5
+SLICE_POINTS = 25
+# Largest number of states of a rollout to look at
+MAX_STATES = 2048
+
+
+@contextmanager
+def as_they_were(parameters: Sequence[th.nn.Parameter]) -> Iterator[None]:
+    """Give parameters back bit for bit, and NumPy's global random state, from which a rollout is thinned."""
+    state = np.random.get_state()
+    origin = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+        with th.no_grad():
+            for parameter, start in zip(parameters, origin, strict=True):
+                parameter.copy_(start)
+
+
+def affordable(space: spaces.Space) -> int:
+    """Return how many observations to look at: fewer where each is large."""
+    return max(64, min(MAX_STATES, 2**22 // spaces.flatdim(space)))
+
+
+def sample(batch: Batch, n: int) -> Batch:
+    """Return at most n of the transitions that count, the same ones each time, with weights that sum to one."""
+    rows = batch.weights.nonzero().squeeze(1)
+    if len(rows) > n:
+        # Not every second one, which with two environments would be one of them; with a generator that is nobody else's
+        drawn = th.randperm(len(rows), generator=th.Generator().manual_seed(0))[:n]
+        rows = rows[drawn.sort().values.to(rows.device)]
+    chosen = batch.select(rows)
+    return chosen._replace(weights=chosen.weights / chosen.weights.sum())
+
+
+# Policies in single states
+
+
+def action_distribution(distribution: Distribution, row: int) -> ActionDistribution:
+    """Return one state's part of an SB3 action distribution in numbers."""
+    inner: Any = distribution.distribution
+    if isinstance(inner, th.distributions.Normal):
+        return ActionDistribution(mean=tuple(inner.mean[row].tolist()), std=tuple(inner.stddev[row].tolist()))
+    if isinstance(inner, th.distributions.Bernoulli):
+        return ActionDistribution(probabilities=tuple((1.0 - p, p) for p in inner.probs[row].tolist()))
+    factors = inner if isinstance(inner, list) else [inner]
+    return ActionDistribution(probabilities=tuple(tuple(factor.probs[row].tolist()) for factor in factors))
+
+
+def change_of_probabilities(old: Sequence[float], new: Sequence[float], label: str = "") -> StateChange:
+    """
+    Describe the change of a discrete policy in one state from its probabilities alone.
+
+    :param old: probability of each action before
+    :param new: and after
+    :param label: what to call it
+    """
+    if len(old) != len(new) or not all(math.isclose(sum(p), 1.0, abs_tol=1e-6) and min(p) >= 0 for p in (old, new)):
+        raise ValueError(f"old and new must be probabilities of the same actions, got {list(old)} and {list(new)}")
+    kl = sum(p * math.log(p / q) if q > 0 else math.inf for p, q in zip(old, new, strict=True) if p > 0)
+    before, after = (ActionDistribution(probabilities=(tuple(p),)) for p in (old, new))
+    return StateChange(label, kl, before, after)
+
+
+def describe_observation(observations: Any, row: int) -> str:
+    """Write an observation out where it is a vector of few numbers, else return ``""``."""
+    if not isinstance(observations, th.Tensor) or observations[row].numel() > 8:
+        return ""
+    return "[" + ", ".join(f"{number:.3g}" for number in observations[row].flatten().tolist()) + "]"
+
+
+class WatchedStates:
+    """
+    States whose policy is kept before an update, to be compared with that after it.
+
+    :param model: with the old policy, and the rollout in its buffer
+    :param chosen: further observations to look at one by one, of shape (n, *obs_shape) or a dict of such arrays
+    """
+
+    def __init__(self, model: TRPO, chosen: Any = None):
+        self.model = model
+        with as_they_were([]):
+            self.batch = sample(model._full_batch(), affordable(model.observation_space))
+        self.chosen = None if chosen is None else model.policy.obs_to_tensor(chosen)[0]
+        self.old, self.old_chosen = self._distributions()
+
+    @th.no_grad()
+    def _distributions(self) -> tuple[Distribution, Distribution | None]:
+        with unvalidated_distributions():
+            of_rollout = detached(self.model._distribution(self.batch))
+            return of_rollout, None if self.chosen is None else detached(self.model.policy.get_distribution(self.chosen))
+
+    def compare(self, *, n_updates: int, max_kl: float) -> StatesRecord:
+        """
+        Compare the old policy with the present one.
+
+        :param n_updates: number of the update
+        :param max_kl: its limit on the mean KL
+        """
+        new, new_chosen = self._distributions()
+        kl = kl_old_new(self.old, new)
+        by_kl = kl.argsort(descending=True).tolist()
+        changes = [
+            self._change(f"{name} KL of {len(kl):,} states", kl, self.old, new, self.batch.observations, row)
+            for name, row in (("largest", by_kl[0]), ("median", by_kl[len(by_kl) // 2]))
+        ]
+        if self.old_chosen is not None and new_chosen is not None:
+            kl_chosen = kl_old_new(self.old_chosen, new_chosen)
+            changes += [
+                self._change(f"chosen state {row + 1}", kl_chosen, self.old_chosen, new_chosen, self.chosen, row)
+                for row in range(len(kl_chosen))
+            ]
+        return StatesRecord(n_updates, max_kl, kl.double().cpu().numpy(), tuple(changes))
+
+    @staticmethod
+    def _change(label: str, kl: th.Tensor, old: Distribution, new: Distribution, observations: Any, row: int) -> StateChange:
+        before, after = (action_distribution(distribution, row) for distribution in (old, new))
+        return StateChange(label, float(kl[row]), before, after, describe_observation(observations, row))
+
+
+# Slices of parameter space
+
+
+def _second_step(
+    full_step: th.Tensor, gradient: th.Tensor, fisher_product: MatrixVectorProduct, max_kl: float
+) -> tuple[str, th.Tensor] | None:
+    """Return a step that is orthogonal to the full step in the Fisher inner product, with KL δ by the quadratic model."""
+    product = fisher_product(full_step)
+    drawn = th.randn(len(gradient), generator=th.Generator().manual_seed(0)).to(gradient)
+    for name, direction in (("gradient", gradient), ("random", drawn)):
+        start = direction / direction.norm()
+        second = start - (start @ product) / (full_step @ product) * full_step
+        curvature = float(second @ fisher_product(second))
+        # What is left of a parallel direction is rounding
+        if curvature > 1e-6 * float(start @ fisher_product(start)):
+            return name, math.sqrt(2.0 * max_kl / curvature) * second
+    return None
+
+
+def slice_of(
+    problem: TrustRegionProblem,
+    step: TrustRegionStep,
+    *,
+    max_kl: float,
+    n_updates: int,
+    measured: TrustRegionProblem | None = None,
+    n_states: int = 0,
+    n_points: int | None = None,
+) -> SliceRecord | None:
+    """
+    Measure surrogate and KL on a plane through the old policy, spanned by the natural step and the plain gradient.
+
+    :param problem: around the old policy, whose parameters are given back bit for bit
+    :param step: what the trust-region step did on it
+    :param max_kl: the limit δ of that step, in nats
+    :param n_updates: number of the update
+    :param measured: the problem to measure on, by default the same; with fewer states it is quicker
+    :param n_states: number of states that it has
+    :param n_points: how many policies to measure along each side, ``SLICE_POINTS`` by default
+    :return: ``None`` if there was no direction, there is no second one, or the limit is zero
+    """
+    if step.conjugate_gradient is None or math.isnan(step.full_step_gain) or not max_kl > 0.0:
+        return None
+    measured = measured or problem
+    parameters = problem.parameters
+    with as_they_were(parameters), unvalidated_distributions():
+        origin = flatten([parameter.detach() for parameter in parameters]).clone()
+        natural = step.conjugate_gradient.solution
+        fisher_product = problem.fisher_vector_product()
+        full_step = math.sqrt(2.0 * max_kl / float(natural @ fisher_product(natural))) * natural
+        _, gradient = problem.surrogate_gradient()
+        found = _second_step(full_step, gradient, fisher_product, max_kl)
+        if found is None:
+            return None
+        second_direction, second = found
+        gradient_step = gradient * (full_step.norm() / gradient.norm())
+        place = tuple(float(gradient_step @ fisher_product(along)) / (2.0 * max_kl) for along in (full_step, second))
+
+        @th.no_grad()
+        def evaluate(x: float, y: float) -> tuple[float, float]:
+            for parameter, value in zip(parameters, unflatten(origin + x * full_step + y * second, parameters), strict=True):
+                parameter.copy_(value)
+            return measured.evaluate()
+
+        fractions = np.linspace(-SLICE_REACH, SLICE_REACH, n_points or SLICE_POINTS)
+        surrogate_there, _ = evaluate(0.0, 0.0)
+        surface = np.array([[evaluate(x, y) for x in fractions] for y in fractions])
+        _, gradient_step_kl = evaluate(*place)
+    return SliceRecord(
+        n_updates=n_updates,
+        max_kl=max_kl,
+        second_direction=second_direction,
+        fractions=fractions,
+        kl=surface[..., 1],
+        gain=surface[..., 0] - surrogate_there,
+        candidates=step.candidates,
+        gradient_step=place,
+        gradient_step_kl=gradient_step_kl,
+        n_states=n_states,
+    )
+
+
+def slice_of_model(
+    model: TRPO, batch: Batch, problem: PolicyProblem, step: TrustRegionStep, n_updates: int
+) -> SliceRecord | None:
+    """Measure the slice of an update, on part of its rollout where all of it would take long."""
+    few = sample(batch, affordable(model.observation_space))
+    return slice_of(
+        problem,
+        step,
+        max_kl=model._now("target_kl"),
+        n_updates=n_updates,
+        measured=PolicyProblem(model._distribution, few, problem.parameters, chunk_size=model._chunk_size()),
+        n_states=len(few.weights),
+    )
+
+
+def slice_ahead(model: TRPO) -> SliceRecord | None:
+    """
+    Make the update that comes next without keeping it, and measure the plane that it lies in.
+
+    :param model: with the old policy, and the rollout in its buffer
+    """
+    with as_they_were(list(model.policy.parameters())), unvalidated_distributions():
+        batch = model._full_batch()
+        parameters, _ = model._split_parameters(batch)
+        # Both problems are thinned alike: each begins with the random state that the update will find
+        with as_they_were(parameters):
+            step = model._trust_region_step(model._policy_problem(batch, parameters))
+        return slice_of_model(model, batch, model._policy_problem(batch, parameters), step, model._n_updates + 1)
+
+
+class _Silent(BaseCallback):
+    def _on_step(self) -> bool:
+        return True
+
+
+@contextmanager
+def _state_kept(model: TRPO) -> Iterator[None]:
+    """Give a model its counters, logger and statistics back after a rollout; its environments have moved on."""
+    before = dict(vars(model))
+    normalizer = model.get_vec_normalize_env()
+    was_training = normalizer is not None and normalizer.training
+    try:
+        if normalizer is not None:
+            normalizer.training = False
+        yield
+    finally:
+        if normalizer is not None:
+            normalizer.training = was_training
+        vars(model).clear()
+        vars(model).update(before)
+        # The next call of learn begins a new episode
+        model._last_obs = None
+
+
+def _collect(model: TRPO) -> float:
+    """Fill the model's rollout buffer with experience from its environment; return the seconds that it took."""
+    _, callback = model._setup_learn(0, _Silent())
+    assert model.env is not None
+    start = time.perf_counter()
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    return time.perf_counter() - start
+
+
+def inspect_model(model: TRPO, *, states: Any = None, name: str = "model") -> Run:
+    """
+    Collect one rollout with a model, make one update of its policy without keeping it, and tell everything about it.
+
+    Every parameter and counter of the model is what it was afterwards; there is no critic fit.
+
+    :param model: with an environment
+    :param states: observations to look at one by one, of shape (n, *obs_shape) or a dict of such arrays
+    :param name: what to call the result
+    :return: a run of this one update
+    :raises ValueError: if the model has no environment
+    """
+    if model.env is None:
+        raise ValueError("the model has no environment to collect a rollout in: give it one with model.set_env(env)")
+    with _state_kept(model):
+        collect_seconds = _collect(model)
+        n_updates, clock = model._n_updates + 1, PhaseClock()
+        batch = model._full_batch()
+        parameters, _ = model._split_parameters(batch)
+        watched = WatchedStates(model, states)
+        with as_they_were(parameters), unvalidated_distributions():
+            problem = model._policy_problem(batch, parameters)
+            step = model._trust_region_step(problem, clock.begin)
+            clock.stop()
+            report = model._report(problem, step, None, clock.seconds)._replace(n_updates=n_updates)
+            changes = watched.compare(n_updates=n_updates, max_kl=report.max_kl)
+        update = record_of(
+            report,
+            num_timesteps=model.num_timesteps,
+            phase_seconds={"collect": collect_seconds},
+            **episode_statistics(model.ep_info_buffer or (), None),
+        )
+        plane = slice_of_model(model, batch, model._policy_problem(batch, parameters), step, n_updates)
+    return Run(name, (update,), (changes,), () if plane is None else (plane,))

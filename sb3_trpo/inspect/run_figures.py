@@ -1,0 +1,282 @@
+"""Pictures of a whole run: one panel for each question that is asked of it."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from sb3_trpo.inspect.records import Run, UpdateRecord
+from sb3_trpo.inspect.style import (
+    BACKTRACKED,
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    KEPT,
+    ORANGE,
+    PURPLE,
+    REFUSED,
+    SKY_BLUE,
+    VERMILLION,
+    new_figure,
+    styled,
+    write_in,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PHASES = {
+    "collect": ("collection", SKY_BLUE),
+    "gradient": ("gradient", BLUE),
+    "direction": ("conjugate gradients", ORANGE),
+    "line_search": ("line search", VERMILLION),
+    "critic": ("critic fit", GREEN),
+    "other": ("other", GREY),
+}
+
+
+def outcome_of(update: UpdateRecord) -> str:
+    """Return ``"full step"``, ``"backtracked"`` or ``"refused"``."""
+    if not update.accepted:
+        return "refused"
+    return "backtracked" if update.n_backtracks else "full step"
+
+
+OUTCOMES: dict[str, dict[str, Any]] = {"full step": KEPT, "backtracked": BACKTRACKED, "refused": REFUSED}
+
+
+def _of(updates: Sequence[UpdateRecord], name: str) -> np.ndarray:
+    return np.array([getattr(update, name) for update in updates], dtype=float)
+
+
+def _marker_size(updates: Sequence[UpdateRecord]) -> float:
+    return float(np.clip(60.0 / math.sqrt(max(1, len(updates))), 2.0, 6.0))
+
+
+def _line(axes: "Axes", updates: Sequence[UpdateRecord], values: np.ndarray, **look: Any) -> None:
+    """Draw one number of each update as a line with dots."""
+    many = len(updates) > 1500  # then a vector graphic would hold thousands of symbols
+    standard: dict[str, Any] = {"marker": "o", "markersize": 0.7 * _marker_size(updates), "linewidth": 1.2, "color": BLUE}
+    axes.plot(_of(updates, "num_timesteps"), values, rasterized=many, **(standard | look))
+
+
+def _outcomes(axes: "Axes", updates: Sequence[UpdateRecord], name: str, *, count: bool = False) -> None:
+    """Draw one number of each update with the marker of what became of its step."""
+    for outcome, look in OUTCOMES.items():
+        some = [update for update in updates if outcome_of(update) == outcome]
+        if some:
+            label = f"{outcome}: {len(some)}" if count else outcome
+            _line(axes, some, _of(some, name), linestyle="", label=label, **look, markersize=_marker_size(updates))
+
+
+def _level(axes: "Axes", level: float, meaning: str) -> None:
+    """Draw a level that numbers are to be compared with, and say at its right end what it means."""
+    axes.axhline(level, color=BLACK, linestyle="--", linewidth=1.2)
+    axes.annotate(
+        meaning,
+        (1.0, level),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+    )
+
+
+def _returns(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
+    if not any(update.episode_returns for update in updates):
+        write_in(axes, "no episode has ended,\nor the environment has no Monitor")
+        return
+    some = [update for update in updates if update.episode_returns]
+    low, high = np.array([np.percentile(update.episode_returns, (10, 90)) for update in some]).T
+    steps = _of(some, "num_timesteps")
+    axes.fill_between(steps, low, high, color=SKY_BLUE, alpha=0.4, linewidth=0, label="10–90 % of the rollout's episodes")
+    _line(axes, some, np.array([np.mean(update.episode_returns) for update in some]), label="mean of the rollout's episodes")
+    _line(axes, updates, _of(updates, "mean_return"), color=GREY, marker="", linestyle="--", label="SB3's mean of the latest")
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top + 0.4 * (top - bottom))  # the legend's place
+    axes.legend(loc="upper left")
+
+
+def _kl(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
+    limits = _of(updates, "max_kl")
+    steps = _of(updates, "num_timesteps")
+    axes.step(steps, limits, where="mid", color=BLACK, linestyle="--", linewidth=1.2, label="limit δ")
+    if len(updates) == 1:
+        axes.axhline(limits[0], color=BLACK, linestyle="--", linewidth=1.2)
+    accepted = [update for update in updates if update.accepted]
+    _line(axes, accepted, _of(accepted, "expected_kl"), color=GREY, linestyle="", marker="_", markersize=7, label="predicted")
+    _outcomes(axes, updates, "mean_kl")
+    axes.set_ylim(0.0, 1.5 * float(np.nanmax(limits)) or 1e-6)
+    axes.legend(loc="upper left", ncols=3, columnspacing=1.0, handletextpad=0.4)
+
+
+def _gain(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
+    _line(axes, updates, _of(updates, "expected_gain"), color=GREY, linestyle="--", marker="", label="predicted")
+    _line(axes, updates, _of(updates, "surrogate_gain"), label="measured")
+    if not axes.get_ylim()[0] < 0:
+        axes.set_ylim(bottom=0.0)
+    axes.legend(loc="best", ncols=2)
+
+
+def _step_fraction(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
+    _outcomes(axes, updates, "step_fraction", count=True)
+    axes.set_ylim(-0.05, 1.3)
+    axes.set_yticks(np.linspace(0.0, 1.0, 6))
+    axes.legend(loc="upper left", ncols=3, columnspacing=1.0, handletextpad=0.2)
+
+
+def _cg_iterations(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    counts = np.array([max(0, len(update.cg_residual_norms) - 1) for update in updates], dtype=float)
+    _line(axes, updates, counts)
+    axes.set_ylim(0.0, counts.max() + 2.0)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _cg_residual(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
+    residuals = np.array([update.cg_residual_norms[-1] if update.cg_residual_norms else math.nan for update in updates])
+    _level(axes, 1.0, "1: no progress")
+    _line(axes, updates, np.where(residuals > 0, residuals, math.nan))
+    axes.set_yscale("log")
+    axes.set_ylim(top=3.0)
+
+
+def _norms(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
+    for name, label, look in (
+        ("gradient_norm", "gradient ‖g‖", {"color": ORANGE, "marker": "^"}),
+        ("step_norm", "step ‖θ − θ_old‖", {"color": BLUE}),
+    ):
+        lengths = _of(updates, name)
+        _line(axes, updates, np.where(lengths > 0, lengths, math.nan), label=label, **look)
+    axes.set_yscale("log")
+    axes.legend(loc="best")
+
+
+def _entropy(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
+    if np.isnan(_of(updates, "entropy")).all():
+        write_in(axes, "the entropy of this policy\nhas no closed form")
+        return
+    _line(axes, updates, _of(updates, "entropy"), color=PURPLE)
+
+
+def _std(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
+    _line(axes, updates, _of(updates, "std"), color=PURPLE)
+    axes.set_ylim(0.0, 1.2 * float(np.nanmax(_of(updates, "std"))))
+
+
+def _explained_variance(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
+    values = _of(updates, "explained_variance")
+    for level in (0.0, 1.0):
+        axes.axhline(level, color=BLACK, linestyle="--", linewidth=1.0)
+    # A critic that has learned nothing yet may be worse than a constant by orders of magnitude
+    _line(axes, updates, np.clip(values, -1.0, None), color=GREEN)
+    axes.set_ylim(-1.1, 1.25)
+
+
+def _value_loss(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
+    if np.isnan(_of(updates, "value_loss_first")).all():
+        write_in(axes, "no critic fit")
+        return
+    _line(axes, updates, _of(updates, "value_loss_first"), color=ORANGE, marker="^", label="first pass of the fit")
+    _line(axes, updates, _of(updates, "value_loss_last"), color=GREEN, label="last pass")
+    axes.set_yscale("log")
+    axes.legend(loc="best")
+
+
+def _time(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
+    seconds = {phase: np.array([update.phase_seconds.get(phase, 0.0) for update in updates]) for phase in PHASES}
+    present = [phase for phase, values in seconds.items() if values.any()]
+    if not present:
+        write_in(axes, "no times on record")
+        return
+    steps = _of(updates, "num_timesteps")
+    if len(updates) == 1:
+        # An area needs two edges
+        steps, seconds = np.array([0.0, steps[0]]), {phase: np.repeat(values, 2) for phase, values in seconds.items()}
+    axes.stackplot(
+        steps,
+        [seconds[phase] for phase in present],
+        labels=[PHASES[phase][0] for phase in present],
+        colors=[PHASES[phase][1] for phase in present],
+        edgecolor="white",
+        linewidth=0.3,
+    )
+    total = np.sum([seconds[phase] for phase in present], axis=0)
+    # One pause of the machine must not flatten everything else; the legend has its place above
+    axes.set_ylim(0.0, 1.7 * float(np.percentile(total, 95)))
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles, labels, loc="upper left", ncols=2, columnspacing=1.0)
+
+
+class Panel(NamedTuple):
+    """
+    One plot of a run.
+
+    :param title: what it shows
+    :param unit: label of its vertical axis
+    :param draw: draws it
+    """
+
+    title: str
+    unit: str
+    draw: Callable[["Axes", Sequence[UpdateRecord]], None]
+
+
+PANELS: dict[str, Panel] = {
+    "returns": Panel("Return", "return of an episode", _returns),
+    "kl": Panel("How far each update went", "mean KL(old ‖ new) [nats]", _kl),
+    "gain": Panel("Gain of the surrogate", "gain [std of the advantage]", _gain),
+    "step_fraction": Panel("What the line search kept", "share of the full step", _step_fraction),
+    "cg_iterations": Panel("Conjugate gradient iterations", "iterations", _cg_iterations),
+    "cg_residual": Panel("Conjugate gradient residual", "‖g − (F + βI)s‖ / ‖g‖", _cg_residual),
+    "norms": Panel("Length of gradient and step", "Euclidean norm", _norms),
+    "entropy": Panel("Entropy of the policy", "entropy [nats]", _entropy),
+    "std": Panel("Standard deviation of the policy", "mean std [action units]", _std),
+    "explained_variance": Panel("What the critic explains: 1 all, 0 nothing", "explained variance", _explained_variance),
+    "value_loss": Panel("Fit of the critic", "mean squared error", _value_loss),
+    "time": Panel("Time of an update", "wall time [s]", _time),
+}
+
+
+def panels_of(run: Run) -> tuple[str, ...]:
+    """Name the panels that there is something to draw in: discrete policies have no standard deviation."""
+    without = {"std"} if np.isnan(_of(run.updates, "std")).all() else set()
+    return tuple(name for name in PANELS if name not in without)
+
+
+@styled
+def draw_run(run: Run, panels: Sequence[str] | None = None) -> "Figure":
+    """
+    Draw a run against its environment steps, one panel for each question.
+
+    :param run: from ``read_run`` or ``inspect_model``
+    :param panels: which to draw, by their names in ``PANELS``; all that apply by default
+    :return: a Matplotlib figure
+    :raises ValueError: if there is no such panel, or no update to draw
+    """
+    from matplotlib.ticker import EngFormatter
+
+    names = panels_of(run) if panels is None else tuple(panels)
+    unknown = [name for name in names if name not in PANELS]
+    if unknown or not names:
+        raise ValueError(f"panels must be some of {list(PANELS)}, got {list(names)}")
+    if not run.updates:
+        raise ValueError(f"run {run.name!r} has no update to draw")
+    n_columns = min(3, len(names))
+    n_rows = math.ceil(len(names) / n_columns)
+    figure = new_figure(4.6 * n_columns, 3.1 * n_rows)
+    every_axes = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
+    for axes, name in zip(every_axes, names, strict=False):
+        axes.set(title=PANELS[name].title, ylabel=PANELS[name].unit, xlabel="environment steps")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.locator_params(axis="x", nbins=6)
+        PANELS[name].draw(axes, run.updates)
+        if len(run.updates) == 1:
+            axes.set_xticks([run.updates[0].num_timesteps])
+    for axes in every_axes[len(names) :]:
+        axes.remove()
+    return figure

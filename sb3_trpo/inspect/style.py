@@ -1,0 +1,80 @@
+"""How every figure looks. Matplotlib is imported when the first one is made, and its pyplot never."""
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's colours, which readers of every kind of colour vision can tell apart
+BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+GREY = "#767676"
+
+# What became of a step, and how that is drawn wherever it is: colour and marker say the same
+KEPT = {"color": BLUE, "marker": "o"}
+BACKTRACKED = {"color": ORANGE, "marker": "^"}
+REFUSED = {"color": VERMILLION, "marker": "X"}
+
+STYLE = {
+    "font.size": 10.0,
+    "axes.titlesize": 11.0,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "legend.fontsize": 9.0,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "figure.dpi": 100.0,
+    "savefig.dpi": 150.0,
+    # Text as outlines: the same on every machine, with no font to be found there
+    "svg.fonttype": "path",
+}
+
+Drawing = TypeVar("Drawing", bound=Callable[..., Any])
+
+
+def styled(function: Drawing) -> Drawing:
+    """
+    Draw in the style of this package whatever the user's own is, and leave that as it was.
+
+    :param function: draws something
+    :raises ImportError: saying what to install, when the function is called where there is no Matplotlib
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            import matplotlib.style
+        except ImportError:
+            raise ImportError("drawing needs Matplotlib: pip install sb3_trpo[plots]") from None
+        with matplotlib.style.context(["default", STYLE]):
+            return function(*args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Make an empty figure of a size in inches that belongs to no window and no global state."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def gain_colours() -> "Colormap":
+    """Return colours for losses and gains that meet in white at zero."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("gain", [VERMILLION, "#FBE3D6", "#FFFFFF", "#D6E6F2", BLUE])
+
+
+def write_in(axes: "Axes", text: str) -> None:
+    """Say in an empty plot why it is empty."""
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=GREY, wrap=True)
+    axes.set(xticks=[], yticks=[])

@@ -1,0 +1,60 @@
+"""
+RL Zoo plugin: importing it makes ``--algo trpo`` of ``rl_zoo3`` this package's TRPO, in this package's units.
+
+Run RL Zoo's scripts with ``python -m sb3_trpo.zoo``, or pass ``--gym-packages sb3_trpo.zoo`` to RL Zoo's own.
+"""
+
+from pathlib import Path
+from typing import Any
+
+try:
+    import rl_zoo3
+    from rl_zoo3.exp_manager import ExperimentManager
+    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER, convert_onpolicy_params
+except ImportError as error:
+    raise ImportError(f"sb3_trpo.zoo needs RL Zoo: pip install 'sb3_trpo[zoo]' ({error})") from error
+from stable_baselines3.common.utils import LinearSchedule
+
+from sb3_trpo.trpo import TRPO
+from sb3_trpo.zoo.sampler import sample_trpo_params
+
+HYPERPARAMETERS = Path(__file__).parent / "hyperparams" / "trpo.yml"
+"""The file that is read where the user names none: RL Zoo's own is in the units of sb3-contrib."""
+
+_RL_ZOO_HYPERPARAMETERS = Path(rl_zoo3.__file__).parent / "hyperparams" / "trpo.yml"
+_read_hyperparameters = ExperimentManager.read_hyperparameters
+
+
+def linear_schedule(value: Any) -> Any:
+    """
+    Turn RL Zoo's notation for a schedule that falls to zero, such as ``"lin_0.02"``, into one.
+
+    :param value: what a hyperparameter file holds
+    :return: the schedule, or what was given if it is not a string
+    :raises ValueError: if it is a string of another form
+    """
+    if not isinstance(value, str):
+        return value
+    kind, _, start = value.partition("_")
+    if kind != "lin":
+        raise ValueError(f"a schedule must be given as 'lin_' and its first value, such as 'lin_0.02', got {value!r}")
+    # SB3's, so that a model that is saved with it opens without RL Zoo
+    return LinearSchedule(float(start), 0.0, 1.0)
+
+
+def read_hyperparameters(self: ExperimentManager) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read hyperparameters as RL Zoo does, those of TRPO from our file and with schedules for limit and damping."""
+    if self.algo != "trpo":
+        return _read_hyperparameters(self)
+    if Path(self.config) == _RL_ZOO_HYPERPARAMETERS:
+        self.config = str(HYPERPARAMETERS)
+    hyperparameters, saved = _read_hyperparameters(self)
+    for name in {"target_kl", "cg_damping"} & hyperparameters.keys():
+        hyperparameters[name] = linear_schedule(hyperparameters[name])
+    return hyperparameters, saved
+
+
+rl_zoo3.ALGOS["trpo"] = TRPO
+HYPERPARAMS_SAMPLER["trpo"] = sample_trpo_params
+HYPERPARAMS_CONVERTER["trpo"] = convert_onpolicy_params
+ExperimentManager.read_hyperparameters = read_hyperparameters  # type: ignore[method-assign]

@@ -1,0 +1,61 @@
+"""
+Run a script of RL Zoo with TRPO: ``python -m sb3_trpo.zoo train --env CartPole-v1``.
+
+The arguments are RL Zoo's own, see ``python -m sb3_trpo.zoo train --help``. Left out, ``--algo`` is ``trpo`` and the folder to
+read from is ``logs``, where ``train`` writes.
+"""
+
+import argparse
+import importlib
+import runpy
+import sys
+
+# For each script the options that it gets unless they are among the arguments, each by all of its names
+Defaults = dict[tuple[str, ...], str]
+_PLAYED: Defaults = {("--algo",): "trpo", ("--folder", "-f"): "logs"}
+SCRIPTS: dict[str, Defaults] = {
+    "train": {("--algo",): "trpo"},
+    "enjoy": _PLAYED,
+    "record_video": _PLAYED,
+    "record_training": _PLAYED,
+    "plot_train": {("--algo", "-a"): "trpo", ("--exp-folder", "-f"): "logs"},
+    "all_plots": {("--algos", "-a"): "trpo", ("--exp-folders", "-f"): "logs"},
+    "plot_from_file": {},
+}
+# These are no functions, but what their modules do when they are run
+_MODULES = ("record_video", "record_training")
+
+
+def with_defaults(arguments: list[str], defaults: Defaults) -> list[str]:
+    """
+    Add options that are not there.
+
+    :param arguments: the command line
+    :param defaults: value by the names of the option
+    :return: the command line with all of the options
+    """
+    given = {argument.split("=")[0] for argument in arguments}
+    return arguments + [part for names, value in defaults.items() if not given & {*names} for part in (names[0], value)]
+
+
+def main() -> None:
+    """Find the script and hand it its arguments."""
+    parser = argparse.ArgumentParser(
+        "python -m sb3_trpo.zoo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("script", choices=SCRIPTS)
+    script = parser.parse_args(sys.argv[1:2]).script
+
+    import sb3_trpo.zoo  # noqa: F401 - registers TRPO
+
+    sys.argv[:] = [f"{parser.prog} {script}", *with_defaults(sys.argv[2:], SCRIPTS[script])]
+    if script in _MODULES:
+        runpy.run_module(f"rl_zoo3.{script}", run_name="__main__")
+    else:
+        # Not before they are asked for: the plots need more packages than the rest
+        package = "rl_zoo3.plots" if "plot" in script else f"rl_zoo3.{script}"
+        getattr(importlib.import_module(package), script)()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""What Optuna may choose for TRPO, in our units."""
+
+from typing import Any
+
+import optuna
+from rl_zoo3.hyperparams_opt import convert_onpolicy_params
+
+
+def sample_trpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """
+    Draw hyperparameters for a trial of RL Zoo's optimisation (``-optimize``).
+
+    :param trial: Optuna's
+    :param n_actions: number of action dimensions, which a limit on the KL of the whole action need not know
+    :param n_envs: number of environments
+    :param additional_args: RL Zoo's, for algorithms with a replay buffer
+    :return: keyword arguments of TRPO
+    """
+    sampled = {
+        "n_steps_pow": trial.suggest_int("n_steps_pow", 6, 12),
+        "batch_size_pow": trial.suggest_int("batch_size_pow", 5, 9),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.0001, 0.05, log=True),
+        "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.001, 0.1, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 5e-3, log=True),
+        "n_critic_updates": trial.suggest_int("n_critic_updates", 5, 30),
+        "target_kl": trial.suggest_float("target_kl", 0.002, 0.2, log=True),
+        "cg_damping": trial.suggest_float("cg_damping", 1e-3, 1.0, log=True),
+        "cg_max_steps": trial.suggest_int("cg_max_steps", 5, 30),
+        "net_arch": trial.suggest_categorical("net_arch", ["small", "medium"]),
+        "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
+    }
+    hyperparameters = convert_onpolicy_params(sampled)
+    for name in ("gamma", "gae_lambda", "n_steps", "batch_size"):
+        trial.set_user_attr(name, hyperparameters[name])
+    return hyperparameters

@@ -1,0 +1,110 @@
+"""The log: SB3's outputs all get every update, the last one too, and contrib's keys mean what they mean there."""
+
+import copy
+import json
+import pathlib
+from typing import Any
+
+import pandas as pd
+import pytest
+import sb3_contrib
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import configure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sb3_trpo.report import METRICS
+from tests.environments import DISCRETE, Case, make_env, small_model
+
+
+def test_every_output_has_every_metric_of_every_update(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """stdout, log file, CSV, JSON and TensorBoard; the last update stands at the last step."""
+    model = small_model()
+    model.set_logger(configure(str(tmp_path), ["stdout", "log", "csv", "json", "tensorboard"]))
+    model.learn(192)
+    assert model.last_update is not None
+    model.logger.close()
+    last = {key: metric.of(model.last_update) for key, metric in METRICS.items()}
+    last = {key: value for key, value in last.items() if value is not None}
+    assert len(last) >= 24
+
+    csv = pd.read_csv(tmp_path / "progress.csv")
+    assert csv["train/n_updates"].dropna().tolist() == [1, 2, 3]
+    rows = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
+    assert [row["train/n_updates"] for row in rows if "train/n_updates" in row] == [1, 2, 3]
+    for row in (csv.iloc[-1], rows[-1]):
+        assert row["time/total_timesteps"] == 192
+        for key, value in last.items():
+            assert row[key] == (value if isinstance(value, str) else pytest.approx(float(value))), key
+
+    printed, kept = capsys.readouterr().out, (tmp_path / "log.txt").read_text()
+    for text in (printed, kept):
+        assert all(key.split("/")[1][:20] in text for key in last)
+        assert text.count("update_status") == 3
+
+    board = EventAccumulator(str(tmp_path)).Reload()
+    for key, value in last.items():
+        if METRICS[key].exclude == "tensorboard":
+            assert key not in board.Tags()["scalars"]
+            continue
+        events = board.Scalars(key)
+        # SB3 writes a row before the update that follows it
+        assert [event.step for event in events] == [128, 192, 192], key
+        assert events[-1].value == pytest.approx(float(value), rel=1e-5)
+
+
+KEYS_OF_BOTH = [
+    "train/policy_objective",
+    "train/value_loss",
+    "train/kl_divergence_loss",
+    "train/explained_variance",
+    "train/is_line_search_success",
+    "train/std",
+    "train/n_updates",
+    "train/learning_rate",
+]
+
+
+CASES = {"box": (Case(), 3), "discrete": (Case(action_space=DISCRETE), 1)}
+
+
+@pytest.mark.parametrize("case, factor", CASES.values(), ids=CASES)
+def test_keys_of_contrib_mean_what_they_mean_there(case: Case, factor: int) -> None:
+    """After contrib's update of a rollout and ours of the same, the keys say the same; the KL in units of the whole action."""
+    # Little damping, as contrib's radius counts it; whole batches, as the order of minibatches is drawn at random
+    settings: dict[str, Any] = {"n_steps": 256, "batch_size": 256, "n_critic_updates": 4, "cg_max_steps": 40, "seed": 0}
+    theirs = sb3_contrib.TRPO("MlpPolicy", case.env(), target_kl=0.001, cg_damping=1e-4, device="cpu", **settings)
+    ours = case.model(target_kl=factor * 0.001, cg_damping=factor * 1e-4, **settings)
+    _, callback = theirs._setup_learn(256)
+    ours._setup_learn(256)
+    theirs.collect_rollouts(theirs.env, callback, theirs.rollout_buffer, 256)  # type: ignore[arg-type]
+    ours.policy.load_state_dict(theirs.policy.state_dict())
+    ours.rollout_buffer = copy.deepcopy(theirs.rollout_buffer)
+    for model in (theirs, ours):
+        model.train()
+    there, here = theirs.logger.name_to_value, ours.logger.name_to_value
+    keys = KEYS_OF_BOTH if factor > 1 else [key for key in KEYS_OF_BOTH if key != "train/std"]
+    assert {*keys} == {*there} & {*here} and there["train/is_line_search_success"] == 1
+    for key in keys:
+        expected = there[key] * (factor if key == "train/kl_divergence_loss" else 1)
+        # Contrib's radius counts the damping: its step is a little shorter than ours
+        assert here[key] == pytest.approx(expected, rel=0.25, abs=1e-6), key
+    assert here["train/explained_variance"] == pytest.approx(there["train/explained_variance"], rel=1e-5)
+
+
+def test_keys_of_ppo_are_there_where_trpo_has_them() -> None:
+    """A dashboard made for PPO finds what TRPO has too, with PPO's sign and unit."""
+    ppo = PPO("MlpPolicy", make_env(), n_steps=64, batch_size=64, n_epochs=1, seed=0, device="cpu")
+    ppo._setup_learn(64)
+    model = small_model()
+    model._setup_learn(64)
+    for each in (ppo, model):
+        each._init_callback(None)
+        each.collect_rollouts(each.env, each._init_callback(None), each.rollout_buffer, 64)  # type: ignore[arg-type]
+        each.train()
+    theirs, ours = ({key for key in each.logger.name_to_value if key.startswith("train/")} for each in (ppo, model))
+    of_clipping = {"train/clip_fraction", "train/clip_range", "train/approx_kl", "train/loss", "train/policy_gradient_loss"}
+    assert theirs - ours == of_clipping
+    # Both began with a deviation of one in three dimensions, and moved little
+    assert model.logger.name_to_value["train/entropy_loss"] == pytest.approx(
+        ppo.logger.name_to_value["train/entropy_loss"], rel=0.05
+    )

@@ -1,6 +1,5 @@
 """What is not in the library and may never be: features that an ablation asks about."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch as th
@@ -23,17 +22,15 @@ class PrototypeTRPO(TRPO):
         super().__init__(*args, **kwargs)
         self.normalize_value_targets = normalize_value_targets
 
-    def _fit_critic(
-        self, batch: Batch, parameters: list[th.nn.Parameter], is_policy_kept: Callable[[], bool]
-    ) -> CriticFit | None:
+    def _fit_critic(self, batch: Batch, *arguments: Any) -> CriticFit | None:
         if not self.normalize_value_targets:
-            return super()._fit_critic(batch, parameters, is_policy_kept)
-        last_layer = self.policy.value_net
-        mean, std = float(batch.returns.mean()), max(float(batch.returns.std()), 1e-8)
+            return super()._fit_critic(batch, *arguments)
+        last_layer, returns = self.policy.value_net, batch.returns
+        mean, std = float(returns.mean()), max(float(returns.std()), 1e-8)
         with th.no_grad():
             last_layer.weight.div_(std)
             last_layer.bias.sub_(mean).div_(std)
-        fit = super()._fit_critic(batch._replace(returns=(batch.returns - mean) / std), parameters, is_policy_kept)
+        fit = super()._fit_critic(batch._replace(returns=(returns - mean) / std), *arguments)
         with th.no_grad():
             last_layer.weight.mul_(std)
             last_layer.bias.mul_(std).add_(mean)

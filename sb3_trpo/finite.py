@@ -72,42 +72,48 @@ def _refuse(what: str, values: Any, *, step: int | None = None) -> None:
             )
 
 
+class FiniteEnv:
+    """
+    A vectorised environment that raises at the first observation that is not finite.
+
+    The policy must not see it: an action made from NaN may crash a simulator for good. It stands in for the environment in a
+    call or two instead of changing it: callbacks pickle environments.
+
+    :param env: the environment, which does everything else
+    """
+
+    def __init__(self, env: VecEnv):
+        self.env = env
+        self.n_steps = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.env, name)
+
+    def step(self, actions: np.ndarray) -> Any:
+        """Step every environment."""
+        self.n_steps += 1
+        result = self.env.step(actions)
+        if not _is_finite(result[0]):
+            _refuse("the observation of", result[0], step=self.n_steps)
+        return result
+
+
 @contextmanager
-def finite_rollout(env: VecEnv, observations: Any, rollout_buffer: RolloutBuffer) -> Iterator[None]:
+def finite_rollout(env: VecEnv, observations: Any, rollout_buffer: RolloutBuffer) -> Iterator[VecEnv]:
     """
     Collect a rollout, unless something in it is not finite. A ``VecCheckNan`` among the wrappers does that in its own way.
-
-    The policy must not see such an observation: an action made from NaN may crash a simulator for good. So each is looked at
-    as it comes, and the rest once the rollout is there.
 
     :param env: the training environment
     :param observations: the last ones, of step 0
     :param rollout_buffer: where the rollout goes
+    :return: the environment to step
     :raises NonFiniteError: naming what it is, the environment and the step
     """
     if unwrap_vec_wrapper(env, VecCheckNan) is not None:
-        yield
+        yield env
         return
     _refuse("the observation of", observations, step=0)
-    step, of_instance, n_steps = env.step, vars(env).get("step"), 0
-
-    def checked_step(actions: np.ndarray) -> Any:
-        nonlocal n_steps
-        n_steps += 1
-        result = step(actions)
-        if not _is_finite(result[0]):
-            _refuse("the observation of", result[0], step=n_steps)
-        return result
-
-    # In place of the method, not of the environment: callbacks know it by its identity
-    env.step = checked_step  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        if of_instance is None:
-            del env.step
-        else:
-            env.step = of_instance  # type: ignore[method-assign]
+    yield FiniteEnv(env)  # type: ignore[misc]
     if rollout_buffer.full:
         _refuse("the policy's action for", rollout_buffer.actions)
         _refuse("the reward (at a time limit with the last observation's value) of", rollout_buffer.rewards)

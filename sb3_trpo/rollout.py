@@ -26,6 +26,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import nn
 
 from sb3_trpo.fast.network import Stage, is_as_sb3, read_actor
@@ -194,6 +195,7 @@ def collect_rollouts(
     model: "TRPO",
     actor: Actor,
     env: VecEnv,
+    step: Callable[[np.ndarray], VecEnvStepReturn],
     callback: BaseCallback,
     rollout_buffer: RolloutBuffer,
     n_rollout_steps: int,
@@ -207,6 +209,7 @@ def collect_rollouts(
     :param model: the algorithm, whose last observation and counters are read and moved on
     :param actor: maps observations to sampled actions
     :param env: the training environment
+    :param step: what steps it
     :param callback: called at each step, and at the beginning and end of the rollout
     :param rollout_buffer: buffer to fill
     :param n_rollout_steps: number of steps to collect per environment
@@ -229,7 +232,7 @@ def collect_rollouts(
             policy.reset_noise(env.num_envs)
         actions, log_probs = actor(last_obs)
         clipped_actions = _environment_actions(policy, actions)
-        new_obs, rewards, dones, infos = env.step(clipped_actions)
+        new_obs, rewards, dones, infos = step(clipped_actions)
         model.num_timesteps += env.num_envs
 
         # What a rollout before left there is not of this step

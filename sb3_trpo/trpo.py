@@ -225,10 +225,11 @@ class TRPO(OnPolicyAlgorithm):
         else:
             guard = unvalidated_distributions()
         try:
-            with finite_statistics(self), guard:
+            with finite_statistics(self), guard as finite_env:
+                stepped = finite_env or env
                 if actor is None:
-                    return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
-                return collect_rollouts(self, actor, env, callback, rollout_buffer, n_rollout_steps)
+                    return super().collect_rollouts(stepped, callback, rollout_buffer, n_rollout_steps)
+                return collect_rollouts(self, actor, env, stepped.step, callback, rollout_buffer, n_rollout_steps)
         except NonFiniteError:
             # The next call of `learn` is not to go on in the middle of it
             self._last_obs = None

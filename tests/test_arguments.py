@@ -49,7 +49,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "sub_sampling_factor": [0, -1, 1.5, *NOT_A_NUMBER],
     "stats_window_size": [0, -1, 1.5, *NOT_A_NUMBER],
     "seed": [-1, 1.5, "zero"],
-    "verbose": [-1, 1.5, *NOT_A_NUMBER],
+    "verbose": [-1, 1.5, *(value for value in NOT_A_NUMBER if not isinstance(value, bool))],
     "fast": [1, "True", None],
     "error_if_nonfinite": [0, "False", None],
     "tensorboard_log": [1, True, [1]],

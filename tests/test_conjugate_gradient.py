@@ -57,7 +57,7 @@ def test_conjugate_gradient_of_zero_is_zero() -> None:
 
     result = conjugate_gradient(no_product, th.zeros(5, dtype=th.float64))
     assert th.equal(result.solution, th.zeros(5, dtype=th.float64))
-    assert (result.n_iterations, result.stopped_by) == (0, "zero_rhs")
+    assert (result.n_iterations, result.residual_norms, result.stopped_by) == (0, (0.0,), "zero_rhs")
 
 
 def test_conjugate_gradient_stops_at_negative_curvature() -> None:
@@ -140,6 +140,14 @@ def test_conjugate_gradient_stops_at_the_first_residual_within_the_tolerance(tol
     assert result.stopped_by == "converged"
     assert result.residual_norms[-1] <= tolerance
     assert min(result.residual_norms[:-1]) > tolerance
+
+
+def test_conjugate_gradient_stops_at_the_tolerance_itself() -> None:
+    """A residual of exactly the tolerance is within it."""
+    matrix, rhs = spd_matrix(log_spaced(12, 1e3), seed=0), normal(12, seed=1)
+    residuals = solve(matrix, rhs, max_iterations=4).residual_norms
+    result = solve(matrix, rhs, tolerance=min(residuals))
+    assert result.stopped_by == "converged" and result.residual_norms[-1] == min(residuals)
 
 
 def test_conjugate_gradient_reports_the_true_residuals() -> None:

@@ -31,7 +31,7 @@ from sb3_trpo.inspect import (
 from sb3_trpo.inspect.probe import sample
 from sb3_trpo.inspect.records import append, encode
 from sb3_trpo.trust_region import trust_region_step
-from tests.cases import QuadraticProblem, make_case, normal, spd_matrix
+from tests.cases import QuadraticProblem, normal, spd_matrix
 from tests.environments import MULTI_BINARY, MULTI_DISCRETE, RandomEnv, changed, make_env, policy_state, small_model
 from tests.test_trpo import CASES
 
@@ -335,13 +335,15 @@ def test_slice_of_a_model_holds_what_the_line_search_measured() -> None:
 
 def test_sample_is_no_stride_of_a_rollout() -> None:
     """Of two interleaved environments both are in the sample, which is the same each time and sums to one."""
-    batch = make_case("categorical", n=200).batch
-    first, second = sample(batch, 100), sample(batch, 100)
-    assert th.equal(first.observations, second.observations) and len(first.weights) == 100  # type: ignore[arg-type]
-    assert float(first.weights.sum()) == pytest.approx(1.0)
+    model = small_model(env=make_env(n_envs=2))
+    model.learn(64)
+    batch = model._full_batch()
+    first, second = sample(batch, 32), sample(batch, 32)
     assert isinstance(batch.observations, th.Tensor) and isinstance(first.observations, th.Tensor)
+    assert th.equal(first.actions, second.actions) and len(first.weights) == 32
+    assert float(first.weights.sum()) == pytest.approx(1.0)
     rows = [int((batch.observations == row).all(dim=1).nonzero()) for row in first.observations]
-    assert 20 < sum(row % 2 for row in rows) < 80
+    assert 5 < sum(row % 2 for row in rows) < 27
 
 
 def test_change_of_probabilities_is_that_of_the_seed_examples() -> None:

@@ -305,7 +305,7 @@ def test_files_that_are_not_whole_are_refused(saved: pathlib.Path) -> None:
     for size in np.linspace(0, len(whole) - 1, 12, dtype=int):
         saved.write_bytes(whole[:size])
         # Weights are zip files too: cut at the right place the last of them is found, and found to be no model
-        with pytest.raises((ValueError, AssertionError), match=r"wasn't a zip-file|No data found"):
+        with pytest.raises((ValueError, AssertionError), match=r"is no saved model|No data found"):
             TRPO.load(saved, device="cpu")
         with pytest.raises(ValueError, match=r"wasn't a zip-file|do not match"):
             model.set_parameters(str(saved))

@@ -388,7 +388,7 @@ def test_callbacks_find_the_locals_of_sb3(scenario: Scenario) -> None:
 def test_callbacks_find_no_values_of_a_rollout_before() -> None:
     """What is not known yet is ``None`` at every step, also once a rollout has been through."""
     model, recorder = Scenario().model(fast=True), Recorder()
-    model.learn(60, recorder)
+    model.learn(120, recorder)
     steps = [seen for (event, *_), seen in zip(recorder.events, recorder.seen, strict=True) if event == "step"]
     assert len(steps) > model.n_steps
     assert all(seen["values"] is None and seen["obs_tensor"] is None for seen in steps)
@@ -403,7 +403,7 @@ class Anneal(BaseCallback):
 
     def _anneal(self) -> None:
         with th.no_grad():
-            self.model.policy.log_std.fill_(-3.0)
+            dict(self.model.policy.named_parameters())["log_std"].fill_(-3.0)
 
     def _on_rollout_start(self) -> None:
         if self.at_step is None:

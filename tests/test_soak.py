@@ -52,7 +52,7 @@ class Watched(MeasuredTRPO):
         super().train()
         *_, (step, mean_kl) = self.measurements
         self.statuses += (step.status,)
-        self.n_outside += abs(mean_kl) > self.target_kl + ROUNDING if step.accepted else mean_kl != 0.0
+        self.n_outside += abs(mean_kl) > self._now("target_kl") + ROUNDING if step.accepted else mean_kl != 0.0
         # Each has its candidates: kept, they would be taken for a leak
         self.measurements = ()
         self.n_not_finite += not all(bool(tensor.isfinite().all()) for tensor in policy_state(self).values())

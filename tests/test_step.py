@@ -456,20 +456,21 @@ def test_step_whose_curvature_overflows_is_refused() -> None:
     assert step.status == "curvature_not_positive" and unchanged(problem, before)
 
 
-@pytest.mark.parametrize("function", [trust_region_step, conjugate_gradient, backtrack])
-def test_defaults_are_those_of_trpo(function: Callable[..., Any]) -> None:
-    """Whoever calls the numerics alone gets what TRPO gives."""
+def test_defaults_are_those_of_trpo() -> None:
+    """Whoever calls the numerics alone gets as many iterations and candidates, and as close together, as TRPO gives."""
     of_trpo = {name: parameter.default for name, parameter in inspect.signature(TRPO.__init__).parameters.items()}
-    expected = {
-        "cg_max_iterations": of_trpo["cg_max_steps"],
-        "max_iterations": of_trpo["cg_max_steps"],
-        "cg_relative_tolerance": 1e-5,
-        "relative_tolerance": 1e-5,
-        "shrinking_factor": of_trpo["line_search_shrinking_factor"],
-        "max_candidates": of_trpo["line_search_max_iter"],
-    }
-    defaults = {n: p.default for n, p in inspect.signature(function).parameters.items() if n in expected}
-    assert defaults and all(expected[name] == default for name, default in defaults.items())
+    matrix = spd_matrix(th.logspace(0, 8, 40, dtype=th.float64), seed=0)
+    assert conjugate_gradient(lambda v: matrix @ v, normal(40, seed=1)).n_iterations == of_trpo["cg_max_steps"]
+    assert 0.0 < conjugate_gradient(lambda v: v, normal(40, seed=1), relative_tolerance=0.0).n_iterations < 3
+    easy = spd_matrix(th.linspace(1, 2, 40, dtype=th.float64), seed=0)
+    residuals = conjugate_gradient(lambda v: easy @ v, normal(40, seed=1)).residual_norms
+    assert residuals[-1] <= 1e-5 < min(residuals[:-1])
+    factor, n_candidates = of_trpo["line_search_shrinking_factor"], of_trpo["line_search_max_iter"]
+    fractions = [candidate.step_fraction for candidate in backtrack(lambda fraction: (-1.0, 0.0), max_kl=1.0).candidates]
+    assert fractions == [factor**j for j in range(n_candidates)]
+    problem = QuadraticProblem(matrix, normal(40, seed=1))
+    solve = trust_region_step(problem, max_kl=1e-2, damping=0.0).conjugate_gradient
+    assert solve is not None and solve.n_iterations == of_trpo["cg_max_steps"]
 
 
 def test_step_tries_no_more_candidates_than_it_may() -> None:

@@ -208,14 +208,10 @@ def test_critic_fit_leaves_the_actor_alone_whatever_the_optimizer_does_on_its_ow
 class DetachedActor(ActorCriticPolicy):
     """Its actor reads the critic's features without a gradient to them, so that no graph shows whose they are."""
 
-    def _build(self, lr_schedule: Any) -> None:
-        super()._build(lr_schedule)
-        self.action_net = nn.Linear(self.mlp_extractor.latent_dim_vf, self.action_net.out_features)
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
-
     def get_distribution(self, obs: Any) -> Any:
-        latent = self.mlp_extractor.forward_critic(self.extract_features(obs, self.vf_features_extractor)).detach()
-        return self._get_action_dist_from_latent(latent)
+        features = self.extract_features(obs, self.vf_features_extractor)
+        assert isinstance(features, th.Tensor)
+        return self._get_action_dist_from_latent(self.mlp_extractor.forward_critic(features).detach())
 
 
 def test_critic_fit_that_would_move_the_policy_unseen_is_undone() -> None:

@@ -246,13 +246,24 @@ def slice_of_model(
     )
 
 
+@contextmanager
+def _at_the_update(model: TRPO) -> Iterator[None]:
+    """Let schedules be where the update will find them: SB3 moves them on between a rollout and its update."""
+    before = model._current_progress_remaining
+    try:
+        model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
+        yield
+    finally:
+        model._current_progress_remaining = before
+
+
 def slice_ahead(model: TRPO) -> SliceRecord | None:
     """
     Make the update that comes next without keeping it, and measure the plane that it lies in.
 
     :param model: with the old policy, and the rollout in its buffer
     """
-    with as_they_were(list(model.policy.parameters())), unvalidated_distributions():
+    with _at_the_update(model), as_they_were(list(model.policy.parameters())), unvalidated_distributions():
         batch = model._full_batch()
         parameters, _ = model._split_parameters(batch)
         # Both problems are thinned alike: each begins with the random state that the update will find

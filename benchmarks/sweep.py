@@ -37,9 +37,12 @@ def missing(jobs: Sequence[Run], results: Path = RESULTS) -> list[Run]:
     """
     known = known_arguments(results)
     for run in jobs:
-        now = settings.load(run.algorithm, run.setting, run.env)
-        if run in known and known[run] != now:
-            changed = sorted(name for name in known[run].keys() | now.keys() if known[run].get(name) != now.get(name))
+        written = settings.load(run.algorithm, run.setting, run.env)
+        now = settings.with_defaults(ALGORITHMS[run.algorithm], written)
+        before = known.get(run, {})
+        # What the algorithm has learned to take since then has a default that changes nothing
+        changed = sorted(name for name in before.keys() | written.keys() if before.get(name) != now.get(name))
+        if run in known and changed:
             raise ValueError(
                 f"{'/'.join(map(str, run))} is on record with another {', '.join(changed)} than its setting has now: "
                 f"give the changed setting a new name, or delete the outdated rows from {results}"

@@ -137,7 +137,8 @@ def train(run: Run, hyperparameters: Mapping[str, Any], runs: Path = RUNS) -> di
     final.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{run.seed}-", dir=final.parent))
     try:
-        result = {**run._asdict(), "hyperparameters": dict(hyperparameters), **provenance()}
+        arguments = settings.with_defaults(ALGORITHMS[run.algorithm], hyperparameters)
+        result = {**run._asdict(), "hyperparameters": arguments, **provenance()}
         env = make_training_env(run, hyperparameters)
         model = make_model(run.algorithm, hyperparameters, env=env, seed=run.seed)
         start = time.perf_counter()

@@ -90,7 +90,7 @@ def test_settings_take_overrides_also_into_nested_ones() -> None:
     changes = train.parse_overrides(["gamma=0.9", "policy_kwargs.log_std_init=-1.5", "learning_rate=lin_0.002"])
     changed = settings.load("trpo", "tuned", "Ant-v5", changes)
     assert (changed["gamma"], changed["policy_kwargs"]["log_std_init"]) == (0.9, -1.5)
-    assert settings.load("trpo", "tuned", "Ant-v5")["gamma"] == 0.99
+    assert settings.load("trpo", "tuned", "Ant-v5")["policy_kwargs"]["log_std_init"] != -1.5
     schedule = settings.constructor_arguments(changed)["learning_rate"]
     assert [schedule(progress) for progress in (1.0, 0.5, 0.0)] == [0.002, 0.001, 0.0]
 
@@ -112,7 +112,10 @@ def test_train_writes_down_what_it_ran(algorithm: str, tmp_path: Path) -> None:
     (folder,) = run.folder(tmp_path).parent.iterdir()
     result = json.loads((folder / "run.json").read_text())
     assert folder == run.folder(tmp_path) and Run(*(result[name] for name in Run._fields)) == run
-    assert result["timesteps"] == 512 and result["hyperparameters"] == {**QUICK, "n_timesteps": 512}
+    arguments = result["hyperparameters"]
+    assert result["timesteps"] == 512 and {**arguments, **QUICK, "n_timesteps": 512} == arguments
+    # What was left to the algorithm is written down too
+    assert arguments["gae_lambda"] == 0.95 and "verbose" not in arguments
     assert len(result["eval_returns"]) == 20 and result["versions"]["torch"] == th.__version__
     assert len((folder / "progress.csv").read_text().splitlines()) >= 2
 
@@ -240,6 +243,20 @@ def test_sweep_refuses_a_record_made_with_other_hyperparameters(tmp_path: Path) 
 def test_seeds_are_numbers_and_ranges() -> None:
     """Both ends are included."""
     assert parse_seeds(["0-4", "100", "7-7"]) == [0, 1, 2, 3, 4, 100, 7]
+
+
+def test_sweep_refuses_a_record_made_with_another_default(tmp_path: Path) -> None:
+    """A default that changes in the library changes every setting that leaves it out; one that is new changes none."""
+    run = Run("quick", "CartPole-v1", "trpo", 0)
+    write_run(run, tmp_path / "runs", hyperparameters={**QUICK, "target_kl": 0.5})
+    collect(tmp_path / "runs", tmp_path)
+    with pytest.raises(ValueError, match="another target_kl than its setting has now"):
+        missing([run], tmp_path)
+    arguments = settings.with_defaults(TRPO, QUICK)
+    del arguments["cg_damping"]
+    write_run(run, tmp_path / "again", hyperparameters=arguments)
+    collect(tmp_path / "again", tmp_path / "other")
+    assert missing([run], tmp_path / "other") == []
 
 
 def test_committed_record_is_of_the_settings_as_they_are() -> None:

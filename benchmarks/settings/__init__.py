@@ -1,12 +1,13 @@
 """
 The hyperparameters of every run, as data in RL Zoo's format: environment id -> hyperparameters.
 
-``trpo.yml``, ``contrib.yml`` and ``ppo.yml`` hold the setting ``tuned`` of each algorithm; ``ablations.yml`` holds further
-settings of ours by name, each for every environment; ``design.yml`` holds what the settings ``design-01`` to ``design-11`` are
-made of; ``scores.yml`` is the scale on which tasks are averaged.
+``contrib.yml`` and ``ppo.yml`` hold the setting ``tuned`` of these; ours is the file that the package ships for RL Zoo.
+``ablations.yml`` holds further settings of ours by name, each for every environment; ``design.yml`` holds what the settings
+``design-01`` to ``design-11`` are made of; ``scores.yml`` is the scale on which tasks are averaged.
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ import torch as th
 import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
+import sb3_trpo
+
 FOLDER = Path(__file__).parent
+SHIPPED = Path(sb3_trpo.__file__).parent / "zoo" / "hyperparams" / "trpo.yml"
 TUNED = "tuned"
 
+MUJOCO_STEPS = 1_000_000
 GROUPS = {
     "mujoco": ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Swimmer-v5", "Humanoid-v5"),
     "classic": ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0"),
@@ -31,7 +36,21 @@ def environments(names: list[str]) -> list[str]:
 
 
 def _read(name: str) -> dict[str, dict[str, Any]]:
-    return yaml.safe_load((FOLDER / f"{name}.yml").read_text(encoding="utf-8"))
+    path = SHIPPED if name == "trpo" else FOLDER / f"{name}.yml"
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _shipped(env_id: str) -> dict[str, Any]:
+    """Return an entry of our file for RL Zoo as data, with the number of steps of the comparison."""
+    entry = _read("trpo")[env_id]
+    steps = MUJOCO_STEPS if env_id in GROUPS["mujoco"] else int(entry["n_timesteps"])
+    entry |= {"n_timesteps": steps}
+    if "policy_kwargs" in entry:
+        # Python, as RL Zoo has it
+        entry["policy_kwargs"] = eval(entry["policy_kwargs"], {"dict": dict, "nn": th.nn})
+        if "activation_fn" in entry["policy_kwargs"]:
+            entry["policy_kwargs"]["activation_fn"] = entry["policy_kwargs"]["activation_fn"].__name__
+    return entry
 
 
 def scale() -> dict[str, tuple[float, float]]:
@@ -72,7 +91,7 @@ def load(algorithm: str, setting: str, env_id: str, overrides: Mapping[str, Any]
     entries = _read(file)
     if key not in entries:
         raise KeyError(f"{file}.yml has no entry {key!r}, expected one of {sorted(entries)}")
-    hyperparameters = deepcopy(entries[key])
+    hyperparameters = _shipped(env_id) if file == "trpo" else deepcopy(entries[key])
     for name, value in (overrides or {}).items():
         *parents, last = name.split(".")
         target = hyperparameters
@@ -87,6 +106,21 @@ def _schedule(value: Any) -> Any:
     if isinstance(value, str) and value.startswith("lin_"):
         return LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
     return value
+
+
+def with_defaults(algorithm: Callable[..., Any], hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return hyperparameters with those that are not written down: the numbers and flags that the algorithm takes by default.
+
+    :param algorithm: its class
+    :param hyperparameters: as :func:`load` returns them
+    """
+    parameters = inspect.signature(algorithm).parameters.items()
+    defaults = {name: parameter.default for name, parameter in parameters if isinstance(parameter.default, int | float)}
+    # No part of what is learned
+    for name in ("verbose", "stats_window_size", "fast", "_init_setup_model"):
+        defaults.pop(name, None)
+    return {**defaults, **hyperparameters}
 
 
 def constructor_arguments(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class MlpCritic:
         self.views = unflatten(self.flat, self.parameters)
         self.gradient_views = unflatten(self.gradient, self.parameters)
 
-    def _differentiate(self, inputs: th.Tensor, returns: th.Tensor) -> th.Tensor:
+    def _differentiate(self, inputs: th.Tensor, returns: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Put the gradient of a minibatch's mean squared error in place; return the error and the gradient's square."""
         hidden = [inputs]
         for i, stage in enumerate(self.stages):
@@ -67,7 +67,7 @@ class MlpCritic:
             th.sum(cotangent, 0, out=self.gradient_views[2 * i + 1])
             if i > 0:
                 cotangent = cotangent @ self.views[2 * i]
-        return th.stack((loss, self.gradient.dot(self.gradient)))
+        return loss, self.gradient.dot(self.gradient)
 
     def _adam_step(self) -> None:
         """Kingma & Ba 2015, *Adam*, section 2."""
@@ -108,7 +108,7 @@ class MlpCritic:
             order = th.as_tensor(np.random.permutation(len(returns)), device=returns.device)
             losses.append(self._epoch(partial(self._minibatches, observations, returns, order, batch_size)))
         kept = all(bool(vector.isfinite().all()) for vector in (self.flat, self.mean, self.square)) and (
-            self.first_used is None or bool(self._differentiate(*self.first_used).isfinite().all())
+            self.first_used is None or all(map(math.isfinite, self._differentiate(*self.first_used)))
         )
         if kept and losses:
             self._write_back()
@@ -132,18 +132,18 @@ class MlpCritic:
         """
         before = [vector.clone() for vector in (self.flat, self.mean, self.square)]
         n_steps, first_used = self.n_steps, self.first_used
-        facts = []
+        facts: list[tuple[th.Tensor, th.Tensor]] = []
         for inputs, returns in minibatches():
             facts.append(self._differentiate(inputs, returns))
             self.first_used = self.first_used or (inputs, returns)
             self._adam_step()
-        errors = th.stack(facts)
-        if not bool(errors.isfinite().all()):
+        errors, squares = map(th.stack, zip(*facts, strict=True))
+        if not bool((errors.isfinite() & squares.isfinite()).all()):
             for vector, value in zip((self.flat, self.mean, self.square), before, strict=True):
                 vector.copy_(value)
             self.n_steps, self.first_used = n_steps, first_used
             return self._careful_epoch(minibatches())
-        return errors[:, 0]
+        return errors
 
     def _careful_epoch(self, minibatches: Iterator[tuple[th.Tensor, th.Tensor]]) -> th.Tensor:
         """Take a step on each minibatch whose error and gradient are finite, and return the errors of all."""

@@ -63,15 +63,15 @@ def conjugate_gradient(
         residual = residual - alpha * product
         next_squared = residual @ residual
         # Everything that decides how to go on in one go: a GPU has to be waited for each time
-        facts = (p_ap, next_squared, (next_x != x).any(), next_x.isfinite().all())
-        curvature, residual_squared, has_moved, is_finite = th.stack([fact.to(rhs.dtype) for fact in facts]).tolist()
+        facts = (p_ap, next_squared, (next_x - x).abs().amax())
+        curvature, residual_squared, largest_change = th.stack(facts).tolist()
         if not 0.0 < curvature < math.inf:
             stopped_by = "curvature"
             break
-        if not has_moved:
+        if largest_change == 0.0:
             stopped_by = "stagnated"
             break
-        if not (math.isfinite(residual_squared) and is_finite):
+        if not (math.isfinite(residual_squared) and math.isfinite(largest_change)):
             stopped_by = "not_finite"
             break
         x = next_x

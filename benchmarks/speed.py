@@ -301,6 +301,24 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+def save(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """Put the rows of a case in place of those that the file has of it, and return all."""
+    fields = ["case", "algorithm", "steps", *PHASES, "train", "collect+train", "steps/s", "peak memory"]
+    kept: list[dict[str, Any]] = []
+    if path.exists():
+        with open(path, newline="") as file:
+            kept = [row for row in csv.DictReader(file) if row["case"] not in {new["case"] for new in rows}]
+    for row in kept:
+        row |= {field: float(row[field] or "nan") for field in fields[3:]}
+    order = [case.name for case in CASES]
+    rows = sorted((*kept, *rows), key=lambda row: order.index(row["case"]))
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=fields)
+        writer.writeheader()
+        writer.writerows({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    return rows
+
+
 def main() -> None:
     """Run the cases that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -312,7 +330,7 @@ def main() -> None:
 
     warnings.filterwarnings("ignore", message="Mean of empty slice")
     th.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     for case in CASES:
         if arguments.cases and not any(part in case.name for part in arguments.cases):
             continue
@@ -321,15 +339,8 @@ def main() -> None:
         case_rows = run_case(case, algorithms)
         for row in case_rows if case.policy_update_only else []:
             row["peak memory"] = peak_memory(row["algorithm"], case)
-        rows += case_rows
         print_tables(case_rows)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    with open(arguments.folder / "speed.csv", "w", newline="") as file:
-        fields = ["case", "algorithm", "steps", *PHASES, "train", "collect+train", "steps/s", "peak memory"]
-        writer = csv.DictWriter(file, fieldnames=fields)
-        writer.writeheader()
-        writer.writerows({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    draw(rows, arguments.folder / "speed.png")
+        draw(save(case_rows, arguments.folder / "speed.csv"), arguments.folder / "speed.png")
 
 
 if __name__ == "__main__":

@@ -126,7 +126,13 @@ def assert_legible(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["box-vector", "discrete-vector", "multi_discrete-vector-2", "multi_binary-vector", "gsde-vector", "matrix-box"]
+    "name",
+    [
+        "box-vector",
+        "discrete-vector",
+        "multi_discrete-vector-2",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("multi_binary-vector", "gsde-vector", "matrix-box")),
+    ],
 )
 def test_every_figure_of_every_kind_of_policy_is_legible(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All action spaces: each figure is drawn without a warning, and no text is cut off or lies on another."""

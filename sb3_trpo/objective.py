@@ -102,6 +102,19 @@ def normalize_advantages(advantages: th.Tensor, weights: th.Tensor) -> th.Tensor
     return th.where(std <= rounding, th.zeros_like(centred), centred / std)
 
 
+def _changed(
+    distribution: Distribution, change: Callable[[th.distributions.Distribution], th.distributions.Distribution]
+) -> Distribution:
+    """Return a copy of an SB3 action distribution with every factor of it changed."""
+    inner = distribution.distribution
+    distribution = copy.copy(distribution)
+    if isinstance(inner, th.distributions.Distribution):
+        distribution.distribution = change(inner)
+    else:
+        distribution.distribution = [change(factor) for factor in inner]
+    return distribution
+
+
 def detached(distribution: Distribution) -> Distribution:
     """Return a copy of an SB3 action distribution that has no graph and stays what it is when the policy changes."""
 
@@ -110,13 +123,7 @@ def detached(distribution: Distribution) -> Distribution:
         vars(factor).update({k: v.detach() for k, v in vars(factor).items() if isinstance(v, th.Tensor)})
         return factor
 
-    inner = distribution.distribution
-    distribution = copy.copy(distribution)
-    if isinstance(inner, th.distributions.Distribution):
-        distribution.distribution = without_graph(inner)
-    else:
-        distribution.distribution = [without_graph(factor) for factor in inner]
-    return distribution
+    return _changed(distribution, without_graph)
 
 
 def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
@@ -171,13 +178,7 @@ def in_double(distribution: Distribution) -> Distribution:
             return kind(factor.mean.double(), factor.stddev.double())
         return factor
 
-    inner = distribution.distribution
-    distribution = copy.copy(distribution)
-    if isinstance(inner, th.distributions.Distribution):
-        distribution.distribution = doubled(inner)
-    else:
-        distribution.distribution = [doubled(factor) for factor in inner]
-    return distribution
+    return _changed(distribution, doubled)
 
 
 def kl_term(old: Distribution, new: Distribution, batch: Batch) -> th.Tensor:

@@ -322,7 +322,7 @@ def save(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
 def main() -> None:
     """Run the cases that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="*", default=[], help="run only the cases whose name contains one of these")
+    parser.add_argument("--cases", nargs="*", default=[], help="run only the cases of these names, or whose name contains one")
     parser.add_argument("--algorithms", nargs="*", default=["trpo", "contrib", "ppo"])
     parser.add_argument("--rounds", type=int, help="updates to time of each case, instead of its own number")
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "results")
@@ -331,8 +331,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="Mean of empty slice")
     th.set_num_threads(1)
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    names = {case.name for case in CASES}
     for case in CASES:
-        if arguments.cases and not any(part in case.name for part in arguments.cases):
+        if arguments.cases and not any(part == case.name if part in names else part in case.name for part in arguments.cases):
             continue
         case = case._replace(rounds=arguments.rounds or case.rounds)
         algorithms = [a for a in arguments.algorithms if not (a == "ppo" and case.policy_update_only)]

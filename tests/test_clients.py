@@ -1,5 +1,6 @@
 """Libraries that are handed a model: imitation's GAIL, Optuna, SB3's evaluation, ONNX and TorchScript."""
 
+import io
 import pathlib
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_adversarial_imitation_may_drive_it_as_its_generator() -> None:
     steps_per_round = venv.num_envs * generator.n_steps
     reward = LearnedReward(venv)
     generator.set_env(reward)
-    logger = Logger(folder=None, output_formats=[HumanOutputFormat("/dev/null")])
+    logger = Logger(folder=None, output_formats=[HumanOutputFormat(io.StringIO())])
     generator.set_logger(logger)
     observations = np.random.default_rng(0).uniform(-1, 1, (200, 3)).astype(np.float32)
 

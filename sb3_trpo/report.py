@@ -143,8 +143,8 @@ METRICS: dict[str, Metric] = {
         lambda report: report.step.conjugate_gradient and report.step.conjugate_gradient.residual_norms[-1],
     ),
     "train/critic_status": Metric(
-        "`fitted`, `steps_skipped`, or `undone`: the fit led away from the finite numbers, and the critic is bit for bit what "
-        "it was",
+        "`fitted`, `steps_skipped`, or `undone`: the fit led away from the finite numbers or moved the policy, and the critic "
+        "is bit for bit what it was",
         lambda report: report.critic and report.critic.status,
         exclude="tensorboard",
     ),

@@ -12,7 +12,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import argparse
 import csv
-import multiprocessing
 import time
 import warnings
 from collections import defaultdict
@@ -36,6 +35,7 @@ from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 import sb3_trpo
+from benchmarks.memory import peak_above_rollout
 from sb3_trpo.objective import PolicyProblem
 
 contrib_module: Any = sb3_contrib.trpo.trpo
@@ -205,40 +205,6 @@ def run_case(case: Case, algorithms: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _status_bytes(field: str) -> int:
-    """Return a size from Linux's account of this process."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
-    return int(line.split()[1]) * 1024
-
-
-def _peak_above_rollout(algorithm: str, case: Case, answer: Any) -> None:
-    th.set_num_threads(1)
-    model = make_model(algorithm, case)
-    train = model.train
-
-    def train_and_measure() -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before = _status_bytes("VmRSS")
-        train()
-        answer.put(_status_bytes("VmHWM") - before)
-
-    model.train = train_and_measure
-    model.learn(case.n_steps * case.n_envs)
-
-
-def peak_memory(algorithm: str, case: Case) -> float:
-    """Return by how many bytes one update raises the memory of a fresh process that has collected its rollout (Linux)."""
-    context = multiprocessing.get_context("spawn")
-    answer = context.Queue()
-    process = context.Process(target=_peak_above_rollout, args=(algorithm, case, answer))
-    process.start()
-    process.join()
-    if process.exitcode != 0:
-        raise RuntimeError(f"measuring the memory of {algorithm} ended with exit code {process.exitcode}")
-    peak: float = answer.get()
-    return peak
-
-
 def print_tables(rows: list[dict[str, Any]]) -> None:
     """Print the medians and, beside ours, how many times faster than sb3_contrib it is."""
     by_case: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
@@ -339,7 +305,7 @@ def main() -> None:
         algorithms = [a for a in arguments.algorithms if not (a == "ppo" and case.policy_update_only)]
         case_rows = run_case(case, algorithms)
         for row in case_rows if case.policy_update_only else []:
-            row["peak memory"] = peak_memory(row["algorithm"], case)
+            row["peak memory"] = float(peak_above_rollout(make_model, row["algorithm"], case))
         print_tables(case_rows)
         draw(save(case_rows, arguments.folder / "speed.csv"), arguments.folder / "speed.png")
 

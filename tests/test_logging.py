@@ -3,6 +3,7 @@
 import copy
 import json
 import pathlib
+import time
 from typing import Any
 
 import pandas as pd
@@ -108,3 +109,32 @@ def test_keys_of_ppo_are_there_where_trpo_has_them() -> None:
     assert model.logger.name_to_value["train/entropy_loss"] == pytest.approx(
         ppo.logger.name_to_value["train/entropy_loss"], rel=0.05
     )
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_verbose_says_once_which_paths_are_in_use(fast: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    ways = {"collection": "lean", "Fisher products": "Gauss-Newton", "critic fit": "written out"}
+    small_model(verbose=1, fast=fast).learn(128)
+    printed = capsys.readouterr().out.splitlines()
+    for phase, way in ways.items():
+        assert printed.count(f"{phase}: {way if fast else 'plain'} path") == 1
+    small_model(verbose=0, fast=fast).learn(128)
+    assert " path" not in capsys.readouterr().out
+
+
+def test_phases_fill_the_time_of_an_update() -> None:
+    model = small_model()
+    seconds: list[float] = []
+    train = model.train
+
+    def timed_train() -> None:
+        start = time.perf_counter()
+        train()
+        seconds.append(time.perf_counter() - start)
+
+    model.train = timed_train  # type: ignore[method-assign]
+    model.learn(64)
+    assert model.last_update is not None
+    phases = model.last_update.phase_seconds
+    assert list(phases) == ["gradient", "direction", "line_search", "critic"]
+    assert min(phases.values()) > 0.0 and sum(phases.values()) <= seconds[-1]

@@ -371,8 +371,8 @@ class TRPO(OnPolicyAlgorithm):
                 self.logger.info(f"{phase}: {path} path")
 
     def _chunk_size(self) -> int:
-        """Return how many transitions to differentiate at a time: full speed within less than a gigabyte."""
-        return min(8192, max(128, 2**23 // spaces.flatdim(self.observation_space)))
+        """Return how many transitions to differentiate at a time: full speed, in a few hundred megabytes."""
+        return min(8192, max(128, 2**22 // spaces.flatdim(self.observation_space)))
 
     def _split_parameters(self, batch: Batch) -> tuple[list[th.nn.Parameter], list[th.nn.Parameter]]:
         """

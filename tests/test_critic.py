@@ -26,6 +26,16 @@ def epochs(n_epochs: int) -> list[list[ValueBatch]]:
     ]
 
 
+def test_rows_of_a_batch_keep_what_belongs_together() -> None:
+    observations, returns, rows = normal(5, 3, seed=0), normal(5, seed=1), th.tensor([4, 0, 2])
+    for batch in (ValueBatch(observations, returns), ValueBatch({"a": observations, "b": 2.0 * observations}, returns)):
+        selected = batch.select(rows)
+        assert th.equal(selected.returns, returns[[4, 0, 2]])
+        parts = selected.observations if isinstance(selected.observations, dict) else {"a": selected.observations}
+        assert parts.keys() == (batch.observations.keys() if isinstance(batch.observations, dict) else {"a"})
+        assert all(th.equal(part, observations[[4, 0, 2]] * {"a": 1.0, "b": 2.0}[key]) for key, part in parts.items())
+
+
 def linear(weights: th.Tensor) -> th.nn.Parameter:
     return th.nn.Parameter(weights.clone()[:, None])
 

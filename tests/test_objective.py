@@ -26,6 +26,7 @@ from sb3_trpo.objective import (
     weighted_mean,
 )
 from sb3_trpo.trust_region import flat_gradient, flatten
+from sb3_trpo.trust_region.fisher import MatrixVectorProduct
 from tests.cases import DoubleExtractor, PolicyCase, make_case, normal, sample_actions, seeded, shake
 from tests.environments import small_model
 from tests.oracles import log_density, normal_kl, policy_gradient, relative_error
@@ -545,3 +546,20 @@ def test_kl_of_one_object_with_itself_is_refused() -> None:
     kept = copy.copy(policy.get_distribution(observations))
     shake(list(policy.parameters()), scale=0.1, seed=2)
     assert (kl_old_new(kept, policy.get_distribution(observations)) > 0).all()
+
+
+def test_problem_takes_the_fisher_product_it_is_offered() -> None:
+    """For the states and the parameters of the problem; ``None`` stands for the plain one."""
+    case = make_case("categorical", n=6)
+    asked: list[tuple[object, object]] = []
+
+    def offer(chunks: object, parameters: object) -> MatrixVectorProduct:
+        asked.append((chunks, parameters))
+        return th.neg
+
+    problem = case.problem(chunk_size=4, fast_fisher=offer)
+    vector = normal(n_params(case), seed=1)
+    assert th.equal(problem.fisher_vector_product()(vector), -vector)
+    assert len(asked) == 1 and asked[0][0] is problem.fisher_chunks and asked[0][1] is problem.parameters
+    declined = case.problem(chunk_size=4, fast_fisher=lambda chunks, parameters: None).fisher_vector_product()
+    assert th.equal(declined(vector), case.problem(chunk_size=4).fisher_vector_product()(vector))

@@ -238,6 +238,11 @@ def test_problem_entropy_is_that_of_the_policy_asked_for() -> None:
     assert make_case("gsde", squash_output=True).problem().entropy(of_new=False) is None
 
 
+def test_problem_entropy_before_an_evaluation_is_that_of_the_old_policy() -> None:
+    problem = make_case("categorical").problem()
+    assert problem.entropy(of_new=True) == problem.entropy(of_new=False)
+
+
 def test_problem_entropy_of_the_new_policy_is_that_of_the_last_evaluation() -> None:
     """In chunks as in one piece: the policy evaluated last is the new one, the one of the beginning the old one."""
     for chunk_size in (None, 3):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sb3_trpo import TRPO
 from sb3_trpo.objective import kl_old_new, unvalidated_distributions
 from sb3_trpo.trust_region import TrustRegionStep, backtrack, conjugate_gradient, flatten, trust_region_step
+from sb3_trpo.trust_region.conjugate_gradient import ConjugateGradientResult
 from tests.cases import ACTION_SPACES, PolicyCase, QuadraticProblem, make_case, normal, shake, spd_matrix
 from tests.oracles import dense_fisher, relative_error
 
@@ -503,6 +504,22 @@ entries = st.one_of(
     st.floats(-30, 30).map(lambda exponent: -(10.0**exponent)),
     st.sampled_from([math.nan, math.inf, -math.inf]),
 )
+
+
+def test_step_with_a_limit_of_zero_is_refused_by_name() -> None:
+    problem = quadratic()
+    before = snapshot(problem)
+    assert take_step(problem, max_kl=0.0).status == "limit_zero"
+    assert unchanged(problem, before) and not problem.visited
+
+
+def test_step_along_a_level_direction_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ascent at all is not ascent."""
+    problem = QuadraticProblem(th.eye(2, dtype=th.float64), th.tensor([1.0, 0.0], dtype=th.float64))
+    level = th.tensor([0.0, 1.0], dtype=th.float64)
+    answer = ConjugateGradientResult(level, 1, (1.0, 0.0), "converged")
+    monkeypatch.setattr("sb3_trpo.trust_region.step.conjugate_gradient", lambda *args, **kwargs: answer)
+    assert take_step(problem).status == "direction_not_ascent" and not problem.visited
 
 
 @given(

@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch.nn import functional as F
+
+Minibatch = TypeVar("Minibatch")
 
 
 class ValueBatch(NamedTuple):
@@ -99,6 +101,37 @@ class _Origin:
                 self.optimizer.state[parameter] = state
 
 
+def step_on_minibatches(
+    epochs: Iterable[Iterable[Minibatch]],
+    differentiate: Callable[[Minibatch], tuple[th.Tensor, bool]],
+    step: Callable[[], object],
+) -> tuple[list[th.Tensor], int, Minibatch | None]:
+    """
+    Take a step on each minibatch whose loss and gradient are finite.
+
+    :param epochs: for each pass over the data its minibatches
+    :param differentiate: puts the gradient of a minibatch in place; returns the loss, and whether both are finite
+    :param step: takes the step of the gradient in place
+    :return: the losses as :func:`summarize` takes them, how many minibatches made no step, and the first one that made one
+    """
+    losses: list[th.Tensor] = []
+    n_skipped = 0
+    first_used: Minibatch | None = None
+    for minibatches in epochs:
+        epoch_losses = []
+        for minibatch in minibatches:
+            loss, is_finite = differentiate(minibatch)
+            epoch_losses.append(loss)
+            if is_finite:
+                first_used = first_used or minibatch
+                step()
+            else:
+                n_skipped += 1
+        if epoch_losses:
+            losses.append(th.stack(epoch_losses))
+    return losses, n_skipped, first_used
+
+
 def fit_critic(
     predict_values: Callable[[PyTorchObs], th.Tensor],
     optimizer: th.optim.Optimizer,
@@ -122,9 +155,6 @@ def fit_critic(
     :param holds: whether what must be true after the fit is true
     :return: the losses, ``None`` if there was nothing to fit
     """
-    losses: list[th.Tensor] = []
-    n_skipped = 0
-    first_used: ValueBatch | None = None
     kept = False
     origin = _Origin(optimizer, parameters)
 
@@ -138,18 +168,8 @@ def fit_critic(
         return facts[0], bool(th.stack(facts).isfinite().all())
 
     try:
-        for minibatches in epochs if parameters else ():
-            epoch_losses = []
-            for batch in minibatches:
-                loss, is_finite = differentiate(batch)
-                epoch_losses.append(loss)
-                if is_finite:
-                    first_used = first_used or batch
-                    optimizer.step()
-                else:
-                    n_skipped += 1
-            if epoch_losses:
-                losses.append(th.stack(epoch_losses))
+        steps = step_on_minibatches(epochs if parameters else (), differentiate, optimizer.step)
+        losses, n_skipped, first_used = steps
         # Weights may be finite and yet too large to ever be fitted again
         kept = origin.is_left_finite() and (first_used is None or differentiate(first_used)[1]) and holds()
     finally:

@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import nn
 
-from sb3_trpo.fast.network import Stage, is_as_sb3, read_actor
+from sb3_trpo.fast.network import Stage, activate, is_as_sb3, read_actor
 
 if TYPE_CHECKING:
     from sb3_trpo.trpo import TRPO
@@ -61,15 +61,12 @@ def _logistic(shape: tuple[int, ...]) -> th.Tensor:
 
 def _mlp(stages: list[Stage]) -> Callable[[np.ndarray], np.ndarray]:
     """Return the chain as a function of NumPy arrays that share the parameters' memory."""
-    layers = [(stage.weight.detach().numpy().T, stage.bias.detach().numpy(), type(stage.activation)) for stage in stages]
+    layers = [(stage.weight.detach().numpy().T, stage.bias.detach().numpy(), stage.activation) for stage in stages]
 
     def forward(values: np.ndarray) -> np.ndarray:
         for weight, bias, activation in layers:
             values = values @ weight + bias
-            if activation is nn.Tanh:
-                np.tanh(values, out=values)
-            elif activation is nn.ReLU:
-                np.maximum(values, 0.0, out=values)
+            activate(activation, values)
         return values
 
     return forward

@@ -8,8 +8,8 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_trpo.critic import CriticFit, summarize
-from sb3_trpo.fast.network import Stage, network_input, read_critic
+from sb3_trpo.critic import CriticFit, step_on_minibatches, summarize
+from sb3_trpo.fast.network import Stage, activate, network_input, read_critic
 from sb3_trpo.trust_region.fisher import flatten, unflatten
 
 # What the network is given is made for this many numbers at a time: a rollout of images would be four times its own size
@@ -51,22 +51,20 @@ class MlpCritic:
     def _views(self, vector: np.ndarray) -> list[np.ndarray]:
         return [part.numpy() for part in unflatten(th.from_numpy(vector), self.parameters)]
 
-    def _differentiate(self, inputs: np.ndarray, returns: np.ndarray) -> tuple[float, bool]:
+    def _differentiate(self, minibatch: tuple[np.ndarray, np.ndarray]) -> tuple[th.Tensor, bool]:
         """Put the gradient of a minibatch's mean squared error in place; return the error, and whether both are finite."""
+        inputs, returns = minibatch
         hidden = [inputs]
         for i, stage in enumerate(self.stages):
             weight, bias = self.views[2 * i : 2 * i + 2]
             values = np.dot(hidden[-1], weight.T)
             values += bias
-            if isinstance(stage.activation, nn.Tanh):
-                np.tanh(values, out=values)
-            elif isinstance(stage.activation, nn.ReLU):
-                np.maximum(values, 0.0, out=values)
+            activate(stage.activation, values)
             hidden.append(values)
         cotangent = hidden.pop()
         error = cotangent[:, 0]
         error -= returns
-        loss = float(error.dot(error)) / len(returns)
+        loss = error.dot(error) / len(returns)
         error *= 2.0 / len(returns)
         ones = np.ones_like(error)
         for i in reversed(range(len(self.stages))):
@@ -76,7 +74,7 @@ class MlpCritic:
                 cotangent = np.dot(cotangent, self.views[2 * i])
                 _pull_back_activation(self.stages[i - 1].activation, cotangent, hidden[i])
         # Adam's memory holds the squares
-        return loss, math.isfinite(loss) and math.isfinite(self.gradient.dot(self.gradient))
+        return th.scalar_tensor(loss, dtype=th.float64), math.isfinite(loss) and math.isfinite(self.gradient.dot(self.gradient))
 
     def _adam_step(self) -> None:
         """Kingma & Ba 2015, *Adam*, section 2, with both bias corrections in the scalars."""
@@ -115,23 +113,13 @@ class MlpCritic:
         :param batch_size: minibatch size
         :return: the losses, ``None`` without a pass
         """
-        losses, n_skipped = [], 0
-        first_used: tuple[np.ndarray, np.ndarray] | None = None
+        epochs = (self._minibatches(observations, returns, batch_size) for _ in range(n_epochs))
         # What is not finite is asked for
         with np.errstate(all="ignore"):
-            for _ in range(n_epochs):
-                epoch_losses = []
-                for minibatch in self._minibatches(observations, returns, batch_size):
-                    loss, is_finite = self._differentiate(*minibatch)
-                    epoch_losses.append(loss)
-                    if is_finite:
-                        first_used = first_used or minibatch
-                        self._adam_step()
-                    else:
-                        n_skipped += 1
-                losses.append(th.tensor(epoch_losses, dtype=returns.dtype))
+            steps = step_on_minibatches(epochs, self._differentiate, self._adam_step)
+            losses, n_skipped, first_used = steps
             kept = all(np.isfinite(vector).all() for vector in (self.flat, self.mean, self.square)) and (
-                first_used is None or self._differentiate(*first_used)[1]
+                first_used is None or self._differentiate(first_used)[1]
             )
         if kept and losses:
             self._write_back()

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
@@ -107,6 +108,14 @@ def network_input(policy: ActorCriticPolicy, observations: th.Tensor) -> th.Tens
     processed = preprocess_obs(observations, policy.observation_space, normalize_images=policy.normalize_images)
     assert isinstance(processed, th.Tensor)
     return processed
+
+
+def activate(activation: nn.Tanh | nn.ReLU | None, values: np.ndarray) -> None:
+    """Apply the activation of a stage to values in place."""
+    if isinstance(activation, nn.Tanh):
+        np.tanh(values, out=values)
+    elif isinstance(activation, nn.ReLU):
+        np.maximum(values, 0.0, out=values)
 
 
 def times_slope(activation: nn.Tanh | nn.ReLU | None, values: th.Tensor, output: th.Tensor) -> th.Tensor:

@@ -74,7 +74,8 @@ class MlpCritic:
                 cotangent = np.dot(cotangent, self.views[2 * i])
                 _pull_back_activation(self.stages[i - 1].activation, cotangent, hidden[i])
         # Adam's memory holds the squares
-        return th.scalar_tensor(loss, dtype=th.float64), math.isfinite(loss) and math.isfinite(self.gradient.dot(self.gradient))
+        squared_norm = self.gradient.dot(self.gradient)
+        return th.scalar_tensor(loss, dtype=th.float64), math.isfinite(loss) and math.isfinite(squared_norm)
 
     def _adam_step(self) -> None:
         """Kingma & Ba 2015, *Adam*, section 2, with both bias corrections in the scalars."""

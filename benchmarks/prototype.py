@@ -1,12 +1,32 @@
 """What is not in the library and may never be: features that an ablation asks about."""
 
-from typing import Any
+from collections import deque
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch as th
 
 from sb3_trpo import TRPO
 from sb3_trpo.critic import CriticFit
-from sb3_trpo.objective import Batch
+from sb3_trpo.objective import Batch, normalize_advantages
+
+
+class PastRollout(NamedTuple):
+    """
+    What a rollout leaves behind, each with a leading (n_steps, n_envs).
+
+    :param observations: with those after the last step: n_steps + 1 of them
+    :param actions: that were taken
+    :param log_probs: under the policy that took them
+    :param rewards: with the values at time limits
+    :param goes_on: whether the next observation is of the same episode
+    """
+
+    observations: th.Tensor
+    actions: th.Tensor
+    log_probs: th.Tensor
+    rewards: th.Tensor
+    goes_on: th.Tensor
 
 
 class PrototypeTRPO(TRPO):
@@ -16,11 +36,46 @@ class PrototypeTRPO(TRPO):
     :param normalize_value_targets: whether to fit the critic to returns of mean zero and standard deviation one. Its last
         layer is rescaled before and after, so that its values are those of the returns as they are; van Hasselt et al. 2016,
         https://arxiv.org/abs/1602.07714, with the moments of the present rollout
+    :param n_past_rollouts: how many rollouts before the present one each update uses too, their actions weighted by how
+        likely the present policy would take them; Queeney et al. 2021, https://arxiv.org/abs/2111.00072, with uniform
+        weights. Boxes only
     """
 
-    def __init__(self, *args: Any, normalize_value_targets: bool = False, **kwargs: Any):
+    def __init__(self, *args: Any, normalize_value_targets: bool = False, n_past_rollouts: int = 0, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.normalize_value_targets = normalize_value_targets
+        self.past: deque[PastRollout] = deque(maxlen=n_past_rollouts + 1)
+
+    def _full_batch(self) -> Batch:
+        if self.past.maxlen == 1:
+            return super()._full_batch()
+        buffer, last_obs, last_starts = self.rollout_buffer, self._last_obs, self._last_episode_starts
+        assert isinstance(last_obs, np.ndarray) and last_starts is not None
+        observations = np.concatenate([buffer.observations, last_obs[None]]).astype(np.float32)
+        goes_on = 1.0 - np.concatenate([buffer.episode_starts[1:], last_starts[None].astype(np.float32)])
+        arrays = (observations, buffer.actions, buffer.log_probs, buffer.rewards, goes_on)
+        self.past.append(PastRollout(*(th.as_tensor(array.copy(), device=self.device) for array in arrays)))
+        parts = [self._seen_from_here(rollout) for rollout in self.past]
+        whole = Batch(*map(th.cat, zip(*parts, strict=True)))
+        weights = whole.weights / len(parts)
+        advantages = normalize_advantages(whole.advantages, weights) if self.normalize_advantage else whole.advantages
+        return whole._replace(weights=weights, advantages=advantages)
+
+    @th.no_grad()
+    def _seen_from_here(self, rollout: PastRollout) -> Batch:
+        """Estimate the present policy's advantages and returns; Espeholt et al. 2018, equation 1, with λ in the traces."""
+        n_steps, n_envs = rollout.rewards.shape
+        observations, actions = rollout.observations[:-1].flatten(0, 1), rollout.actions.flatten(0, 1)
+        log_ratio = self.policy.get_distribution(observations).log_prob(actions).view(n_steps, n_envs) - rollout.log_probs
+        trace = log_ratio.exp().clamp(max=1.0)
+        values = self.policy.predict_values(rollout.observations.flatten(0, 1)).view(n_steps + 1, n_envs)
+        advantages = rollout.rewards + self.gamma * values[1:] * rollout.goes_on - values[:-1]
+        decay = self.gamma * self.gae_lambda * rollout.goes_on[:-1] * trace[1:]
+        for step in reversed(range(n_steps - 1)):
+            advantages[step] += decay[step] * advantages[step + 1]
+        returns = (values[:-1] + trace * advantages).flatten()
+        weights = th.full_like(returns, 1.0 / len(returns))
+        return Batch(observations, actions, rollout.log_probs.flatten(), advantages.flatten(), returns, weights)
 
     def _fit_critic(self, batch: Batch, *arguments: Any) -> CriticFit | None:
         if not self.normalize_value_targets:

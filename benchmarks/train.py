@@ -28,6 +28,7 @@ import numpy as np
 import sb3_contrib
 import torch as th
 import yaml
+from rl_zoo3.utils import get_wrapper_class
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -86,8 +87,9 @@ def provenance() -> dict[str, Any]:
 
 
 def make_training_env(run: Run, hyperparameters: Mapping[str, Any]) -> VecEnv:
-    """Build the seeded environments, normalised if the hyperparameters say so."""
-    env: VecEnv = make_vec_env(run.env, n_envs=hyperparameters.get("n_envs", 1), seed=run.seed)
+    """Build the seeded environments, wrapped and normalised as the hyperparameters say."""
+    wrapper = get_wrapper_class(dict(hyperparameters))
+    env: VecEnv = make_vec_env(run.env, n_envs=hyperparameters.get("n_envs", 1), seed=run.seed, wrapper_class=wrapper)
     normalize = hyperparameters.get("normalize", False)
     if normalize:
         options = normalize if isinstance(normalize, dict) else {}
@@ -109,9 +111,10 @@ def make_model(algorithm: str, hyperparameters: Mapping[str, Any], **kwargs: Any
     return kind(device="cpu", **arguments, **options, **kwargs)
 
 
-def evaluate(model: OnPolicyAlgorithm, run: Run) -> list[float]:
+def evaluate(model: OnPolicyAlgorithm, run: Run, hyperparameters: Mapping[str, Any]) -> list[float]:
     """Return the returns of 20 deterministic episodes, with the statistics of training frozen and rewards as they are."""
-    env: VecEnv = make_vec_env(run.env, n_envs=1, seed=1000 + run.seed)
+    wrapper = get_wrapper_class(dict(hyperparameters))
+    env: VecEnv = make_vec_env(run.env, n_envs=1, seed=1000 + run.seed, wrapper_class=wrapper)
     training_env = model.get_env()
     statistics = unwrap_vec_normalize(training_env) if training_env is not None else None
     if statistics is not None:
@@ -148,7 +151,7 @@ def train(run: Run, hyperparameters: Mapping[str, Any], runs: Path = RUNS) -> di
         result |= {"timesteps": model.num_timesteps, "train_seconds": round(time.perf_counter() - start, 1)}
         last_episodes = [episode["r"] for episode in model.ep_info_buffer or ()]
         result["train_mean_last_100"] = float(np.mean(last_episodes)) if last_episodes else None
-        result["eval_returns"] = evaluate(model, run)
+        result["eval_returns"] = evaluate(model, run, hyperparameters)
         env.close()
         (folder / "run.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)

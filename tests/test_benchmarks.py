@@ -21,6 +21,7 @@ from benchmarks.results import CURVE_COLUMNS, RUN_COLUMNS, collect, known_argume
 from benchmarks.sweep import missing, parse_seeds, sweep
 from benchmarks.train import Run
 from sb3_trpo import TRPO
+from sb3_trpo.objective import Batch
 
 QUICK = settings.load("trpo", "quick", "CartPole-v1")
 
@@ -128,24 +129,25 @@ def test_train_is_repeatable(tmp_path: Path) -> None:
 
 
 def test_evaluation_freezes_the_statistics_and_counts_true_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The episodes are those of the environment seeded 1000 + seed, seen through the training's own statistics."""
+    """The episodes are those of the environment seeded 1000 + seed, seen through its wrappers and statistics."""
     run = Run("quick", "Pendulum-v1", "trpo", 4)
-    arguments = settings.constructor_arguments(QUICK)
-    model = TRPO(env=train.make_training_env(run, QUICK), seed=4, **arguments).learn(512)
+    hyperparameters = {**QUICK, "env_wrapper": {"gymnasium.wrappers.RescaleAction": {"min_action": -1, "max_action": 1}}}
+    arguments = settings.constructor_arguments(hyperparameters)
+    model = TRPO(env=train.make_training_env(run, hyperparameters), seed=4, **arguments).learn(512)
     training_env = model.get_env()
     assert isinstance(training_env, VecNormalize)
     statistics = training_env.obs_rms
     assert isinstance(statistics, RunningMeanStd)
     before = statistics.mean.copy()
     monkeypatch.setattr(train, "N_EVAL_EPISODES", 2)
-    returns = train.evaluate(model, run)
+    returns = train.evaluate(model, run, hyperparameters)
 
     env = make_vec_env("Pendulum-v1", seed=1004)
     observation: Any = env.reset()
     expected = [0.0, 0.0]
     for step in range(400):
         action, _ = model.predict(training_env.normalize_obs(observation), deterministic=True)
-        observation, reward, _, _ = env.step(action)
+        observation, reward, _, _ = env.step(2.0 * action)
         expected[step // 200] += float(reward[0])
     np.testing.assert_allclose(returns, expected, rtol=1e-5)
     np.testing.assert_array_equal(statistics.mean, before)
@@ -412,3 +414,25 @@ def test_report_says_nothing_of_an_empty_record(tmp_path: Path) -> None:
     """No runs, no files."""
     report.report(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_prototype_of_past_rollouts_begins_as_trpo_and_corrects_for_the_older_policy() -> None:
+    """The first batch is that of one rollout; in the third, older actions keep their probability and move by their ratio."""
+
+    def batches(n_past_rollouts: int) -> list[Batch]:
+        class Recording(PrototypeTRPO):
+            def _full_batch(self) -> Batch:
+                seen.append(super()._full_batch())
+                return seen[-1]
+
+        seen: list[Batch] = []
+        env = make_vec_env("Pendulum-v1", n_envs=2, seed=0)
+        Recording("MlpPolicy", env, n_steps=300, seed=0, n_past_rollouts=n_past_rollouts).learn(1800)
+        return seen
+
+    plain, past = batches(0), batches(1)
+    th.testing.assert_close(past[0], plain[0], rtol=1e-4, atol=1e-4)
+    assert [len(batch.weights) for batch in past] == [600, 1200, 1200]
+    th.testing.assert_close(past[2].weights.sum(), th.ones(()))
+    th.testing.assert_close(past[2].old_log_prob[:600], past[1].old_log_prob[600:])
+    assert not th.allclose(past[2].returns[:600], past[1].returns[600:])  # seen with the values and policy of now

@@ -131,7 +131,7 @@ def constructor_arguments(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     :return: without those that are about the environments and the length of the run
     """
     arguments = {name: _schedule(value) for name, value in hyperparameters.items()}
-    for name in ("n_timesteps", "n_envs", "normalize"):
+    for name in ("n_timesteps", "n_envs", "normalize", "env_wrapper"):
         arguments.pop(name, None)
     policy_kwargs = dict(arguments.pop("policy_kwargs", {}))
     if "activation_fn" in policy_kwargs:

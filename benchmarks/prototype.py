@@ -39,10 +39,19 @@ class PrototypeTRPO(TRPO):
     :param n_past_rollouts: how many rollouts before the present one each update uses too, their actions weighted by how
         likely the present policy would take them; Queeney et al. 2021, https://arxiv.org/abs/2111.00072, with uniform
         weights. Boxes only
+    :param fixed_std: whether the standard deviation of the actions stays what ``log_std_init`` makes it
     """
 
-    def __init__(self, *args: Any, normalize_value_targets: bool = False, n_past_rollouts: int = 0, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        normalize_value_targets: bool = False,
+        n_past_rollouts: int = 0,
+        fixed_std: bool = False,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
+        self.policy.log_std.requires_grad_(not fixed_std)
         self.normalize_value_targets = normalize_value_targets
         self.past: deque[PastRollout] = deque(maxlen=n_past_rollouts + 1)
 

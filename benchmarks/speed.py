@@ -40,6 +40,7 @@ from sb3_trpo.objective import PolicyProblem
 
 contrib_module: Any = sb3_contrib.trpo.trpo
 
+STEPPING = "env.step"
 PHASES = ("collect", "gradient", "fisher", "cg", "line_search", "critic")
 
 
@@ -185,9 +186,28 @@ class Contender:
         return result
 
 
+class Stepper:
+    """What any algorithm has to wait for: the environments alone, with one action all the time."""
+
+    algorithm = STEPPING
+
+    def __init__(self, case: Case):
+        self.env = make_env(case)
+        self.n_steps = case.n_steps
+        self.env.reset()
+        self.actions = np.stack([self.env.action_space.sample()] * self.env.num_envs)
+
+    def update(self) -> dict[str, float]:
+        """Make the steps of one rollout, and return their seconds."""
+        start = time.perf_counter()
+        for _ in range(self.n_steps):
+            self.env.step(self.actions)
+        return {"collect": time.perf_counter() - start, "train": 0.0}
+
+
 def run_case(case: Case, algorithms: list[str]) -> list[dict[str, Any]]:
     """Time the algorithms in turn; the first update of each is a warm-up and dropped."""
-    contenders = [Contender(algorithm, case) for algorithm in algorithms]
+    contenders = [Stepper(case) if algorithm == STEPPING else Contender(algorithm, case) for algorithm in algorithms]
     measured: dict[str, list[dict[str, float]]] = defaultdict(list)
     for index in track(range(case.rounds + 1), description=case.name):
         for contender in contenders:
@@ -249,7 +269,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         contenders = [row for row in rows if row["case"] == case]
         for row in contenders:
             left = 0.0
-            phases = ("collect", "train") if row["algorithm"] == "ppo" else PHASES
+            phases = ("collect", "train") if row["algorithm"] == "ppo" else PHASES  # of stepping the first alone
             for phase in phases:
                 if row[phase] == row[phase] and not (phase == "collect" and "NatureCNN" in case):
                     label = labels.get(phase, phase)
@@ -289,7 +309,7 @@ def main() -> None:
     """Run the cases that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="*", default=[], help="run only the cases of these names, or whose name contains one")
-    parser.add_argument("--algorithms", nargs="*", default=["trpo", "contrib", "ppo"])
+    parser.add_argument("--algorithms", nargs="*", default=["trpo", "contrib", "ppo", STEPPING])
     parser.add_argument("--rounds", type=int, help="updates to time of each case, instead of its own number")
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
@@ -302,7 +322,7 @@ def main() -> None:
         if arguments.cases and not any(part == case.name if part in names else part in case.name for part in arguments.cases):
             continue
         case = case._replace(rounds=arguments.rounds or case.rounds)
-        algorithms = [a for a in arguments.algorithms if not (a == "ppo" and case.policy_update_only)]
+        algorithms = [a for a in arguments.algorithms if not (a in ("ppo", STEPPING) and case.policy_update_only)]
         case_rows = run_case(case, algorithms)
         for row in case_rows if case.policy_update_only else []:
             row["peak memory"] = float(peak_above_rollout(make_model, row["algorithm"], case))

@@ -71,7 +71,7 @@ def summarize(losses: list[th.Tensor], n_skipped: int, *, undone: bool) -> Criti
     return CriticFit(value_loss, first, last, sum(map(len, losses)) - n_skipped, n_skipped, undone)
 
 
-class _Origin:
+class Origin:
     """
     The weights and the optimizer's memory of them before a fit.
 
@@ -156,7 +156,7 @@ def fit_critic(
     :return: the losses, ``None`` if there was nothing to fit
     """
     kept = False
-    origin = _Origin(optimizer, parameters)
+    origin = Origin(optimizer, parameters)
 
     def differentiate(batch: ValueBatch) -> tuple[th.Tensor, bool]:
         """Put the gradients in place; return the loss, and whether both are finite."""
@@ -171,7 +171,7 @@ def fit_critic(
         steps = step_on_minibatches(epochs if parameters else (), differentiate, optimizer.step)
         losses, n_skipped, first_used = steps
         # Weights may be finite and yet too large to ever be fitted again
-        kept = origin.is_left_finite() and (first_used is None or differentiate(first_used)[1]) and holds()
+        kept = origin.is_left_finite() and (first_used is None or (differentiate(first_used)[1] and holds()))
     finally:
         optimizer.zero_grad()
         if not kept:

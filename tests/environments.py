@@ -52,7 +52,9 @@ class RandomEnv(gym.Env[Any, Any]):
     def _noise(self, space: spaces.Space) -> Any:
         if isinstance(space, spaces.Dict):
             return {key: self._noise(part) for key, part in space.spaces.items()}
-        assert isinstance(space, spaces.Box)
+        if not isinstance(space, spaces.Box):
+            space.seed(int(self.np_random.integers(2**31)))
+            return space.sample()
         noise = self.np_random.uniform(space.low, space.high).astype(space.dtype)
         self.level = float(np.mean((noise - space.low) / (space.high - space.low)))
         return noise

@@ -15,14 +15,17 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_trpo import TRPO, CnnPolicy, MlpPolicy, MultiInputPolicy, trpo
 from sb3_trpo.critic import CriticFit, ValueBatch
 from sb3_trpo.fast import gauss_newton, network
+from sb3_trpo.fast.critic import MlpCritic
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
-from sb3_trpo.fast.network import network_input
+from sb3_trpo.fast.network import network_input, read_actor
 from sb3_trpo.objective import Batch, PolicyProblem, kl_old_new
 from sb3_trpo.trust_region import flatten, reached_by
 from tests.cases import PolicyCase, generator, normal, sample_actions, seeded, shake
@@ -315,8 +318,24 @@ def double(module: nn.Module, args: Any, output: th.Tensor) -> th.Tensor:
     return 2.0 * output
 
 
+class Doubling(nn.Sequential):
+    """A container that does more than to apply what is in it."""
+
+    def forward(self, values: th.Tensor) -> th.Tensor:
+        return 2.0 * super().forward(values)
+
+
 def layers(model: TRPO, net: str = "policy_net") -> Any:
     return getattr(model.policy.mlp_extractor, net)
+
+
+def contain(model: TRPO, net: str = "policy_net") -> None:
+    setattr(model.policy.mlp_extractor, net, Doubling(*layers(model, net)))
+
+
+def end_in_activation(model: TRPO, net: str = "policy_net", head: str = "action_net") -> None:
+    layers(model, net).append(getattr(model.policy, head))
+    setattr(model.policy, head, nn.Tanh())
 
 
 def change(act: Callable[[TRPO], Any], **arguments: Any) -> Callable[[], TRPO]:
@@ -355,6 +374,8 @@ NOT_COVERED: dict[str, Callable[[], TRPO]] = {
     "no bias": change(lambda model: layers(model).__setitem__(2, nn.Linear(64, 64, bias=False))),
     "normalised": change(lambda model: layers(model).append(nn.LayerNorm(64))),
     "two activations": change(lambda model: layers(model).append(nn.ReLU())),
+    "container": change(contain),
+    "activation at the end": change(end_in_activation),
     "one deviation for all actions": change(lambda model: setattr(model.policy, "log_std", nn.Parameter(th.zeros(1)))),
 }
 
@@ -369,6 +390,12 @@ def test_what_is_not_covered_takes_the_plain_products(name: str) -> None:
     assert model.last_update is not None and model.last_update.step.accepted
     assert changed(before, policy_state(model))
     assert all(tensor.isfinite().all() for tensor in policy_state(model).values())
+
+
+@pytest.mark.parametrize("name", ["extractor", "hook on a layer", "weight norm", "container", "activation at the end"])
+def test_what_is_no_chain_is_not_read_as_one(name: str) -> None:
+    """Else the lean collection would act on another network than the policy's."""
+    assert read_actor(NOT_COVERED[name]().policy) is None
 
 
 @pytest.mark.parametrize("name", ["dict", "hook on a layer", "ELU", "one deviation for all actions"])
@@ -417,6 +444,7 @@ def fit(model: TRPO, *, fast: bool, seed: int = 0, expected: bool | None = None)
     model._update_learning_rate(model.policy.optimizer)
     np.random.seed(seed)
     batch = model._full_batch()
+    batch = batch._replace(returns=batch.returns.to(th.get_default_dtype()))
     result = model._fit_critic(batch, model._split_parameters(batch)[1], lambda: True)
     in_use = fast if expected is None else expected
     assert model.paths_in_use["critic fit"] == ("written out" if in_use else "plain")
@@ -462,6 +490,9 @@ def check_same_fits(ours: CriticFit | None, theirs: CriticFit | None) -> None:
         pytest.param({"policy_kwargs": {"optimizer_kwargs": {"betas": (0.7, 0.9), "eps": 1e-3}}}, id="betas and eps"),
         pytest.param({"policy_kwargs": {"share_features_extractor": False}}, id="separate extractors"),
         pytest.param({"env": make_env(IMAGE, DISCRETE, 2), "learning_rate": 1e-3}, id="image"),
+        pytest.param({"env": make_env(spaces.Discrete(5), DISCRETE, 2)}, id="discrete"),
+        pytest.param({"env": make_env(spaces.MultiDiscrete([2, 3]), DISCRETE, 2)}, id="multi-discrete"),
+        pytest.param({"env": make_env(spaces.MultiBinary(4), DISCRETE, 2)}, id="multi-binary"),
         pytest.param({"use_sde": True}, id="gSDE"),
         pytest.param({"batch_size": 64}, id="one minibatch"),
         pytest.param({"batch_size": 1000}, id="minibatch larger than the rollout"),
@@ -637,6 +668,16 @@ def halve(gradient: th.Tensor) -> th.Tensor:
     return 0.5 * gradient
 
 
+def share_memory(model: TRPO) -> None:
+    layers(model, "value_net")[2].weight.data = layers(model)[2].weight.data
+
+
+def replace_head(model: TRPO) -> None:
+    model.policy.value_net = nn.Linear(64, 1)
+    nn.init.constant_(model.policy.value_net.weight, 0.01)
+    zero_bias(model)
+
+
 NO_MLP_CRITIC: dict[str, Callable[[], TRPO]] = {
     "weight decay": of_policy(optimizer_kwargs={"weight_decay": 0.1}),
     "amsgrad": of_policy(optimizer_kwargs={"amsgrad": True}),
@@ -660,6 +701,11 @@ NO_MLP_CRITIC: dict[str, Callable[[], TRPO]] = {
     "hook after steps": afterwards(lambda model: model.policy.optimizer.register_step_post_hook(lambda *_: zero_bias(model))),
     "hook on a gradient": afterwards(lambda model: model.policy.value_net.weight.register_hook(halve)),
     "layers that share their weights": afterwards(lambda model: tie(layers(model, "value_net"))),
+    "container": afterwards(lambda model: contain(model, "value_net")),
+    "activation at the end": afterwards(lambda model: end_in_activation(model, "value_net", "value_net")),
+    "head that the optimizer does not hold": afterwards(replace_head),
+    "memory shared with the actor": afterwards(share_memory),
+    "betas that are tensors": of_policy(optimizer_kwargs={"betas": (th.tensor(0.9), th.tensor(0.999)), "foreach": False}),
     "wrapped step": afterwards(lambda model: wrap_step(model.policy.optimizer)),
     "weight norm": afterwards(lambda model: nn.utils.parametrizations.weight_norm(layers(model, "value_net")[0])),
 }
@@ -675,6 +721,74 @@ def test_what_the_critic_does_not_cover_is_fitted_in_the_plain_way(name: str) ->
         assert our_fit == their_fit is not None
     assert changed(before, policy_state(theirs))
     assert not changed(policy_state(ours), policy_state(theirs))
+
+
+def test_hooks_on_everything_take_the_plain_paths() -> None:
+    """Those that torch keeps for every module, and for every optimizer."""
+    for register in (nn.modules.module.register_module_forward_hook, register_optimizer_step_post_hook):
+        model = rolled_out()
+        handle = register(lambda *_: None)
+        try:
+            fit(model, fast=True, expected=False)
+        finally:
+            handle.remove()
+        fit(model, fast=True)
+
+
+def test_critic_in_double_ends_where_the_plain_fit_ends() -> None:
+    """Of weights in an order of their own in memory, and in float64 to its precision."""
+    ours, theirs = rolled_out(), rolled_out()
+    th.set_default_dtype(th.float64)
+    for model in (ours, theirs):
+        model.policy.double()
+        weight = layers(model, "value_net")[0].weight
+        weight.data = weight.data.t().contiguous().t()
+    check_same_fits(fit(ours, fast=True), fit(theirs, fast=False))
+    check_same(policy_state(ours), policy_state(theirs), tolerance=1e-9)
+
+
+def test_critic_fit_keeps_to_one_thread_and_gives_the_others_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is set NumPy takes a thread for each core, and they would wait for each other."""
+    model = rolled_out()
+    seen: list[set[int]] = []
+    differentiate = MlpCritic._differentiate
+
+    def spy(self: MlpCritic, minibatch: Any) -> tuple[th.Tensor, bool]:
+        seen.append(blas_threads())
+        return differentiate(self, minibatch)
+
+    def blas_threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    monkeypatch.setattr(MlpCritic, "_differentiate", spy)
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        fit(model, fast=True)
+        assert blas_threads() == before
+    assert seen and all(threads == {1} for threads in seen)
+
+
+def test_interrupt_while_the_critic_is_written_back_undoes_its_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C when some of the layers are new: none is, nor is the optimizer's memory."""
+    model = rolled_out()
+    fit(model, fast=True)
+    before, state = policy_state(model), optimizer_state(model)
+    n_calls, tensor = 0, th.tensor
+
+    def failing(*args: Any) -> th.Tensor:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls > 4:
+            raise KeyboardInterrupt
+        return tensor(*args)
+
+    monkeypatch.setattr(th, "tensor", failing)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, fast=True)
+    monkeypatch.undo()
+    assert not changed(before, policy_state(model))
+    assert all(th.equal(value, state[name]) for name, value in optimizer_state(model).items())
+    fit(model, fast=True)
 
 
 @pytest.mark.parametrize("block", [1, 200, 2**22])

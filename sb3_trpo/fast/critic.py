@@ -2,18 +2,27 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
+from threadpoolctl import ThreadpoolController
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from sb3_trpo.critic import CriticFit, step_on_minibatches, summarize
+from sb3_trpo.critic import CriticFit, Origin, step_on_minibatches, summarize
 from sb3_trpo.fast.network import Stage, activate, network_input, read_critic
 from sb3_trpo.trust_region.fisher import flatten, unflatten
 
 # What the network is given is made for this many numbers at a time: a rollout of images would be four times its own size
 INPUT_BLOCK = 2**22
+
+
+@cache
+def _thread_pools() -> ThreadpoolController:
+    """Return the handle on the libraries behind NumPy; finding them takes milliseconds."""
+    return ThreadpoolController()
 
 
 class MlpCritic:
@@ -97,12 +106,17 @@ class MlpCritic:
 
     @th.no_grad()
     def _write_back(self) -> None:
+        origin = Origin(self.policy.optimizer, self.parameters)
         vectors = (self._views(vector) for vector in (self.flat, self.mean, self.square))
-        for parameter, value, mean, square in zip(self.parameters, *vectors, strict=True):
-            parameter.copy_(th.from_numpy(value))
-            state = self.policy.optimizer.state[parameter]
-            state["step"] = th.tensor(float(self.n_steps))
-            state["exp_avg"], state["exp_avg_sq"] = th.tensor(mean), th.tensor(square)
+        try:
+            for parameter, value, mean, square in zip(self.parameters, *vectors, strict=True):
+                parameter.copy_(th.from_numpy(value))
+                state = self.policy.optimizer.state[parameter]
+                state["step"] = th.tensor(float(self.n_steps))
+                state["exp_avg"], state["exp_avg_sq"] = th.tensor(mean), th.tensor(square)
+        except BaseException:
+            origin.restore()  # after Ctrl-C too
+            raise
 
     def fit(self, observations: th.Tensor, returns: th.Tensor, *, n_epochs: int, batch_size: int) -> CriticFit | None:
         """
@@ -115,8 +129,9 @@ class MlpCritic:
         :return: the losses, ``None`` without a pass
         """
         epochs = (self._minibatches(observations, returns, batch_size) for _ in range(n_epochs))
+        # A minibatch is too small to share: with a thread per core, NumPy's default, the threads would wait for each other.
         # What is not finite is asked for
-        with np.errstate(all="ignore"):
+        with _thread_pools().limit(limits=1, user_api="blas"), np.errstate(all="ignore"):
             steps = step_on_minibatches(epochs, self._differentiate, self._adam_step)
             losses, n_skipped, first_used = steps
             kept = all(np.isfinite(vector).all() for vector in (self.flat, self.mean, self.square)) and (
@@ -163,18 +178,25 @@ def mlp_critic(policy: ActorCriticPolicy, parameters: list[nn.Parameter]) -> Mlp
     if stages is None or type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1:
         return None
     own = [parameter for stage in stages for parameter in (stage.weight, stage.bias)]
+    memory = [parameter.untyped_storage().data_ptr() for parameter in own]
+    others = {parameter.untyped_storage().data_ptr() for parameter in {*policy.parameters()} - {*own}}
     group = optimizer.param_groups[0]
     states = [optimizer.state.get(parameter, {}) for parameter in own]
     if (
         any(isinstance(stage.affine, nn.Conv2d) for stage in stages)
         or any(parameter.device.type != "cpu" or parameter.dtype not in (th.float32, th.float64) for parameter in own)
-        or len(set(own)) < len(own)  # layers that share their weights
+        or len(set(memory)) < len(own)  # layers that share their weights
+        or not others.isdisjoint(memory)  # with the actor, unseen by autograd
         or set(own) != set(parameters)
+        or not set(own) <= set(group["params"])
+        or any(isinstance(beta, th.Tensor) for beta in group["betas"])
         or any(group[flag] for flag in ("weight_decay", "amsgrad", "maximize", "differentiable", "capturable", "fused"))
         or len({int(state.get("step", 0)) for state in states}) != 1
         or "step" in vars(optimizer)  # wrapped
         or optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
     ):
         return None
     return MlpCritic(policy, stages)

@@ -30,6 +30,8 @@ class Stage(NamedTuple):
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether a module and those within do nothing beside what their classes say."""
+    if nn.modules.module._has_any_global_hook():
+        return False
     return not any(
         part._forward_hooks
         or part._forward_pre_hooks
@@ -50,7 +52,7 @@ def read_stages(modules: Iterable[nn.Module]) -> list[Stage] | None:
     Read modules that are applied one after the other.
 
     :param modules: layers; ``Flatten`` before the first ``Linear`` is implied, and passed over
-    :return: the stages, ``None`` if there is anything else among the modules
+    :return: the stages, the last of which has no activation; ``None`` if there is anything else among the modules
     """
     stages: list[Stage] = []
     for module in modules:
@@ -64,7 +66,7 @@ def read_stages(modules: Iterable[nn.Module]) -> list[Stage] | None:
             continue
         else:
             return None
-    return stages or None
+    return stages if stages and stages[-1].activation is None else None
 
 
 def is_as_sb3(policy: BasePolicy, *methods: str) -> bool:
@@ -74,9 +76,17 @@ def is_as_sb3(policy: BasePolicy, *methods: str) -> bool:
     return isinstance(policy, known) and all(unchanged) and _is_plain(policy)
 
 
+def _layers(net: nn.Module) -> Iterator[nn.Module]:
+    """Yield what is applied one after the other; of anything but a plain container itself."""
+    if type(net) is nn.Sequential:
+        yield from net
+    else:
+        yield net
+
+
 def _extractor_modules(extractor: nn.Module) -> Iterator[nn.Module]:
     if type(extractor) is NatureCNN:
-        yield from (*extractor.cnn, *extractor.linear)
+        yield from (*_layers(extractor.cnn), *_layers(extractor.linear))
     elif type(extractor) is not FlattenExtractor:
         yield extractor  # no stage can be read from it
 
@@ -89,8 +99,8 @@ def _chain(policy: ActorCriticPolicy, extractor: str, net: str, head: str) -> li
         or type(policy.mlp_extractor) is not MlpExtractor
     ):
         return None
-    layers = (*_extractor_modules(getattr(policy, extractor)), *getattr(policy.mlp_extractor, net), getattr(policy, head))
-    return read_stages(layers)
+    nets = (getattr(policy.mlp_extractor, net), getattr(policy, head))
+    return read_stages([*_extractor_modules(getattr(policy, extractor)), *_layers(nets[0]), nets[1]])
 
 
 def read_actor(policy: ActorCriticPolicy) -> list[Stage] | None:

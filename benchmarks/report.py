@@ -255,8 +255,9 @@ def table_of_ablations(runs: pd.DataFrame, base: str = "screen") -> str:
             cell = own[own["env"] == task].sort_values("seed")
             cells.append(", ".join(in_digits(value) for value in cell["eval_mean"]))
         seeds = ", ".join(str(seed) for seed in sorted(set(own["seed"])))
-        rows.append([f"`{name}`", seeds, *cells, f"{gains.mean():+.3f} ({len(gains)})" if len(gains) else ""])
-    return markdown(["setting", "seeds", *tasks, f"mean score − that of `{base}` (pairs)"], rows)
+        steps = ", ".join(f"{n:,.0f}" for n in sorted({float(f"{n:.2g}") for n in own["timesteps"]}))
+        rows.append([f"`{name}`", steps, seeds, *cells, f"{gains.mean():+.3f} ({len(gains)})" if len(gains) else ""])
+    return markdown(["setting", "steps", "seeds", *tasks, f"mean score − that of `{base}` (pairs)"], rows)
 
 
 def main_effects(runs: pd.DataFrame) -> pd.DataFrame:

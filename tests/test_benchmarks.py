@@ -339,8 +339,8 @@ def test_ablations_are_held_against_the_same_tasks_and_seeds(tmp_path: Path) -> 
     collect(tmp_path / "runs", tmp_path)
     lines = report.table_of_ablations(read("runs", tmp_path)).splitlines()
     assert lines[2:] == [
-        "| `screen` | 100, 101 | 0.0, 3,372 | +0.000 (2) |",
-        "| `better` | 100, 102 | 1,686, 9,999 | +0.500 (1) |",
+        "| `screen` | 1,000 | 100, 101 | 0.0, 3,372 | +0.000 (2) |",
+        "| `better` | 1,000 | 100, 102 | 1,686, 9,999 | +0.500 (1) |",
     ]
 
 

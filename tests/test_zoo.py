@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.settings import constructor_arguments
 from sb3_trpo import TRPO
 
 HYPERPARAMETERS = pathlib.Path(__file__).parent.parent / "sb3_trpo" / "zoo" / "hyperparams" / "trpo.yml"
@@ -64,8 +65,8 @@ def test_zoo_names_what_it_can_run(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name != "default"])
 def test_hyperparameters_are_ours(name: str) -> None:
     """Every entry is made of arguments that the constructor takes, in our units."""
-    settings = {key: value for key, value in SETTINGS[name].items() if key not in OF_THE_ZOO}
-    settings["policy_kwargs"] = eval(settings.get("policy_kwargs", "{}"))
+    entry = {key: value for key, value in SETTINGS[name].items() if key not in OF_THE_ZOO}
+    settings = constructor_arguments({**entry, "policy_kwargs": eval(entry.get("policy_kwargs", "{}"))})
     env = "Pendulum-v1" if settings.get("use_sde") else "CartPole-v1"
     model = TRPO("MlpPolicy", env, device="cpu", **settings)
     assert all(getattr(model, key) == value for key, value in settings.items() if key != "policy_kwargs")

@@ -8,7 +8,9 @@ import torch as th
 
 from sb3_trpo import TRPO
 from sb3_trpo.critic import CriticFit
-from sb3_trpo.objective import Batch, normalize_advantages
+from sb3_trpo.objective import Batch, PolicyProblem, normalize_advantages
+from sb3_trpo.trust_region import flat_gradient
+from sb3_trpo.trust_region.fisher import Parameters
 
 
 class PastRollout(NamedTuple):
@@ -29,6 +31,31 @@ class PastRollout(NamedTuple):
     goes_on: th.Tensor
 
 
+class EntropyBonus(PolicyProblem):
+    """
+    The trust-region problem with a multiple of the entropy added to the surrogate, for Gaussians with one std for all states.
+
+    :param coefficient: of the entropy in nats, with advantages of standard deviation one
+    :param log_std: shape (action_dim,), one of the parameters
+    """
+
+    def __init__(self, *args: Any, coefficient: float, log_std: th.Tensor, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.coefficient = coefficient
+        self.log_std = log_std
+
+    def surrogate_gradient(self) -> tuple[float, th.Tensor]:
+        """Return L(θ_old) and its gradient, with the bonus."""
+        surrogate, gradient = super().surrogate_gradient()
+        bonus = self.coefficient * self.log_std.sum()
+        return surrogate + bonus.item(), gradient + flat_gradient(bonus, self.parameters)
+
+    def evaluate(self) -> tuple[float, float]:
+        """Return (L(θ) with the bonus, mean KL) at the present parameters."""
+        surrogate, mean_kl = super().evaluate()
+        return surrogate + self.coefficient * self.log_std.sum().item(), mean_kl
+
+
 class PrototypeTRPO(TRPO):
     """
     TRPO with the features on trial.
@@ -39,6 +66,7 @@ class PrototypeTRPO(TRPO):
     :param n_past_rollouts: how many rollouts before the present one each update uses too, their actions weighted by how
         likely the present policy would take them; Queeney et al. 2021, https://arxiv.org/abs/2111.00072, with uniform
         weights. Boxes only
+    :param ent_coef: what an entropy of one nat adds to the surrogate. Boxes only
     :param fixed_std: whether the standard deviation of the actions stays what ``log_std_init`` makes it
     """
 
@@ -48,12 +76,26 @@ class PrototypeTRPO(TRPO):
         normalize_value_targets: bool = False,
         n_past_rollouts: int = 0,
         fixed_std: bool = False,
+        ent_coef: float = 0.0,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.policy.log_std.requires_grad_(not fixed_std)
         self.normalize_value_targets = normalize_value_targets
+        self.entropy_coefficient = ent_coef
         self.past: deque[PastRollout] = deque(maxlen=n_past_rollouts + 1)
+
+    def _policy_problem(self, batch: Batch, parameters: Parameters) -> PolicyProblem:
+        return EntropyBonus(
+            self._distribution,
+            batch,
+            parameters,
+            fisher_batch=batch.thinned(self.sub_sampling_factor),
+            chunk_size=self._chunk_size(),
+            fast_fisher=self._fast_fisher,
+            coefficient=self.entropy_coefficient,
+            log_std=self.policy.log_std,
+        )
 
     def _full_batch(self) -> Batch:
         if self.past.maxlen == 1:

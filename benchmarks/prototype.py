@@ -86,6 +86,8 @@ class PrototypeTRPO(TRPO):
         self.past: deque[PastRollout] = deque(maxlen=n_past_rollouts + 1)
 
     def _policy_problem(self, batch: Batch, parameters: Parameters) -> PolicyProblem:
+        if self.entropy_coefficient == 0.0:
+            return super()._policy_problem(batch, parameters)
         return EntropyBonus(
             self._distribution,
             batch,

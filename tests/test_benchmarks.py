@@ -15,7 +15,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
-from benchmarks import report, settings, train
+from benchmarks import held_out, report, settings, train
 from benchmarks.prototype import PrototypeTRPO
 from benchmarks.results import CURVE_COLUMNS, RUN_COLUMNS, collect, known_arguments, read
 from benchmarks.sweep import missing, parse_seeds, sweep
@@ -436,3 +436,34 @@ def test_prototype_of_past_rollouts_begins_as_trpo_and_corrects_for_the_older_po
     th.testing.assert_close(past[2].weights.sum(), th.ones(()))
     th.testing.assert_close(past[2].old_log_prob[:600], past[1].old_log_prob[600:])
     assert not th.allclose(past[2].returns[:600], past[1].returns[600:])  # seen with the values and policy of now
+
+
+def test_held_out_gains_are_those_of_steps_that_are_taken_back() -> None:
+    """On its own rollout a step gains what the same step gains in training; on others less; and it leaves nothing behind."""
+    model = held_out.trained("Pendulum-v1", "quick", steps=512)
+    model.learning_rate = 0.001
+    rollouts = held_out.collect(model, 4)
+    assert not np.array_equal(rollouts[0].buffer.rewards, rollouts[1].buffer.rewards)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    own, other = (
+        held_out.measure(model, rollouts[:2], measured_on, hold_std=False) for measured_on in (rollouts[:2], rollouts)
+    )
+    assert all(th.equal(value, before[name]) for name, value in model.policy.state_dict().items())
+    assert len(own) == len(held_out.DAMPINGS) * len(held_out.LAMBDAS)
+    assert all(row["own_gain"] > 0.0 and 0.0 < row["held_out_kl"] < 3 * held_out.MAX_KL for row in own)
+    assert [row["own_gain"] for row in own] == [row["own_gain"] for row in other]
+    assert np.mean([row["held_out_gain"] for row in other]) < np.mean([row["held_out_gain"] for row in own])
+
+
+def test_held_out_batch_has_the_advantages_of_sb3() -> None:
+    """With the lambda of training it is the batch of training; another lambda changes what depends on it."""
+    model = held_out.trained("Pendulum-v1", "quick", steps=512)
+    (rollout,) = held_out.collect(model, 1)
+    batch = held_out.batch_of(model, [rollout], model.gae_lambda)
+    th.testing.assert_close(batch.returns.sum(), th.as_tensor(rollout.buffer.returns.sum()), rtol=1e-5, atol=1e-3)
+    changed = held_out.batch_of(model, [rollout, rollout], 0.5)
+    assert len(changed.weights) == 2 * len(batch.weights) and not th.allclose(
+        changed.returns[: len(batch.returns)], batch.returns
+    )
+    th.testing.assert_close(changed.observations[: len(batch.returns)], batch.observations)
+    th.testing.assert_close(changed.weights.sum(), th.ones(()))

@@ -465,5 +465,5 @@ def test_held_out_batch_has_the_advantages_of_sb3() -> None:
     assert len(changed.weights) == 2 * len(batch.weights) and not th.allclose(
         changed.returns[: len(batch.returns)], batch.returns
     )
-    th.testing.assert_close(changed.observations[: len(batch.returns)], batch.observations)
+    th.testing.assert_close(changed.actions[: len(batch.returns)], batch.actions)
     th.testing.assert_close(changed.weights.sum(), th.ones(()))

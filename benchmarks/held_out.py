@@ -187,7 +187,7 @@ def main() -> None:
         for row in measure(model, own, held_out, hold_std=hold_std)
     ]
     found = pd.DataFrame(rows, columns=COLUMNS).round(5)
-    table = Table(*COLUMNS[3:])
+    table = Table(*(name.replace("_", " ") for name in COLUMNS[3:]))
     for row in found[list(COLUMNS[3:])].itertuples(index=False):
         table.add_row(*map(str, row))
     Console().print(table)

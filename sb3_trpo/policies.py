@@ -7,10 +7,12 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticP
 
 class MlpPolicy(ActorCriticPolicy):
     """
-    SB3's ``ActorCriticPolicy``, saved with all of its arguments (see there for them).
+    SB3's ``ActorCriticPolicy``, saved with all of its arguments.
 
+    :param args: see there
     :param fixed_std: Whether the standard deviation of Gaussian actions stays what ``log_std_init`` makes it. Where it is
         learned it falls, and with it the step of the means that the same KL allows
+    :param kwargs: see there
     :raises ValueError: with ``fixed_std``, if the actions have no standard deviation
     """
 

@@ -28,7 +28,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
 from benchmarks import settings
-from benchmarks.results import RESULTS
+from benchmarks.results import HELD_OUT, RESULTS
 from benchmarks.train import Run, make_model, make_training_env
 from sb3_trpo import TRPO
 from sb3_trpo.objective import Batch, normalize_advantages
@@ -191,7 +191,7 @@ def main() -> None:
     for row in found[list(COLUMNS[3:])].itertuples(index=False):
         table.add_row(*map(str, row))
     Console().print(table)
-    path = arguments.results / "held_out.csv"
+    path = arguments.results / HELD_OUT
     if path.exists():
         record = pd.read_csv(path)
         same = (record[list(where)] == pd.Series(where)).all(axis=1)

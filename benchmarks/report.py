@@ -5,6 +5,7 @@ Writes to ``benchmarks/results/returns``, for the setting ``tuned`` of each algo
 with every seed, interquartile mean of the scores, probability of improvement), ``curves.png`` (learning curves with 95 %
 bootstrap intervals over seeds) and ``scores.png`` (the aggregates and performance profiles); and ``ablations.md``, with what
 each other setting does beside ``screen`` on the same tasks and seeds, and the effects of the changes in the screening design.
+``held_out.png`` shows what ``benchmarks.held_out`` has put on record.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import pandas as pd
 from rliable import library, metrics, plot_utils
 
 from benchmarks import settings
-from benchmarks.results import RESULTS, collect, read
+from benchmarks.results import HELD_OUT, RESULTS, collect, read
 from benchmarks.train import ALGORITHMS, RUNS
 
 matplotlib.use("Agg")
@@ -228,6 +229,33 @@ def draw_scores(scores: Scores, path: Path) -> None:
     plt.close(figure)
 
 
+def draw_held_out(found: pd.DataFrame, path: Path) -> None:
+    """Draw a panel per task and moment of training with the gain on held-out rollouts, over damping and lambda."""
+    found = found[found["std"] == "held"]
+    tasks, moments = sorted_tasks(set(found["env"])), sorted(set(found["steps"]))
+    figure, axes = plt.subplots(
+        len(moments), len(tasks), figsize=(3.6 * len(tasks), 0.8 + 2.5 * len(moments)), layout="constrained", squeeze=False
+    )
+    lambdas = sorted(set(found["gae_lambda"]))
+    colours = plt.colormaps["viridis"](np.linspace(0.0, 0.85, len(lambdas)))
+    for (row, column), axis in np.ndenumerate(axes):
+        panel = found[(found["env"] == tasks[column]) & (found["steps"] == moments[row])]
+        for gae_lambda, colour in zip(lambdas, colours, strict=True):
+            line = panel[panel["gae_lambda"] == gae_lambda].sort_values("damping")
+            gain, error = line["held_out_gain"], line["standard_error"]
+            axis.plot(line["damping"], gain, color=colour, marker="o", markersize=3, label=f"$\\lambda$ = {gae_lambda:g}")
+            axis.fill_between(line["damping"], gain - error, gain + error, color=colour, alpha=0.12, linewidth=0)
+        axis.axhline(0.0, color="#999999", linewidth=0.8)
+        axis.set_xscale("log")
+        axis.set_title(f"{tasks[column]}, {moments[row]:,} steps", loc="left", fontsize="medium")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("damping", fontsize="medium")
+    figure.supylabel("gain on other rollouts\n[standard deviations of the advantages]", fontsize="medium")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(lambdas), frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def with_scores(runs: pd.DataFrame) -> pd.DataFrame:
     """Add a column with the score of each run, NaN where the task has no scale."""
     scale = settings.scale()
@@ -325,6 +353,8 @@ def report(results: Path = RESULTS) -> None:
             draw_scores(scores, results / "scores.png")
     if len(other):
         write_ablations(other, results / "ablations.md")
+    if (results / HELD_OUT).exists():
+        draw_held_out(pd.read_csv(results / HELD_OUT), results / "held_out.png")
     for name in ("tables.md", "ablations.md"):
         if (results / name).exists():
             print((results / name).read_text(encoding="utf-8"))

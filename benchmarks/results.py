@@ -1,5 +1,6 @@
 """
-The committed record of finished runs: ``runs.csv`` with a row for each, ``curves.csv`` with their thinned learning curves.
+The committed record of finished runs: ``runs.csv`` with a row for each, ``curves.csv`` with their thinned learning curves;
+and ``held_out.csv``, what ``benchmarks.held_out`` measured.
 
 What is in it need not be run again, on whatever machine.
 """
@@ -15,6 +16,7 @@ import pandas as pd
 from benchmarks.train import Run
 
 RESULTS = Path(__file__).parent / "results" / "returns"
+HELD_OUT = "held_out.csv"
 IDENTITY = list(Run._fields)
 RUN_COLUMNS = [
     *IDENTITY,

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from benchmarks import held_out, report, settings, train
 from benchmarks.prototype import PrototypeTRPO
-from benchmarks.results import CURVE_COLUMNS, RUN_COLUMNS, collect, known_arguments, read
+from benchmarks.results import CURVE_COLUMNS, HELD_OUT, RUN_COLUMNS, collect, known_arguments, read
 from benchmarks.sweep import missing, parse_seeds, sweep
 from benchmarks.train import Run
 from sb3_trpo import TRPO
@@ -453,6 +453,21 @@ def test_held_out_gains_are_those_of_steps_that_are_taken_back() -> None:
     assert all(row["own_gain"] > 0.0 and 0.0 < row["held_out_kl"] < 3 * held_out.MAX_KL for row in own)
     assert [row["own_gain"] for row in own] == [row["own_gain"] for row in other]
     assert np.mean([row["held_out_gain"] for row in other]) < np.mean([row["held_out_gain"] for row in own])
+
+
+def test_held_out_figure_is_drawn(tmp_path: Path) -> None:
+    """A panel per task and moment, from the record."""
+    cases = [
+        (env, steps, damping, lam)
+        for env in ("Ant-v5", "Hopper-v5")
+        for steps in (10, 20)
+        for damping in (0.1, 1)
+        for lam in (0.5, 1)
+    ]
+    rows = [(env, steps, "x", "held", damping, lam, 0.1, damping * lam, 0.01, 0.02) for env, steps, damping, lam in cases]
+    pd.DataFrame(rows, columns=held_out.COLUMNS).to_csv(tmp_path / HELD_OUT, index=False)
+    report.report(tmp_path)
+    assert (tmp_path / "held_out.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_held_out_batch_has_the_advantages_of_sb3() -> None:

@@ -31,6 +31,7 @@ from benchmarks import settings
 from benchmarks.results import HELD_OUT, RESULTS
 from benchmarks.train import Run, make_model, make_training_env
 from sb3_trpo import TRPO
+from sb3_trpo.critic import Origin
 from sb3_trpo.objective import Batch, normalize_advantages
 
 SEED = 200  # no run on record has it
@@ -106,12 +107,12 @@ def collect(model: TRPO, n_rollouts: int) -> list[Rollout]:
 
 def batch_of(model: TRPO, rollouts: Iterable[Rollout], gae_lambda: float) -> Batch:
     """Return the transitions of rollouts, their advantages estimated with this lambda and normalized over all of them."""
+    model.normalize_advantage = False
     parts = []
     for rollout in rollouts:
         model.rollout_buffer = copy.deepcopy(rollout.buffer)
         model.rollout_buffer.gae_lambda = gae_lambda
         model.rollout_buffer.compute_returns_and_advantage(rollout.last_values, rollout.dones)
-        model.normalize_advantage = False
         parts.append(model._full_batch())
     whole = Batch(*(th.cat(field) for field in zip(*parts, strict=True)))
     weights = whole.weights / len(parts)
@@ -135,7 +136,8 @@ def measure(model: TRPO, own: list[Rollout], held_out: list[Rollout], *, hold_st
         for parameter in model._split_parameters(test)[0]
         if not (hold_std and parameter is getattr(model.policy, "log_std", None))
     ]
-    origin = [parameter.detach().clone() for parameter in parameters]
+    origin = Origin(model.policy.optimizer, parameters)
+    batches = {gae_lambda: [batch_of(model, [rollout], gae_lambda) for rollout in own] for gae_lambda in LAMBDAS}
     problem = model._policy_problem(test, parameters)
     before, _ = problem.evaluate()
     model.target_kl, model.line_search_shrinking_factor, model.line_search_max_iter = MAX_KL, 0.95, 20
@@ -144,13 +146,11 @@ def measure(model: TRPO, own: list[Rollout], held_out: list[Rollout], *, hold_st
         model.cg_damping = damping
         for gae_lambda in LAMBDAS:
             seen = []
-            for rollout in own:
-                step = model._trust_region_step(model._policy_problem(batch_of(model, [rollout], gae_lambda), parameters))
+            for batch in batches[gae_lambda]:
+                step = model._trust_region_step(model._policy_problem(batch, parameters))
                 surrogate, mean_kl = problem.evaluate()
                 seen.append((step.surrogate_gain, surrogate - before, mean_kl))
-                with th.no_grad():
-                    for parameter, start in zip(parameters, origin, strict=True):
-                        parameter.copy_(start)
+                origin.restore()
             own_gain, held_out_gain, held_out_kl = np.mean(seen, axis=0)
             error = np.std([gain for _, gain, _ in seen], ddof=1) / len(seen) ** 0.5
             rows.append(

@@ -35,12 +35,13 @@ class EntropyBonus(PolicyProblem):
     """
     The trust-region problem with a multiple of the entropy added to the surrogate, for Gaussians with one std for all states.
 
+    :param problem: without the bonus
     :param coefficient: of the entropy in nats, with advantages of standard deviation one
     :param log_std: shape (action_dim,), one of the parameters
     """
 
-    def __init__(self, *args: Any, coefficient: float, log_std: th.Tensor, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, problem: PolicyProblem, coefficient: float, log_std: th.Tensor):
+        vars(self).update(vars(problem))  # built by the algorithm, around the same old policy
         self.coefficient = coefficient
         self.log_std = log_std
 
@@ -67,7 +68,7 @@ class PrototypeTRPO(TRPO):
         likely the present policy would take them; Queeney et al. 2021, https://arxiv.org/abs/2111.00072, with uniform
         weights. Boxes only
     :param ent_coef: what an entropy of one nat adds to the surrogate. Boxes only
-    :param fixed_std: whether the standard deviation of the actions stays what ``log_std_init`` makes it
+    :param fixed_std: what the policies' own argument of this name does, for the settings on record that came before it
     """
 
     def __init__(
@@ -86,18 +87,10 @@ class PrototypeTRPO(TRPO):
         self.past: deque[PastRollout] = deque(maxlen=n_past_rollouts + 1)
 
     def _policy_problem(self, batch: Batch, parameters: Parameters) -> PolicyProblem:
+        problem = super()._policy_problem(batch, parameters)
         if self.entropy_coefficient == 0.0:
-            return super()._policy_problem(batch, parameters)
-        return EntropyBonus(
-            self._distribution,
-            batch,
-            parameters,
-            fisher_batch=batch.thinned(self.sub_sampling_factor),
-            chunk_size=self._chunk_size(),
-            fast_fisher=self._fast_fisher,
-            coefficient=self.entropy_coefficient,
-            log_std=self.policy.log_std,
-        )
+            return problem
+        return EntropyBonus(problem, self.entropy_coefficient, self.policy.log_std)
 
     def _full_batch(self) -> Batch:
         if self.past.maxlen == 1:

@@ -441,7 +441,6 @@ def test_prototype_of_past_rollouts_begins_as_trpo_and_corrects_for_the_older_po
 def test_held_out_gains_are_those_of_steps_that_are_taken_back() -> None:
     """On its own rollout a step gains what the same step gains in training; on others less; and it leaves nothing behind."""
     model = held_out.trained("Pendulum-v1", "quick", steps=512)
-    model.learning_rate = 0.001
     rollouts = held_out.collect(model, 4)
     assert not np.array_equal(rollouts[0].buffer.rewards, rollouts[1].buffer.rewards)
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}

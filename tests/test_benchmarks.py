@@ -481,3 +481,14 @@ def test_held_out_batch_has_the_advantages_of_sb3() -> None:
     )
     th.testing.assert_close(changed.actions[: len(batch.returns)], batch.actions)
     th.testing.assert_close(changed.weights.sum(), th.ones(()))
+
+
+def test_prototype_with_an_entropy_bonus_keeps_more_of_the_standard_deviation() -> None:
+    """The larger the bonus, the larger the standard deviation after the same rollouts; without one it is TRPO's."""
+
+    def log_std(algorithm: type[TRPO], **options: Any) -> float:
+        env = make_vec_env("Pendulum-v1", seed=0)
+        return float(algorithm("MlpPolicy", env, n_steps=256, seed=0, **options).learn(256).policy.log_std.detach())
+
+    values = [log_std(PrototypeTRPO, ent_coef=coefficient) for coefficient in (0.0, 0.05, 0.5)]
+    assert values[0] == log_std(TRPO) and values == sorted(values) and values[0] < values[-1]

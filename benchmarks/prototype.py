@@ -57,6 +57,35 @@ class EntropyBonus(PolicyProblem):
         return surrogate + self.coefficient * self.log_std.sum().item(), mean_kl
 
 
+class LowestStd(PolicyProblem):
+    """
+    The trust-region problem with a lower bound on the standard deviations, for Gaussians with one std for all states.
+
+    A standard deviation at the bound may grow and not fall: its share of the gradient is left out. The Fisher matrix couples
+    none of them with anything else, so that the direction is the one of the rest.
+
+    :param problem: without the bound
+    :param log_std: shape (action_dim,), one of the parameters
+    :param min_std: the bound
+    """
+
+    def __init__(self, problem: PolicyProblem, log_std: th.Tensor, min_std: float):
+        vars(self).update(vars(problem))  # built by the algorithm, around the same old policy
+        self.log_std = log_std
+        self.min_std = min_std
+
+    def surrogate_gradient(self) -> tuple[float, th.Tensor]:
+        """Return L(θ_old) and the gradient of what may move."""
+        surrogate, gradient = super().surrogate_gradient()
+        begin = 0
+        for parameter in self.parameters:
+            if parameter is self.log_std:
+                part = gradient[begin : begin + parameter.numel()]
+                part[(self.log_std.flatten() <= np.log(self.min_std)) & (part < 0.0)] = 0.0
+            begin += parameter.numel()
+        return surrogate, gradient
+
+
 class PrototypeTRPO(TRPO):
     """
     TRPO with the features on trial.
@@ -68,6 +97,8 @@ class PrototypeTRPO(TRPO):
         likely the present policy would take them; Queeney et al. 2021, https://arxiv.org/abs/2111.00072, with uniform
         weights. Boxes only
     :param ent_coef: what an entropy of one nat adds to the surrogate. Boxes only
+    :param min_std: below which no standard deviation falls. Boxes only
+    :param n_critic_rollouts: how many rollouts the critic is fitted to, the present one and those before it
     :param fixed_std: what the policies' own argument of this name does, for the settings on record that came before it
     """
 
@@ -78,19 +109,25 @@ class PrototypeTRPO(TRPO):
         n_past_rollouts: int = 0,
         fixed_std: bool = False,
         ent_coef: float = 0.0,
+        min_std: float = 0.0,
+        n_critic_rollouts: int = 1,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.policy.log_std.requires_grad_(not fixed_std)
         self.normalize_value_targets = normalize_value_targets
         self.entropy_coefficient = ent_coef
+        self.min_std = min_std
+        self.fitted_to: deque[tuple[th.Tensor, th.Tensor]] = deque(maxlen=n_critic_rollouts)
         self.past: deque[PastRollout] = deque(maxlen=n_past_rollouts + 1)
 
     def _policy_problem(self, batch: Batch, parameters: Parameters) -> PolicyProblem:
         problem = super()._policy_problem(batch, parameters)
-        if self.entropy_coefficient == 0.0:
-            return problem
-        return EntropyBonus(problem, self.entropy_coefficient, self.policy.log_std)
+        if self.entropy_coefficient != 0.0:
+            problem = EntropyBonus(problem, self.entropy_coefficient, self.policy.log_std)
+        if self.min_std != 0.0:
+            problem = LowestStd(problem, self.policy.log_std, self.min_std)
+        return problem
 
     def _full_batch(self) -> Batch:
         if self.past.maxlen == 1:
@@ -124,6 +161,11 @@ class PrototypeTRPO(TRPO):
         return Batch(observations, actions, rollout.log_probs.flatten(), advantages.flatten(), returns, weights)
 
     def _fit_critic(self, batch: Batch, *arguments: Any) -> CriticFit | None:
+        if self.fitted_to.maxlen != 1:
+            assert isinstance(batch.observations, th.Tensor)
+            self.fitted_to.append((batch.observations, batch.returns))
+            observations, returns = map(th.cat, zip(*self.fitted_to, strict=True))
+            batch = batch._replace(observations=observations, returns=returns)
         if not self.normalize_value_targets:
             return super()._fit_critic(batch, *arguments)
         last_layer, returns = self.policy.value_net, batch.returns

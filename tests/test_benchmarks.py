@@ -492,3 +492,39 @@ def test_prototype_with_an_entropy_bonus_keeps_more_of_the_standard_deviation() 
 
     values = [log_std(PrototypeTRPO, ent_coef=coefficient) for coefficient in (0.0, 0.05, 0.5)]
     assert values[0] == log_std(TRPO) and values == sorted(values) and values[0] < values[-1]
+
+
+def test_prototype_with_a_lowest_standard_deviation_stops_there() -> None:
+    """The standard deviation comes down as TRPO's does, and stays within a step below the bound."""
+
+    def stds(algorithm: type[TRPO], **options: Any) -> list[float]:
+        env = make_vec_env("Pendulum-v1", seed=0)
+        model = algorithm("MlpPolicy", env, n_steps=256, target_kl=0.05, seed=0, **options)
+        found = []
+        for _ in range(12):
+            model.learn(256, reset_num_timesteps=False)
+            found.append(model.policy.log_std.exp().item())
+        return found
+
+    free = stds(TRPO)
+    bound = (free[0] + min(free)) / 2
+    held = stds(PrototypeTRPO, min_std=bound)
+    first_below = next(i for i, std in enumerate(held) if std <= bound)
+    assert held[: first_below + 1] == free[: first_below + 1]
+    assert min(held) == held[first_below] > 0.9 * bound
+
+
+def test_prototype_fits_its_critic_to_several_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The critic sees the last rollouts, and the policy step the present one alone."""
+    sizes = []
+    fit = TRPO._fit_critic
+
+    def counted(self: TRPO, batch: Any, *arguments: Any) -> Any:
+        sizes.append(len(batch.returns))
+        return fit(self, batch, *arguments)
+
+    monkeypatch.setattr(TRPO, "_fit_critic", counted)
+    model = PrototypeTRPO("MlpPolicy", make_vec_env("Pendulum-v1", seed=0), n_steps=64, n_critic_rollouts=3, seed=0)
+    model.learn(5 * 64)
+    assert sizes == [64, 128, 192, 192, 192]
+    assert model.last_update is not None and model.last_update.critic is not None

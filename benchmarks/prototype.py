@@ -1,6 +1,7 @@
 """What is not in the library and may never be: features that an ablation asks about."""
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from sb3_trpo import TRPO
 from sb3_trpo.critic import CriticFit
 from sb3_trpo.objective import Batch, PolicyProblem, normalize_advantages
 from sb3_trpo.trust_region import flat_gradient
-from sb3_trpo.trust_region.fisher import Parameters
+from sb3_trpo.trust_region.fisher import Parameters, flatten
 
 
 class PastRollout(NamedTuple):
@@ -57,33 +58,28 @@ class EntropyBonus(PolicyProblem):
         return surrogate + self.coefficient * self.log_std.sum().item(), mean_kl
 
 
-class LowestStd(PolicyProblem):
+class SlowStd(PolicyProblem):
     """
-    The trust-region problem with a lower bound on the standard deviations, for Gaussians with one std for all states.
+    The trust-region problem with standard deviations that learn more slowly, for Gaussians with one std for all states.
 
-    A standard deviation at the bound may grow and not fall: its share of the gradient is left out. The Fisher matrix couples
-    none of them with anything else, so that the direction is the one of the rest.
+    Their share of the gradient is multiplied by a rate. The Fisher matrix couples no standard deviation with anything else, so
+    that this multiplies their share of the direction too.
 
-    :param problem: without the bound
+    :param problem: with the whole gradient
     :param log_std: shape (action_dim,), one of the parameters
-    :param min_std: the bound
+    :param rate: from 0 (held) to 1 (the natural gradient)
     """
 
-    def __init__(self, problem: PolicyProblem, log_std: th.Tensor, min_std: float):
+    def __init__(self, problem: PolicyProblem, log_std: th.Tensor, rate: float):
         vars(self).update(vars(problem))  # built by the algorithm, around the same old policy
         self.log_std = log_std
-        self.min_std = min_std
+        self.rate = rate
 
     def surrogate_gradient(self) -> tuple[float, th.Tensor]:
-        """Return L(θ_old) and the gradient of what may move."""
+        """Return L(θ_old) and its gradient, the part of the standard deviations times the rate."""
         surrogate, gradient = super().surrogate_gradient()
-        begin = 0
-        for parameter in self.parameters:
-            if parameter is self.log_std:
-                part = gradient[begin : begin + parameter.numel()]
-                part[(self.log_std.flatten() <= np.log(self.min_std)) & (part < 0.0)] = 0.0
-            begin += parameter.numel()
-        return surrogate, gradient
+        rates = [th.full_like(p, self.rate) if p is self.log_std else th.ones_like(p) for p in self.parameters]
+        return surrogate, gradient * flatten(rates)
 
 
 class PrototypeTRPO(TRPO):
@@ -97,7 +93,9 @@ class PrototypeTRPO(TRPO):
         likely the present policy would take them; Queeney et al. 2021, https://arxiv.org/abs/2111.00072, with uniform
         weights. Boxes only
     :param ent_coef: what an entropy of one nat adds to the surrogate. Boxes only
-    :param min_std: below which no standard deviation falls. Boxes only
+    :param std_rate: how fast standard deviations learn, beside the natural gradient's 1. Boxes only
+    :param std_range: the standard deviation of all actions, which is not learned then: at the beginning and at the end of
+        training, linear in between. Set between updates, where the trust region does not see it
     :param n_critic_rollouts: how many rollouts the critic is fitted to, the present one and those before it
     :param fixed_std: what the policies' own argument of this name does, for the settings on record that came before it
     """
@@ -109,7 +107,8 @@ class PrototypeTRPO(TRPO):
         n_past_rollouts: int = 0,
         fixed_std: bool = False,
         ent_coef: float = 0.0,
-        min_std: float = 0.0,
+        std_rate: float = 1.0,
+        std_range: Sequence[float] = (),
         n_critic_rollouts: int = 1,
         **kwargs: Any,
     ):
@@ -117,7 +116,8 @@ class PrototypeTRPO(TRPO):
         self.policy.log_std.requires_grad_(not fixed_std)
         self.normalize_value_targets = normalize_value_targets
         self.entropy_coefficient = ent_coef
-        self.min_std = min_std
+        self.std_rate = std_rate
+        self.std_range = std_range
         self.fitted_to: deque[tuple[th.Tensor, th.Tensor]] = deque(maxlen=n_critic_rollouts)
         self.past: deque[PastRollout] = deque(maxlen=n_past_rollouts + 1)
 
@@ -125,9 +125,17 @@ class PrototypeTRPO(TRPO):
         problem = super()._policy_problem(batch, parameters)
         if self.entropy_coefficient != 0.0:
             problem = EntropyBonus(problem, self.entropy_coefficient, self.policy.log_std)
-        if self.min_std != 0.0:
-            problem = LowestStd(problem, self.policy.log_std, self.min_std)
+        if self.std_rate != 1.0:
+            problem = SlowStd(problem, self.policy.log_std, self.std_rate)
         return problem
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+        """Collect with the standard deviation that is due, where there is a schedule of it."""
+        if self.std_range:
+            first, last = self.std_range
+            std = last + (first - last) * self._current_progress_remaining
+            self.policy.log_std.requires_grad_(False).fill_(np.log(std))
+        return super().collect_rollouts(*args, **kwargs)
 
     def _full_batch(self) -> Batch:
         if self.past.maxlen == 1:

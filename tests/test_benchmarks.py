@@ -494,24 +494,23 @@ def test_prototype_with_an_entropy_bonus_keeps_more_of_the_standard_deviation() 
     assert values[0] == log_std(TRPO) and values == sorted(values) and values[0] < values[-1]
 
 
-def test_prototype_with_a_lowest_standard_deviation_stops_there() -> None:
-    """The standard deviation comes down as TRPO's does, and stays within a step below the bound."""
+def test_prototype_with_slow_standard_deviations() -> None:
+    """The first step of the standard deviation is the shorter the lower the rate, and with a rate of zero there is none."""
 
-    def stds(algorithm: type[TRPO], **options: Any) -> list[float]:
+    def log_std(algorithm: type[TRPO], **options: Any) -> float:
         env = make_vec_env("Pendulum-v1", seed=0)
-        model = algorithm("MlpPolicy", env, n_steps=256, target_kl=0.05, seed=0, **options)
-        found = []
-        for _ in range(12):
-            model.learn(256, reset_num_timesteps=False)
-            found.append(model.policy.log_std.exp().item())
-        return found
+        return abs(float(algorithm("MlpPolicy", env, n_steps=256, seed=0, **options).learn(256).policy.log_std.detach()))
 
-    free = stds(TRPO)
-    bound = (free[0] + min(free)) / 2
-    held = stds(PrototypeTRPO, min_std=bound)
-    first_below = next(i for i, std in enumerate(held) if std <= bound)
-    assert held[: first_below + 1] == free[: first_below + 1]
-    assert min(held) == held[first_below] > 0.9 * bound
+    values = [log_std(PrototypeTRPO, std_rate=rate) for rate in (0.0, 0.1, 1.0)]
+    assert values[0] == 0.0 and values == sorted(values) and values[1] < values[2] == log_std(TRPO)
+
+
+def test_prototype_with_a_schedule_of_the_standard_deviation() -> None:
+    """Every rollout has the standard deviation that is due when it begins."""
+    model = PrototypeTRPO("MlpPolicy", make_vec_env("Pendulum-v1", seed=0), n_steps=64, std_range=[0.4, 0.2], seed=0)
+    stds = []
+    model.learn(4 * 64, callback=lambda *_: stds.append(model.policy.log_std.exp().item()) or True)
+    assert stds[::64] == pytest.approx([0.4, 0.35, 0.3, 0.25]) and model.last_update is not None
 
 
 def test_prototype_fits_its_critic_to_several_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -508,8 +508,13 @@ def test_prototype_with_slow_standard_deviations() -> None:
 def test_prototype_with_a_schedule_of_the_standard_deviation() -> None:
     """Every rollout has the standard deviation that is due when it begins."""
     model = PrototypeTRPO("MlpPolicy", make_vec_env("Pendulum-v1", seed=0), n_steps=64, std_range=[0.4, 0.2], seed=0)
-    stds = []
-    model.learn(4 * 64, callback=lambda *_: stds.append(model.policy.log_std.exp().item()) or True)
+    stds: list[float] = []
+
+    def note(*_: Any) -> bool:
+        stds.append(model.policy.log_std.exp().item())
+        return True
+
+    model.learn(4 * 64, callback=note)
     assert stds[::64] == pytest.approx([0.4, 0.35, 0.3, 0.25]) and model.last_update is not None
 
 

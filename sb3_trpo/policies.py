@@ -6,30 +6,11 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticP
 
 
 class MlpPolicy(ActorCriticPolicy):
-    """
-    SB3's ``ActorCriticPolicy``, saved with all of its arguments.
-
-    :param args: see there
-    :param fixed_std: Whether the standard deviation of Gaussian actions stays what ``log_std_init`` makes it. Where it is
-        learned it falls, and with it the step of the means that the same KL allows
-    :param kwargs: see there
-    :raises ValueError: with ``fixed_std``, if the actions have no standard deviation
-    """
-
-    def __init__(self, *args: Any, fixed_std: bool = False, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.fixed_std = fixed_std
-        if fixed_std:
-            if not hasattr(self, "log_std"):
-                raise ValueError(
-                    f"fixed_std is for actions with a standard deviation, those of a Box, got {self.action_space}"
-                )
-            self.log_std.requires_grad_(False)
+    """SB3's ``ActorCriticPolicy``, saved with all of its arguments (see there for them)."""
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         # SB3 leaves this one out: a policy saved with separate extractors would come back with a shared one
-        extractors = {"share_features_extractor": self.share_features_extractor}
-        return super()._get_constructor_parameters() | extractors | {"fixed_std": self.fixed_std}
+        return super()._get_constructor_parameters() | {"share_features_extractor": self.share_features_extractor}
 
 
 class CnnPolicy(MlpPolicy, ActorCriticCnnPolicy):

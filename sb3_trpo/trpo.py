@@ -3,6 +3,7 @@
 import copy
 import inspect
 import io
+import math
 import pathlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,8 +23,9 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.arguments import (
-    SCHEDULES,
+    OF_UPDATES,
     check_arguments,
+    check_has_std,
     check_parameters,
     check_policy,
     check_policy_fits,
@@ -98,6 +100,9 @@ class TRPO(OnPolicyAlgorithm):
     :param error_if_nonfinite: Whether a reward, observation or action that is NaN or infinite is an error, raised at once and
         before anything is updated. Otherwise, or if a ``VecCheckNan`` wraps the environment, training goes on, and an update
         from such a rollout leaves the policy as it is
+    :param action_std: The standard deviation of Gaussian actions, if it is not to be learned; it can be a function of the
+        current progress remaining (from 1 to 0). It is set as a rollout begins, between the updates: ``target_kl`` is no limit
+        on it. ``None`` learns it, from ``policy_kwargs=dict(log_std_init=...)`` on
     :raises TypeError: naming the argument and the value received, if it is not of the right type
     :raises ValueError: naming the argument and the value received, if it cannot work
     """
@@ -142,6 +147,7 @@ class TRPO(OnPolicyAlgorithm):
         *,
         fast: bool = True,
         error_if_nonfinite: bool = True,
+        action_std: float | Schedule | None = None,
     ):
         check_arguments(locals())
         check_policy(policy, self.policy_aliases)
@@ -183,6 +189,7 @@ class TRPO(OnPolicyAlgorithm):
         self.sub_sampling_factor = sub_sampling_factor
         self.fast = fast
         self.error_if_nonfinite = error_if_nonfinite
+        self.action_std = action_std
         self.paths_in_use: dict[str, str] = {}
 
         if _init_setup_model:
@@ -202,10 +209,18 @@ class TRPO(OnPolicyAlgorithm):
             )
         check_policy_fits(self.policy_class, self.observation_space, self.policy_kwargs)
         super()._setup_model()
+        self._set_action_std()
+
+    def _set_action_std(self) -> None:
+        """Give the policy the standard deviation that is due, if it is not learned."""
+        if self.action_std is not None:
+            check_has_std(self.policy, self.action_std)
+            self.policy.log_std.requires_grad_(False).fill_(math.log(self._now("action_std")))
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        # The last rollout may go beyond the end, and schedules are functions from 1 to 0
-        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+        # The last rollout may go beyond the end, a single one may be collected without `learn`, and schedules are functions
+        # from 1 to 0
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), max(total_timesteps, 1))
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -217,6 +232,9 @@ class TRPO(OnPolicyAlgorithm):
 
         :raises ValueError: with ``error_if_nonfinite``, naming the environment and the step of the rollout, or the parameter
         """
+        # SB3 has not yet done it for the first rollout of another call of `learn`
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        self._set_action_std()
         actor = lean_actor(self.policy, rollout_buffer, env.num_envs) if self.fast else None
         self._note_path("collection", "plain" if actor is None else "lean")
         if self.error_if_nonfinite:
@@ -237,7 +255,7 @@ class TRPO(OnPolicyAlgorithm):
 
     def train(self) -> None:
         """Update the policy inside the trust region, then the critic, using the current rollout buffer."""
-        for name in SCHEDULES:
+        for name in OF_UPDATES:
             self._now(name)  # before anything moves: a schedule may return what cannot work
         # Eval mode throughout: with dropout or batch statistics the ratio would not start at 1
         self.policy.set_training_mode(False)

@@ -52,6 +52,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "verbose": [-1, 1.5, *(value for value in NOT_A_NUMBER if not isinstance(value, bool))],
     "fast": [1, "True", None],
     "error_if_nonfinite": [0, "False", None],
+    "action_std": [0, 0.0, -0.1, math.nan, math.inf, *(value for value in NOT_A_NUMBER if value is not None)],
     "tensorboard_log": [1, True, [1]],
     "policy_kwargs": ["net_arch", 1, [1]],
     "rollout_buffer_class": ["RolloutBuffer", int, 1],
@@ -154,6 +155,7 @@ GOOD_VALUES: dict[str, list[Any]] = {
     "sub_sampling_factor": [3, 10**6, np.int64(2)],
     "stats_window_size": [1, np.int64(5)],
     "seed": [None, 0, np.int64(3)],
+    "action_std": [None, 1, 1e-3, np.float32(0.5)],
 }
 
 

@@ -38,7 +38,6 @@ POLICY_KWARGS: dict[str, dict[str, Any]] = {
     "ELU": {"activation_fn": nn.ELU},
     "not orthogonal": {"ortho_init": False},
     "small deviation": {"log_std_init": -1.0},
-    "fixed deviation": {"log_std_init": -1.0, "fixed_std": True},
     "extractor": {"features_extractor_class": Halved},
     "extractor of each": {"features_extractor_class": Halved, "share_features_extractor": False},
     "extractor with arguments": {"features_extractor_class": Halved, "features_extractor_kwargs": {"features_dim": 3}},
@@ -52,7 +51,6 @@ POLICY_KWARGS: dict[str, dict[str, Any]] = {
     "gSDE, expln": {"use_sde": True, "use_expln": True},
     "gSDE, squashed": {"use_sde": True, "squash_output": True},
     "gSDE, all": {"use_sde": True, "full_std": False, "use_expln": True, "squash_output": True, "log_std_init": -2.0},
-    "gSDE, fixed deviation": {"use_sde": True, "fixed_std": True},
     "gSDE, extractor": {"use_sde": True, "features_extractor_class": Halved},
 }
 
@@ -74,27 +72,18 @@ def test_policy_of_every_make_trains_and_comes_back(kwargs: dict[str, Any], tmp_
         assert 0.0 < each.last_update.step.mean_kl <= 0.01
     # After the same step only the fit tells the two apart; together they move everything, and nothing twice
     by_step, by_fit = changed(start, policy_state(still)), changed(policy_state(still), policy_state(model))
-    trainable = {name for name, parameter in model.policy.named_parameters() if parameter.requires_grad}
-    assert ("log_std" in trainable) != kwargs.get("fixed_std", False)
+    trainable = {name for name, _ in model.policy.named_parameters()}
     aliases = {name for name in start if name.startswith(("features_extractor", "pi_features", "vf_features"))}
     assert by_step | by_fit >= trainable and not by_step & by_fit - aliases
-    assert {"value_net.weight", "value_net.bias"} <= by_fit
-    assert by_step & {"action_net.weight", "log_std"} == trainable & {"action_net.weight", "log_std"}
+    assert {"value_net.weight", "value_net.bias"} <= by_fit and {"action_net.weight", "log_std"} <= by_step
     model.learn(64)
     model.save(tmp_path / "model")
     loaded = TRPO.load(tmp_path / "model", device="cpu")
     assert not changed(policy_state(model), policy_state(loaded))
-    assert trainable == {name for name, parameter in loaded.policy.named_parameters() if parameter.requires_grad}
     observations = np.random.default_rng(0).uniform(-1, 1, (20, 3)).astype(np.float32)
     expected, _ = model.predict(observations, deterministic=True)
     np.testing.assert_array_equal(loaded.predict(observations, deterministic=True)[0], expected)
     assert np.all(np.abs(expected) <= 1.0)
-
-
-def test_fixed_std_is_for_actions_that_have_one() -> None:
-    """Where there is nothing to fix, the argument is an error that names the space."""
-    with pytest.raises(ValueError, match=r"fixed_std is for actions with a standard deviation, those of a Box, got Discrete"):
-        small_model(env=make_env(action_space=DISCRETE), policy_kwargs={"fixed_std": True})
 
 
 class Misnamed(ActorCriticPolicy):

@@ -11,6 +11,7 @@ import yaml
 
 from benchmarks.settings import constructor_arguments
 from sb3_trpo import TRPO
+from sb3_trpo.zoo import linear_schedule
 
 HYPERPARAMETERS = pathlib.Path(__file__).parent.parent / "sb3_trpo" / "zoo" / "hyperparams" / "trpo.yml"
 SETTINGS: dict[str, dict[str, Any]] = yaml.safe_load(HYPERPARAMETERS.read_text(encoding="utf-8"))
@@ -60,6 +61,22 @@ def test_zoo_trains_with_our_hyperparameters(tmp_path: pathlib.Path) -> None:
 def test_zoo_names_what_it_can_run(tmp_path: pathlib.Path) -> None:
     """An unknown script is refused with the list of those there are."""
     assert "plot_from_file" in run(tmp_path, "sb3_trpo.zoo", "trian", code=2)
+
+
+@pytest.mark.parametrize("text, ends", [("lin_0.02", (0.02, 0.0)), ("lin_0.4_0.1", (0.4, 0.1)), ("lin_1e-3", (1e-3, 0.0))])
+def test_notation_of_schedules(text: str, ends: tuple[float, float]) -> None:
+    """The first number is where the schedule begins, the second, or zero, where it ends."""
+    schedule = linear_schedule(text)
+    assert (schedule(1.0), schedule(0.0)) == pytest.approx(ends) and schedule(0.5) == pytest.approx(sum(ends) / 2)
+    assert linear_schedule(0.3) == 0.3
+
+
+@pytest.mark.parametrize("text", ["lin", "lin_", "lin_a", "exp_0.5", "0.5", "lin_1_2_3", ""])
+def test_notation_of_schedules_refuses(text: str) -> None:
+    """Any other string is refused by an error that shows it and what was expected."""
+    with pytest.raises(ValueError, match=r"lin_0\.02") as refusal:
+        linear_schedule(text)
+    assert repr(text) in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name != "default"])

@@ -14,13 +14,15 @@ from typing import Any
 
 import torch as th
 import yaml
-from stable_baselines3.common.utils import LinearSchedule
 
-import sb3_trpo
+import sb3_trpo.arguments
+from sb3_trpo.zoo import linear_schedule
 
 FOLDER = Path(__file__).parent
 SHIPPED = Path(sb3_trpo.__file__).parent / "zoo" / "hyperparams" / "trpo.yml"
 TUNED = "tuned"
+# What may be a schedule: PPO's clip_range too
+SCHEDULES = {*sb3_trpo.arguments.SCHEDULES, "clip_range"}
 
 MUJOCO_STEPS = 1_000_000
 GROUPS = {
@@ -101,13 +103,6 @@ def load(algorithm: str, setting: str, env_id: str, overrides: Mapping[str, Any]
     return hyperparameters
 
 
-def _schedule(value: Any) -> Any:
-    """Turn RL Zoo's ``lin_0.001`` into the schedule that falls from there to zero."""
-    if isinstance(value, str) and value.startswith("lin_"):
-        return LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
-    return value
-
-
 def with_defaults(algorithm: Callable[..., Any], hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """
     Return hyperparameters with those that are not written down: the numbers and flags that the algorithm takes by default.
@@ -130,7 +125,7 @@ def constructor_arguments(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     :param hyperparameters: as :func:`load` returns them
     :return: without those that are about the environments and the length of the run
     """
-    arguments = {name: _schedule(value) for name, value in hyperparameters.items()}
+    arguments = {name: linear_schedule(value) if name in SCHEDULES else value for name, value in hyperparameters.items()}
     for name in ("n_timesteps", "n_envs", "normalize", "env_wrapper"):
         arguments.pop(name, None)
     policy_kwargs = dict(arguments.pop("policy_kwargs", {}))

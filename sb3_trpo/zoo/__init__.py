@@ -27,7 +27,8 @@ _read_hyperparameters = ExperimentManager.read_hyperparameters
 
 def linear_schedule(value: Any) -> Any:
     """
-    Turn RL Zoo's notation for a schedule that falls to zero, such as ``"lin_0.02"``, into one.
+    Turn RL Zoo's notation for a schedule that falls to zero, such as ``"lin_0.02"``, or to another value, such as
+    ``"lin_0.4_0.1"``, into one.
 
     :param value: what a hyperparameter file holds
     :return: the schedule, or what was given if it is not a string
@@ -35,21 +36,30 @@ def linear_schedule(value: Any) -> Any:
     """
     if not isinstance(value, str):
         return value
-    kind, _, start = value.partition("_")
-    if kind != "lin":
-        raise ValueError(f"a schedule must be given as 'lin_' and its first value, such as 'lin_0.02', got {value!r}")
+    kind, *ends = value.split("_")
+    try:
+        start, end = (float(number) for number in (*ends, "0")[:2])
+        is_linear = kind == "lin" and len(ends) in (1, 2)
+    except ValueError:
+        is_linear = False
+    if not is_linear:
+        raise ValueError(
+            "a schedule must be given as 'lin_' and its first value, or its first and its last, such as 'lin_0.02' or "
+            f"'lin_0.4_0.1', got {value!r}"
+        )
     # SB3's, so that a model that is saved with it opens without RL Zoo
-    return LinearSchedule(float(start), 0.0, 1.0)
+    return LinearSchedule(start, end, 1.0)
 
 
 def read_hyperparameters(self: ExperimentManager) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read hyperparameters as RL Zoo does, those of TRPO from our file and with schedules for limit and damping."""
+    """Read hyperparameters as RL Zoo does, those of TRPO from our file and with schedules of its own arguments."""
     if self.algo != "trpo":
         return _read_hyperparameters(self)
     if Path(self.config) == _RL_ZOO_HYPERPARAMETERS:
         self.config = str(HYPERPARAMETERS)
     hyperparameters, saved = _read_hyperparameters(self)
-    for name in {"target_kl", "cg_damping"} & hyperparameters.keys():
+    # RL Zoo knows those of the learning rate
+    for name in {"target_kl", "cg_damping", "action_std"} & hyperparameters.keys():
         hyperparameters[name] = linear_schedule(hyperparameters[name])
     return hyperparameters, saved
 

@@ -1,7 +1,6 @@
 """What each argument may be. A value that cannot work is refused before anything is built or changed."""
 
 import math
-import operator
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from os import PathLike
@@ -14,7 +13,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
@@ -68,7 +66,7 @@ RULES: dict[str, Rule] = {
     "seed": Rule(Integral, lambda value: 0 <= value < 2**32, "an integer in [0, 2**32) or None"),
     "fast": _FLAG,
     "error_if_nonfinite": _FLAG,
-    "action_std": Rule(Real, lambda value: 0 < value < math.inf, "a finite number > 0, a schedule or None"),
+    "std_damping": Rule(Real, lambda value: 0 <= value < math.inf, "a finite number >= 0 or None"),
     "policy_kwargs": Rule(dict, lambda value: True, "a dictionary or None"),
     "rollout_buffer_class": Rule(type, lambda value: issubclass(value, RolloutBuffer), "a subclass of RolloutBuffer or None"),
     "rollout_buffer_kwargs": Rule(dict, lambda value: True, "a dictionary or None"),
@@ -82,13 +80,12 @@ RULES: dict[str, Rule] = {
 
 # These may be True or False; verbosity counts, but many pipelines say verbose=True
 FLAGS = {name for name, rule in RULES.items() if rule is _FLAG} | {"verbose"}
-# These may also be a function of the progress remaining, from 1 to 0: what an update asks for, and what a rollout does
-OF_UPDATES = ("learning_rate", "target_kl", "cg_damping")
-SCHEDULES = (*OF_UPDATES, "action_std")
+# These may also be a function of the progress remaining, from 1 to 0
+SCHEDULES = ("learning_rate", "target_kl", "cg_damping")
 # and these left out
 OPTIONAL = {
     "seed",
-    "action_std",
+    "std_damping",
     "policy_kwargs",
     "rollout_buffer_class",
     "rollout_buffer_kwargs",
@@ -152,22 +149,6 @@ def check_policy_fits(policy_class: type, observation_space: spaces.Space, polic
         )
 
 
-def check_has_std(policy: BasePolicy, action_std: Any) -> None:
-    """
-    Refuse a standard deviation for actions that have none, or one that depends on the state.
-
-    :param policy: that acts
-    :param action_std: what was given
-    :raises ValueError: naming the policy's distribution
-    """
-    distribution = getattr(policy, "action_dist", None)
-    if not isinstance(distribution, DiagGaussianDistribution) or not isinstance(getattr(policy, "log_std", None), th.Tensor):
-        raise ValueError(
-            f"action_std is for Gaussian actions, those of a Box without use_sde, got {action_std!r} for a policy with "
-            f"{type(distribution).__name__}"
-        )
-
-
 def value_at(name: str, value: float | Schedule, *, progress_remaining: float) -> float:
     """
     Return what an argument that may be a schedule is at a point of the training.
@@ -175,8 +156,8 @@ def value_at(name: str, value: float | Schedule, *, progress_remaining: float) -
     :param name: the argument's
     :param value: a number, or a function of the progress remaining
     :param progress_remaining: from 1 at the beginning of the training to 0 at its end
-    :return: finite and >= 0, ``action_std`` > 0. Schedules end at zero, where a constant could not work: a learning rate or a
-        limit of zero moves nothing any more
+    :return: finite and >= 0. Schedules end at zero, where a constant could not work: a learning rate or a limit of zero
+        moves nothing any more
     :raises TypeError: naming the argument and what the schedule returned, if that is no number
     :raises ValueError: the same, if it cannot work
     """
@@ -184,13 +165,12 @@ def value_at(name: str, value: float | Schedule, *, progress_remaining: float) -
         given = value(progress_remaining) if callable(value) else value
     except Exception as error:
         raise TypeError(f"{name} must be a function of the progress remaining, got {value!r}: {error}") from error
-    is_enough, bound = (operator.gt, "> 0") if name == "action_std" else (operator.ge, ">= 0")
-    message = f"{name} must be a finite number {bound}, got {given!r} at progress_remaining={progress_remaining}"
+    message = f"{name} must be a finite number >= 0, got {given!r} at progress_remaining={progress_remaining}"
     try:
         now = float(given)
     except (TypeError, ValueError):
         raise TypeError(message) from None
-    if not (is_enough(now, 0.0) and now < math.inf):
+    if not 0.0 <= now < math.inf:
         raise ValueError(message)
     return now
 

@@ -3,7 +3,6 @@
 import copy
 import inspect
 import io
-import math
 import pathlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,9 +22,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.arguments import (
-    OF_UPDATES,
+    SCHEDULES,
     check_arguments,
-    check_has_std,
     check_parameters,
     check_policy,
     check_policy_fits,
@@ -45,7 +43,7 @@ from sb3_trpo.report import PhaseClock, UpdateReport, dump_pending
 from sb3_trpo.rollout import collect_rollouts, explained_by_values, is_sb3s_own, lean_actor, whole_rollout
 from sb3_trpo.saved import saved_names
 from sb3_trpo.trust_region import TrustRegionStep, reached_by, refused_step, trust_region_step
-from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
+from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatten
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
@@ -100,9 +98,9 @@ class TRPO(OnPolicyAlgorithm):
     :param error_if_nonfinite: Whether a reward, observation or action that is NaN or infinite is an error, raised at once and
         before anything is updated. Otherwise, or if a ``VecCheckNan`` wraps the environment, training goes on, and an update
         from such a rollout leaves the policy as it is
-    :param action_std: The standard deviation of Gaussian actions, if it is not to be learned; it can be a function of the
-        current progress remaining (from 1 to 0). It is set as a rollout begins, between the updates: ``target_kl`` is no limit
-        on it. ``None`` learns it, from ``policy_kwargs=dict(log_std_init=...)`` on
+    :param std_damping: What is added to the Fisher matrix for the standard deviations of continuous actions, in place of
+        ``cg_damping``. That of a Gaussian is 2 there: at 4 they learn half as fast as at 1, and explore longer. ``None`` adds
+        ``cg_damping`` there too
     :raises TypeError: naming the argument and the value received, if it is not of the right type
     :raises ValueError: naming the argument and the value received, if it cannot work
     """
@@ -147,7 +145,7 @@ class TRPO(OnPolicyAlgorithm):
         *,
         fast: bool = True,
         error_if_nonfinite: bool = True,
-        action_std: float | Schedule | None = None,
+        std_damping: float | None = None,
     ):
         check_arguments(locals())
         check_policy(policy, self.policy_aliases)
@@ -189,7 +187,7 @@ class TRPO(OnPolicyAlgorithm):
         self.sub_sampling_factor = sub_sampling_factor
         self.fast = fast
         self.error_if_nonfinite = error_if_nonfinite
-        self.action_std = action_std
+        self.std_damping = std_damping
         self.paths_in_use: dict[str, str] = {}
 
         if _init_setup_model:
@@ -209,18 +207,15 @@ class TRPO(OnPolicyAlgorithm):
             )
         check_policy_fits(self.policy_class, self.observation_space, self.policy_kwargs)
         super()._setup_model()
-        self._set_action_std()
-
-    def _set_action_std(self) -> None:
-        """Give the policy the standard deviation that is due, if it is not learned."""
-        if self.action_std is not None:
-            check_has_std(self.policy, self.action_std)
-            self.policy.log_std.requires_grad_(False).fill_(math.log(self._now("action_std")))
+        if self.std_damping is not None and not hasattr(self.policy, "log_std"):
+            raise ValueError(
+                f"std_damping is for actions with a standard deviation, those of a Box, got {self.std_damping} for "
+                f"{self.action_space}"
+            )
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        # The last rollout may go beyond the end, a single one may be collected without `learn`, and schedules are functions
-        # from 1 to 0
-        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), max(total_timesteps, 1))
+        # The last rollout may go beyond the end, and schedules are functions from 1 to 0
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -232,9 +227,6 @@ class TRPO(OnPolicyAlgorithm):
 
         :raises ValueError: with ``error_if_nonfinite``, naming the environment and the step of the rollout, or the parameter
         """
-        # SB3 has not yet done it for the first rollout of another call of `learn`
-        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        self._set_action_std()
         actor = lean_actor(self.policy, rollout_buffer, env.num_envs) if self.fast else None
         self._note_path("collection", "plain" if actor is None else "lean")
         if self.error_if_nonfinite:
@@ -255,7 +247,7 @@ class TRPO(OnPolicyAlgorithm):
 
     def train(self) -> None:
         """Update the policy inside the trust region, then the critic, using the current rollout buffer."""
-        for name in OF_UPDATES:
+        for name in SCHEDULES:
             self._now(name)  # before anything moves: a schedule may return what cannot work
         # Eval mode throughout: with dropout or batch statistics the ratio would not start at 1
         self.policy.set_training_mode(False)
@@ -298,12 +290,20 @@ class TRPO(OnPolicyAlgorithm):
         return trust_region_step(
             problem,
             max_kl=self._now("target_kl"),
-            damping=self._now("cg_damping"),
+            damping=self._damping(problem.parameters),
             cg_max_iterations=self.cg_max_steps,
             shrinking_factor=self.line_search_shrinking_factor,
             max_candidates=self.line_search_max_iter,
             phase=phase,
         )
+
+    def _damping(self, parameters: Parameters) -> float | th.Tensor:
+        """Return what to add to the diagonal of the Fisher matrix: a number, or one for each variable, shape (n_params,)."""
+        damping = self._now("cg_damping")
+        if self.std_damping is None:
+            return damping
+        log_std = self.policy.log_std
+        return flatten([th.full_like(p, self.std_damping if p is log_std else damping) for p in parameters])
 
     def _is_kept(self, problem: PolicyProblem, step: TrustRegionStep) -> bool:
         """Whether the policy is still what the step made of it: a critic may move what no graph shows (detached features)."""

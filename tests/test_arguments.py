@@ -52,7 +52,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "verbose": [-1, 1.5, *(value for value in NOT_A_NUMBER if not isinstance(value, bool))],
     "fast": [1, "True", None],
     "error_if_nonfinite": [0, "False", None],
-    "action_std": [0, 0.0, -0.1, math.nan, math.inf, *(value for value in NOT_A_NUMBER if value is not None)],
+    "std_damping": [-1e-9, -1, math.nan, math.inf, *(value for value in NOT_A_NUMBER if value is not None)],
     "tensorboard_log": [1, True, [1]],
     "policy_kwargs": ["net_arch", 1, [1]],
     "rollout_buffer_class": ["RolloutBuffer", int, 1],
@@ -155,7 +155,7 @@ GOOD_VALUES: dict[str, list[Any]] = {
     "sub_sampling_factor": [3, 10**6, np.int64(2)],
     "stats_window_size": [1, np.int64(5)],
     "seed": [None, 0, np.int64(3)],
-    "action_std": [None, 1, 1e-3, np.float32(0.5)],
+    "std_damping": [None, 0, 1e3, np.float32(0.5)],
 }
 
 
@@ -275,6 +275,14 @@ def test_constructor_refuses_gsde_without_continuous_actions(action_space: space
     with pytest.raises(ValueError) as refusal:
         small_model(env=make_env(action_space=action_space), use_sde=True)
     assert_names(refusal.value, "gSDE")
+
+
+@pytest.mark.parametrize("action_space", [DISCRETE, MULTI_DISCRETE, MULTI_BINARY])
+def test_constructor_refuses_damping_of_a_standard_deviation_that_is_not_there(action_space: spaces.Space) -> None:
+    """The error names the space."""
+    with pytest.raises(ValueError) as refusal:
+        small_model(env=make_env(action_space=action_space), std_damping=4.0)
+    assert_names(refusal.value, "std_damping", 4.0, action_space)
 
 
 def test_load_refuses_an_environment_of_other_spaces(saved: pathlib.Path) -> None:

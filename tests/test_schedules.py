@@ -1,4 +1,4 @@
-"""Schedules: learning_rate, target_kl, cg_damping and action_std may be functions of the progress remaining, as in SB3."""
+"""Schedules: learning_rate, target_kl and cg_damping may be functions of the progress remaining, as in SB3."""
 
 import math
 import pathlib
@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
 from sb3_trpo import TRPO, UpdateReport
-from tests.environments import DISCRETE, changed, make_env, policy_state, small_model
+from tests.environments import changed, make_env, policy_state, small_model
 
 
 class Remembering(TRPO):
@@ -101,73 +101,6 @@ def test_schedule_is_never_asked_beyond_the_end() -> None:
     assert model.reports[-1][1] == 0.0
 
 
-class StdOfRollouts(BaseCallback):
-    """Keeps the standard deviations of the policy at every step."""
-
-    def _init_callback(self) -> None:
-        self.stds: list[float] = []
-
-    def _on_step(self) -> bool:
-        (log_std,) = self.model.get_parameters()["policy"]["log_std"].unique().tolist()
-        self.stds.append(math.exp(log_std))
-        return True
-
-
-@pytest.mark.parametrize("fast", [True, False])
-@pytest.mark.parametrize(
-    "action_std", [0.3, LinearSchedule(0.4, 0.2, 1.0), lambda remaining: np.float32(0.2 + 0.2 * remaining)]
-)
-def test_standard_deviation_is_what_is_due_when_a_rollout_begins(action_std: Any, fast: bool) -> None:
-    """It is that of the whole rollout, no update learns it, and each keeps the limit around it."""
-    seen = StdOfRollouts()
-    model = small_model(Remembering, action_std=action_std, fast=fast)
-    assert isinstance(model, Remembering)
-    model.learn(256, callback=seen)
-    due = [action_std(1 - i / 4) if callable(action_std) else action_std for i in range(4)]
-    assert seen.stds == pytest.approx([std for std in due for _ in range(64)], rel=1e-6)
-    assert [report.std for report, _ in model.reports] == pytest.approx(due, rel=1e-6)
-    assert all(report.step.accepted and report.step.mean_kl <= report.max_kl for report, _ in model.reports)
-    assert not model.policy.log_std.requires_grad
-
-
-def test_standard_deviation_of_the_actions_is_what_was_asked_for() -> None:
-    """Actions sampled from a policy, before it has learned anything, spread as they should."""
-    model = small_model(action_std=0.05)
-    observations = np.zeros((20_000, 3), dtype=np.float32)
-    actions, _ = model.predict(observations)
-    np.testing.assert_allclose(actions.std(axis=0), 0.05, rtol=0.03)
-
-
-def test_standard_deviation_can_be_learned_on_from_a_schedule(tmp_path: pathlib.Path) -> None:
-    """A zip comes back with its schedule; without it the standard deviation is learned from where it was."""
-    model = small_model(action_std=LinearSchedule(0.4, 0.2, 1.0)).learn(128)
-    model.save(tmp_path / "model")
-    again = TRPO.load(tmp_path / "model", make_env(), device="cpu")
-    assert callable(again.action_std) and again.action_std(0.5) == pytest.approx(0.3)
-    assert not changed(policy_state(model), policy_state(again))
-    learned = TRPO.load(tmp_path / "model", make_env(), device="cpu", action_std=None)
-    assert not changed(policy_state(model), policy_state(learned))
-    assert "log_std" in changed(policy_state(model), policy_state(learned.learn(64)))
-    seen = StdOfRollouts()
-    again.learn(64, callback=seen)
-    assert seen.stds == pytest.approx([0.4] * 64)
-
-
-@pytest.mark.parametrize("arguments", [{"env": make_env(action_space=DISCRETE)}, {"use_sde": True}], ids=["Discrete", "gSDE"])
-def test_standard_deviation_is_for_actions_that_have_one(arguments: dict[str, Any]) -> None:
-    """Where there is none, or one that depends on the state, the error says which distribution there is."""
-    with pytest.raises(ValueError, match=r"action_std is for Gaussian actions.* got 0\.3 for a policy with \w+Distribution"):
-        small_model(action_std=0.3, **arguments)
-
-
-def test_standard_deviation_that_goes_to_zero_is_refused_when_it_does() -> None:
-    """The error says when, and the policy is finite still."""
-    model = small_model(action_std=lambda remaining: max(0.0, remaining - 0.5))
-    with pytest.raises(ValueError, match=r"action_std must be a finite number > 0, got 0\.0 at progress_remaining=0\.5"):
-        model.learn(256)
-    assert all(bool(tensor.isfinite().all()) for tensor in policy_state(model).values())
-
-
 BAD_SCHEDULES: dict[str, tuple[Any, type[Exception], str]] = {
     "nan": (lambda _: math.nan, ValueError, "nan"),
     "infinite": (lambda _: math.inf, ValueError, "inf"),
@@ -178,7 +111,7 @@ BAD_SCHEDULES: dict[str, tuple[Any, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("schedule, error, shown", BAD_SCHEDULES.values(), ids=BAD_SCHEDULES)
-@pytest.mark.parametrize("name", ["learning_rate", "target_kl", "cg_damping", "action_std"])
+@pytest.mark.parametrize("name", ["learning_rate", "target_kl", "cg_damping"])
 def test_schedule_that_cannot_work_is_refused_at_construction(
     name: str, schedule: Any, error: type[Exception], shown: str, tmp_path: pathlib.Path
 ) -> None:

@@ -26,7 +26,7 @@ def quadratic(*, gradient_scale: float = 1.0, bend: float = 0.0) -> QuadraticPro
     return QuadraticProblem(fisher, gradient_scale * normal(9, seed=1), bend=bend, surrogate_origin=0.7 * gradient_scale)
 
 
-def take_step(problem: Any, *, max_kl: float = MAX_KL, damping: float = 0.1, **kwargs: Any) -> TrustRegionStep:
+def take_step(problem: Any, *, max_kl: float = MAX_KL, damping: float | th.Tensor = 0.1, **kwargs: Any) -> TrustRegionStep:
     exact = {"cg_max_iterations": 200, "cg_relative_tolerance": 1e-12}
     return trust_region_step(problem, max_kl=max_kl, damping=damping, **(exact | kwargs))
 
@@ -52,6 +52,14 @@ def test_step_length_is_that_of_the_undamped_fisher(damping: float, max_kl: floa
     s = th.linalg.solve(problem.fisher + damping * th.eye(9, dtype=th.float64), problem.gradient)
     assert relative_error(full_step, th.sqrt(2 * max_kl / (s @ problem.fisher @ s)) * s) < 1e-8
     assert 0.5 * float(full_step @ problem.fisher @ full_step) == pytest.approx(max_kl, rel=1e-12)
+
+
+def test_step_may_damp_each_variable_on_its_own() -> None:
+    """A damping of shape (n_params,) is a diagonal matrix; the length is that of the undamped one still."""
+    problem, damping = quadratic(), th.logspace(-2, 2, 9, dtype=th.float64)
+    take_step(problem, damping=damping)
+    s = th.linalg.solve(problem.fisher + damping.diag(), problem.gradient)
+    assert relative_error(problem.visited[0], th.sqrt(2 * MAX_KL / (s @ problem.fisher @ s)) * s) < 1e-8
 
 
 def test_step_without_damping_is_the_theory_s() -> None:

@@ -362,6 +362,34 @@ def test_learning_rate_is_that_of_the_critic() -> None:
     assert apart and all("value" in name for name in apart)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_standard_deviation_has_a_damping_of_its_own(fast: bool) -> None:
+    """A Gaussian's Fisher information about each log std is 2 and tells of nothing else: its step is g / (2 + damping)."""
+    start = policy_state(small_model())
+
+    def log_std_step(std_damping: float | None) -> th.Tensor:
+        """Return the step of the log std beside that of the means."""
+        model = small_model(fast=fast, cg_damping=1.0, cg_max_steps=200, std_damping=std_damping).learn(64)
+        assert model.last_update is not None and model.last_update.step.accepted
+        step = {name: tensor - start[name] for name, tensor in policy_state(model).items()}
+        return step["log_std"] / step["action_net.weight"].norm()
+
+    without = log_std_step(None)
+    assert th.equal(log_std_step(1.0), without)
+    for std_damping in (0.0, 4.0, 1e3):
+        expected = without * (2.0 + 1.0) / (2.0 + std_damping)
+        th.testing.assert_close(log_std_step(std_damping), expected, rtol=5e-3, atol=1e-6)
+
+
+def test_damping_of_the_standard_deviation_survives_the_zip_and_goes_with_gsde(tmp_path: pathlib.Path) -> None:
+    """It is there after loading, can be replaced, and works where the standard deviation is that of a matrix."""
+    model = small_model(use_sde=True, std_damping=4.0).learn(64)
+    assert model.last_update is not None and model.last_update.step.accepted
+    model.save(tmp_path / "model")
+    assert TRPO.load(tmp_path / "model", device="cpu").std_damping == 4.0
+    assert TRPO.load(tmp_path / "model", make_env(), device="cpu", std_damping=None).learn(64).std_damping is None
+
+
 @pytest.mark.parametrize("share", [True, False])
 def test_frozen_parameters_stay_and_training_goes_on(share: bool) -> None:
     """An extractor with requires_grad=False, SB3's way to freeze one, keeps its weights while the rest trains."""

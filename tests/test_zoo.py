@@ -63,7 +63,7 @@ def test_zoo_names_what_it_can_run(tmp_path: pathlib.Path) -> None:
     assert "plot_from_file" in run(tmp_path, "sb3_trpo.zoo", "trian", code=2)
 
 
-@pytest.mark.parametrize("text, ends", [("lin_0.02", (0.02, 0.0)), ("lin_0.4_0.1", (0.4, 0.1)), ("lin_1e-3", (1e-3, 0.0))])
+@pytest.mark.parametrize("text, ends", [("lin_0.02", (0.02, 0.0)), ("lin_0.1_0.02", (0.1, 0.02)), ("lin_1e-3", (1e-3, 0.0))])
 def test_notation_of_schedules(text: str, ends: tuple[float, float]) -> None:
     """The first number is where the schedule begins, the second, or zero, where it ends."""
     schedule = linear_schedule(text)

@@ -147,7 +147,7 @@ def trust_region_step(
     problem: TrustRegionProblem,
     *,
     max_kl: float,
-    damping: float,
+    damping: float | th.Tensor,
     cg_max_iterations: int = 15,
     cg_relative_tolerance: float = 1e-5,
     shrinking_factor: float = 0.8,
@@ -165,7 +165,7 @@ def trust_region_step(
 
     :param problem: surrogate and KL at the parameters' present values
     :param max_kl: δ, limit on the mean KL, in nats; at zero there is no step
-    :param damping: β, added to the diagonal of F for the direction
+    :param damping: β, added to the diagonal of F for the direction: a number, or one for each variable, shape (n_params,)
     :param cg_max_iterations: largest number of conjugate gradient iterations
     :param cg_relative_tolerance: relative residual at which they stop
     :param shrinking_factor: α of the line search

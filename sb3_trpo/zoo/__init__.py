@@ -28,7 +28,7 @@ _read_hyperparameters = ExperimentManager.read_hyperparameters
 def linear_schedule(value: Any) -> Any:
     """
     Turn RL Zoo's notation for a schedule that falls to zero, such as ``"lin_0.02"``, or to another value, such as
-    ``"lin_0.4_0.1"``, into one.
+    ``"lin_0.1_0.02"``, into one.
 
     :param value: what a hyperparameter file holds
     :return: the schedule, or what was given if it is not a string
@@ -45,7 +45,7 @@ def linear_schedule(value: Any) -> Any:
     if not is_linear:
         raise ValueError(
             "a schedule must be given as 'lin_' and its first value, or its first and its last, such as 'lin_0.02' or "
-            f"'lin_0.4_0.1', got {value!r}"
+            f"'lin_0.1_0.02', got {value!r}"
         )
     # SB3's, so that a model that is saved with it opens without RL Zoo
     return LinearSchedule(start, end, 1.0)
@@ -59,7 +59,7 @@ def read_hyperparameters(self: ExperimentManager) -> tuple[dict[str, Any], dict[
         self.config = str(HYPERPARAMETERS)
     hyperparameters, saved = _read_hyperparameters(self)
     # RL Zoo knows those of the learning rate
-    for name in {"target_kl", "cg_damping", "action_std"} & hyperparameters.keys():
+    for name in {"target_kl", "cg_damping"} & hyperparameters.keys():
         hyperparameters[name] = linear_schedule(hyperparameters[name])
     return hyperparameters, saved
 

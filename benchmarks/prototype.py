@@ -82,6 +82,28 @@ class SlowStd(PolicyProblem):
         return surrogate, gradient * flatten(rates)
 
 
+class Momentum(PolicyProblem):
+    """
+    The trust-region problem with the gradients of past rollouts in that of the present one.
+
+    :param problem: of the present rollout alone
+    :param average: of the gradients before, shape (n_params,); what is left in it is the one to pass next
+    :param momentum: share of the average that stays
+    """
+
+    def __init__(self, problem: PolicyProblem, average: th.Tensor, momentum: float):
+        vars(self).update(vars(problem))  # built by the algorithm, around the same old policy
+        self.average = average
+        self.momentum = momentum
+
+    def surrogate_gradient(self) -> tuple[float, th.Tensor]:
+        """Return L(θ_old) and the average of its gradient with those before."""
+        surrogate, gradient = super().surrogate_gradient()
+        if not self.average.numel():
+            self.average.resize_(gradient.shape).copy_(gradient)
+        return surrogate, self.average.lerp_(gradient, 1.0 - self.momentum).clone()
+
+
 class PrototypeTRPO(TRPO):
     """
     TRPO with the features on trial.
@@ -94,6 +116,7 @@ class PrototypeTRPO(TRPO):
         weights. Boxes only
     :param ent_coef: what an entropy of one nat adds to the surrogate. Boxes only
     :param std_rate: how fast standard deviations learn, beside the natural gradient's 1. Boxes only
+    :param momentum: share of the gradients before in the gradient of an update
     :param std_range: the standard deviation of all actions, which is not learned then: at the beginning and at the end of
         training, linear in between. Set between updates, where the trust region does not see it
     :param n_critic_rollouts: how many rollouts the critic is fitted to, the present one and those before it
@@ -109,6 +132,7 @@ class PrototypeTRPO(TRPO):
         ent_coef: float = 0.0,
         std_rate: float = 1.0,
         std_range: Sequence[float] = (),
+        momentum: float = 0.0,
         n_critic_rollouts: int = 1,
         **kwargs: Any,
     ):
@@ -118,6 +142,8 @@ class PrototypeTRPO(TRPO):
         self.entropy_coefficient = ent_coef
         self.std_rate = std_rate
         self.std_range = std_range
+        self.momentum = momentum
+        self.average_gradient = th.zeros(0, device=self.device)
         self.fitted_to: deque[tuple[th.Tensor, th.Tensor]] = deque(maxlen=n_critic_rollouts)
         self.past: deque[PastRollout] = deque(maxlen=n_past_rollouts + 1)
 
@@ -127,6 +153,8 @@ class PrototypeTRPO(TRPO):
             problem = EntropyBonus(problem, self.entropy_coefficient, self.policy.log_std)
         if self.std_rate != 1.0:
             problem = SlowStd(problem, self.policy.log_std, self.std_rate)
+        if self.momentum != 0.0:
+            problem = Momentum(problem, self.average_gradient, self.momentum)
         return problem
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:

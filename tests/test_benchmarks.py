@@ -21,6 +21,7 @@ from benchmarks.results import CURVE_COLUMNS, HELD_OUT, RUN_COLUMNS, collect, kn
 from benchmarks.sweep import missing, parse_seeds, sweep
 from benchmarks.train import Run
 from sb3_trpo import TRPO
+from sb3_trpo.objective import PolicyProblem
 from sb3_trpo.objective import Batch
 
 QUICK = settings.load("trpo", "quick", "CartPole-v1")
@@ -492,6 +493,29 @@ def test_prototype_with_an_entropy_bonus_keeps_more_of_the_standard_deviation() 
 
     values = [log_std(PrototypeTRPO, ent_coef=coefficient) for coefficient in (0.0, 0.05, 0.5)]
     assert values[0] == log_std(TRPO) and values == sorted(values) and values[0] < values[-1]
+
+
+def test_prototype_with_momentum_averages_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first update is TRPO's; each later one uses the average of its gradient with those before."""
+    gradients = []
+    plain = PolicyProblem.surrogate_gradient
+
+    def noted(self: PolicyProblem) -> tuple[float, th.Tensor]:
+        surrogate, gradient = plain(self)
+        gradients.append(gradient.clone())
+        return surrogate, gradient
+
+    monkeypatch.setattr(PolicyProblem, "surrogate_gradient", noted)
+    model = PrototypeTRPO("MlpPolicy", make_vec_env("Pendulum-v1", seed=0), n_steps=64, momentum=0.8, seed=0)
+    norms = []
+    for _ in range(5):
+        model.learn(64, reset_num_timesteps=False)
+        assert model.last_update is not None
+        norms.append(model.last_update.step.gradient_norm)
+    average = gradients[0]
+    for norm, gradient in zip(norms, gradients, strict=True):
+        average = 0.8 * average + 0.2 * gradient
+        assert norm == pytest.approx(float(average.norm()), rel=1e-5)
 
 
 def test_prototype_with_slow_standard_deviations() -> None:

@@ -21,8 +21,7 @@ from benchmarks.results import CURVE_COLUMNS, HELD_OUT, RUN_COLUMNS, collect, kn
 from benchmarks.sweep import missing, parse_seeds, sweep
 from benchmarks.train import Run
 from sb3_trpo import TRPO
-from sb3_trpo.objective import PolicyProblem
-from sb3_trpo.objective import Batch
+from sb3_trpo.objective import Batch, PolicyProblem
 
 QUICK = settings.load("trpo", "quick", "CartPole-v1")
 

@@ -84,7 +84,7 @@ def test_hyperparameters_are_ours(name: str) -> None:
     """Every entry is made of arguments that the constructor takes, in our units."""
     entry = {key: value for key, value in SETTINGS[name].items() if key not in OF_THE_ZOO}
     settings = constructor_arguments({**entry, "policy_kwargs": eval(entry.get("policy_kwargs", "{}"))})
-    env = "Pendulum-v1" if settings.get("use_sde") else "CartPole-v1"
+    env = "Pendulum-v1" if settings.get("use_sde") or "std_damping" in settings else "CartPole-v1"
     model = TRPO("MlpPolicy", env, device="cpu", **settings)
     assert all(getattr(model, key) == value for key, value in settings.items() if key != "policy_kwargs")
     assert SETTINGS[name]["n_timesteps"] >= 5e4 and "policy" in SETTINGS[name]

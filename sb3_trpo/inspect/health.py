@@ -182,8 +182,8 @@ def policy_explores(updates: Sequence[UpdateRecord]) -> Finding:
         not wrong,
         f"The {what} is {last:.3g}, {last / first:.0%} of the {first:.3g} at the beginning of the record.",
         "The policy is all but deterministic and sees little that is new. If the return is where it should be, training is "
-        "done; if not, it settled too early: lower target_kl, collect more per update, or begin with more noise "
-        "(log_std_init)."
+        "done; if not, it settled too early: lower target_kl, collect more per update, begin with more noise "
+        "(log_std_init) or let it fall more slowly (std_damping)."
         if wrong
         else "",
         panel,

@@ -42,6 +42,14 @@ def test_readme_explains_every_metric() -> None:
     assert rows == [(key, metric.meaning) for key, metric in METRICS.items()]
 
 
+def test_readme_quotes_the_returns_on_record() -> None:
+    """Every row of its table of returns is one that the report wrote from the runs on record."""
+    section = README.split("## Returns")[1].split("\n## ")[0]
+    record = (ROOT / "benchmarks" / "results" / "returns" / "tables.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in section.splitlines() if re.match(r"\| (task|\w+-v5) ", line)]
+    assert len(rows) >= 2 and set(rows) <= set(record)
+
+
 def test_readme_maps_equations_to_what_exists() -> None:
     """Every function or module that the map of equations names is there."""
     section = README.split("## From the equations to the code")[1].split("\n## ")[0]

@@ -105,6 +105,7 @@ def test_zip_holds_what_contribs_holds_and_nothing_replaceable(tmp_path: pathlib
     assert saved_data(tmp_path / "ours.zip").keys() == saved_data(tmp_path / "theirs.zip").keys() | {
         "error_if_nonfinite",
         "fast",
+        "std_damping",
     }
     with zipfile.ZipFile(tmp_path / "ours.zip") as archive:
         for name in ("policy.pth", "policy.optimizer.pth"):

@@ -1,7 +1,7 @@
 """What is not in the library and may never be: features that an ablation asks about."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,50 +58,22 @@ class EntropyBonus(PolicyProblem):
         return surrogate + self.coefficient * self.log_std.sum().item(), mean_kl
 
 
-class SlowStd(PolicyProblem):
+class ChangedGradient(PolicyProblem):
     """
-    The trust-region problem with standard deviations that learn more slowly, for Gaussians with one std for all states.
+    The trust-region problem with another gradient than its own.
 
-    Their share of the gradient is multiplied by a rate. The Fisher matrix couples no standard deviation with anything else, so
-    that this multiplies their share of the direction too.
-
-    :param problem: with the whole gradient
-    :param log_std: shape (action_dim,), one of the parameters
-    :param rate: from 0 (held) to 1 (the natural gradient)
+    :param problem: with its own gradient
+    :param change: maps that, shape (n_params,), to the one to use
     """
 
-    def __init__(self, problem: PolicyProblem, log_std: th.Tensor, rate: float):
+    def __init__(self, problem: PolicyProblem, change: Callable[[th.Tensor], th.Tensor]):
         vars(self).update(vars(problem))  # built by the algorithm, around the same old policy
-        self.log_std = log_std
-        self.rate = rate
+        self.change = change
 
     def surrogate_gradient(self) -> tuple[float, th.Tensor]:
-        """Return L(θ_old) and its gradient, the part of the standard deviations times the rate."""
+        """Return L(θ_old) and the changed gradient."""
         surrogate, gradient = super().surrogate_gradient()
-        rates = [th.full_like(p, self.rate) if p is self.log_std else th.ones_like(p) for p in self.parameters]
-        return surrogate, gradient * flatten(rates)
-
-
-class Momentum(PolicyProblem):
-    """
-    The trust-region problem with the gradients of past rollouts in that of the present one.
-
-    :param problem: of the present rollout alone
-    :param average: of the gradients before, shape (n_params,); what is left in it is the one to pass next
-    :param momentum: share of the average that stays
-    """
-
-    def __init__(self, problem: PolicyProblem, average: th.Tensor, momentum: float):
-        vars(self).update(vars(problem))  # built by the algorithm, around the same old policy
-        self.average = average
-        self.momentum = momentum
-
-    def surrogate_gradient(self) -> tuple[float, th.Tensor]:
-        """Return L(θ_old) and the average of its gradient with those before."""
-        surrogate, gradient = super().surrogate_gradient()
-        if not self.average.numel():
-            self.average.resize_(gradient.shape).copy_(gradient)
-        return surrogate, self.average.lerp_(gradient, 1.0 - self.momentum).clone()
+        return surrogate, self.change(gradient)
 
 
 class PrototypeTRPO(TRPO):
@@ -138,12 +110,15 @@ class PrototypeTRPO(TRPO):
     ):
         super().__init__(*args, **kwargs)
         self.policy.log_std.requires_grad_(not fixed_std)
+        if (ent_coef != 0.0) + (std_rate != 1.0) + (momentum != 0.0) > 1:
+            # Each wraps the problem, and would hide what another did to it
+            raise ValueError(f"one at a time of ent_coef, std_rate and momentum, got {ent_coef}, {std_rate} and {momentum}")
         self.normalize_value_targets = normalize_value_targets
         self.entropy_coefficient = ent_coef
         self.std_rate = std_rate
         self.std_range = std_range
         self.momentum = momentum
-        self.average_gradient = th.zeros(0, device=self.device)
+        self.average_gradient: th.Tensor | None = None
         self.fitted_to: deque[tuple[th.Tensor, th.Tensor]] = deque(maxlen=n_critic_rollouts)
         self.past: deque[PastRollout] = deque(maxlen=n_past_rollouts + 1)
 
@@ -152,10 +127,18 @@ class PrototypeTRPO(TRPO):
         if self.entropy_coefficient != 0.0:
             problem = EntropyBonus(problem, self.entropy_coefficient, self.policy.log_std)
         if self.std_rate != 1.0:
-            problem = SlowStd(problem, self.policy.log_std, self.std_rate)
+            # The Fisher matrix couples no std with anything else: this multiplies its share of the direction too
+            rates = flatten([th.full_like(p, self.std_rate if p is self.policy.log_std else 1.0) for p in parameters])
+            problem = ChangedGradient(problem, rates.mul)
         if self.momentum != 0.0:
-            problem = Momentum(problem, self.average_gradient, self.momentum)
+            problem = ChangedGradient(problem, self._averaged)
         return problem
+
+    def _averaged(self, gradient: th.Tensor) -> th.Tensor:
+        """Return the average of a gradient with those before."""
+        before = gradient if self.average_gradient is None else self.average_gradient
+        self.average_gradient = before.lerp(gradient, 1.0 - self.momentum)
+        return self.average_gradient
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
         """Collect with the standard deviation that is due, where there is a schedule of it."""

@@ -517,6 +517,12 @@ def test_prototype_with_momentum_averages_gradients(monkeypatch: pytest.MonkeyPa
         assert norm == pytest.approx(float(average.norm()), rel=1e-5)
 
 
+def test_prototype_refuses_two_changes_of_the_gradient() -> None:
+    """The second would hide the first."""
+    with pytest.raises(ValueError, match="one at a time"):
+        PrototypeTRPO("MlpPolicy", "Pendulum-v1", std_rate=0.5, momentum=0.5)
+
+
 def test_prototype_with_slow_standard_deviations() -> None:
     """The first step of the standard deviation is the shorter the lower the rate, and with a rate of zero there is none."""
 

@@ -53,8 +53,9 @@ def test_zoo_trains_with_our_hyperparameters(tmp_path: pathlib.Path) -> None:
     model = load(folder / "CartPole-v1.zip")
     assert callable(model.target_kl) and model.target_kl(0.5) == pytest.approx(0.01)
     assert callable(model.cg_damping) and model.cg_damping(0.25) == pytest.approx(0.1)
-    assert (model.gae_lambda, model.n_critic_updates, model.fast) == (0.98, 20, True)
-    assert model.num_timesteps == 256 and model._n_updates == 2
+    assert callable(model.learning_rate) and model.learning_rate(0.5) == pytest.approx(0.0005)  # lin_0.001 in our file
+    assert (model.n_envs, model.n_critic_updates, model.fast) == (8, 20, True)
+    assert model.num_timesteps == 512 and model._n_updates == 1
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ except ImportError as error:
     raise ImportError(f"sb3_trpo.zoo needs RL Zoo: pip install 'sb3_trpo[zoo]' ({error})") from error
 from stable_baselines3.common.utils import LinearSchedule
 
+from sb3_trpo.arguments import SCHEDULES
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.zoo.sampler import sample_trpo_params
 
@@ -23,6 +24,7 @@ HYPERPARAMETERS = Path(__file__).parent / "hyperparams" / "trpo.yml"
 
 _RL_ZOO_HYPERPARAMETERS = Path(rl_zoo3.__file__).parent / "hyperparams" / "trpo.yml"
 _read_hyperparameters = ExperimentManager.read_hyperparameters
+_preprocess_schedules = ExperimentManager._preprocess_schedules
 
 
 def linear_schedule(value: Any) -> Any:
@@ -52,19 +54,25 @@ def linear_schedule(value: Any) -> Any:
 
 
 def read_hyperparameters(self: ExperimentManager) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read hyperparameters as RL Zoo does, those of TRPO from our file and with schedules of its own arguments."""
+    """Read hyperparameters as RL Zoo does, those of TRPO from our file and with its schedules made."""
     if self.algo != "trpo":
         return _read_hyperparameters(self)
     if Path(self.config) == _RL_ZOO_HYPERPARAMETERS:
         self.config = str(HYPERPARAMETERS)
     hyperparameters, saved = _read_hyperparameters(self)
-    # RL Zoo knows those of the learning rate
-    for name in {"target_kl", "cg_damping"} & hyperparameters.keys():
+    for name in hyperparameters.keys() & set(SCHEDULES):
         hyperparameters[name] = linear_schedule(hyperparameters[name])
     return hyperparameters, saved
+
+
+def preprocess_schedules(hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """Make the schedules that RL Zoo makes, whose class a saved model could not be opened without, of what is none yet."""
+    made = {name: value for name, value in hyperparameters.items() if isinstance(value, LinearSchedule)}
+    return _preprocess_schedules({name: value for name, value in hyperparameters.items() if name not in made}) | made
 
 
 rl_zoo3.ALGOS["trpo"] = TRPO
 HYPERPARAMS_SAMPLER["trpo"] = sample_trpo_params
 HYPERPARAMS_CONVERTER["trpo"] = convert_onpolicy_params
 ExperimentManager.read_hyperparameters = read_hyperparameters  # type: ignore[method-assign]
+ExperimentManager._preprocess_schedules = staticmethod(preprocess_schedules)  # type: ignore[assignment]

@@ -24,6 +24,7 @@ from benchmarks.train import ALGORITHMS, RUNS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import EngFormatter
 
 LABELS = {"trpo": "sb3_trpo.TRPO", "contrib": "sb3_contrib.TRPO", "ppo": "stable_baselines3.PPO"}
 COLOURS = {"trpo": "#0072B2", "contrib": "#D55E00", "ppo": "#999999"}
@@ -178,6 +179,7 @@ def draw_curves(curves: pd.DataFrame, path: Path) -> None:
                 axis.fill_between(steps, low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
         axis.set_title(task, loc="left", fontsize="medium")
         axis.spines[["top", "right"]].set_visible(False)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     for axis in axes.flat[len(tasks) :]:
         axis.set_visible(False)
     figure.supxlabel("environment steps", fontsize="medium")

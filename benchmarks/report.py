@@ -3,8 +3,9 @@ Tables and figures of what is on record: ``python -m benchmarks.report``.
 
 Writes to ``benchmarks/results/returns``, for the setting ``tuned`` of each algorithm, ``tables.md`` (the returns on each task
 with every seed, interquartile mean of the scores, probability of improvement), ``curves.png`` (learning curves with 95 %
-bootstrap intervals over seeds) and ``scores.png`` (the aggregates and performance profiles); and ``ablations.md``, with what
-each other setting does beside ``screen`` on the same tasks and seeds, and the effects of the changes in the screening design.
+bootstrap intervals over seeds) and ``scores.png`` (the score of every seed, the aggregates and performance profiles); and
+``ablations.md``, with what each other setting does beside ``screen`` on the same tasks and seeds, and the effects of the
+changes in the screening design.
 ``held_out.png`` shows what ``benchmarks.held_out`` has put on record.
 """
 
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 import pandas as pd
-from rliable import library, metrics, plot_utils
+from rliable import library, metrics
 
 from benchmarks import settings
 from benchmarks.results import HELD_OUT, RESULTS, collect, read
@@ -24,6 +25,8 @@ from benchmarks.train import ALGORITHMS, RUNS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 LABELS = {"trpo": "sb3_trpo.TRPO", "contrib": "sb3_contrib.TRPO", "ppo": "stable_baselines3.PPO"}
@@ -190,9 +193,51 @@ def draw_curves(curves: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
-def draw_scores(scores: Scores, path: Path) -> None:
-    """Draw interquartile mean and mean with their intervals beside the performance profiles."""
+def draw_seeds(axis: Axes, runs: pd.DataFrame) -> None:
+    """
+    Draw a row per task with a dot for the score of every seed, and a line at the mean of each algorithm.
+
+    :param axis: what to draw on
+    :param runs: with a column ``score``
+    """
+    tasks = sorted_tasks(set(runs["env"]))
+    algorithms = [name for name in ALGORITHMS if name in set(runs["algorithm"])]
+    heights = dict(zip(algorithms, np.linspace(-0.25, 0.25, len(algorithms)) if len(algorithms) > 1 else [0.0], strict=True))
+    for row, task in enumerate(tasks):
+        axis.axhspan(row - 0.5, row + 0.5, color="#f5f5f5" if row % 2 else "white", linewidth=0)
+        for name, height in heights.items():
+            values = runs[(runs["env"] == task) & (runs["algorithm"] == name)]["score"]
+            if len(values):
+                axis.plot(values, [row + height] * len(values), "o", color=COLOURS[name], alpha=0.6, markersize=4.5, mew=0)
+                axis.plot(values.mean(), row + height, "|", color=COLOURS[name], markersize=9, mew=2)
+    axis.axvline(1.0, color="#999999", linewidth=0.8, linestyle=":")
+    axis.set_yticks(range(len(tasks)), tasks)
+    axis.tick_params("y", length=0)
+    axis.set_ylim(len(tasks) - 0.5, -0.5)
+    axis.set_title("every seed", loc="left", fontsize="medium")
+    axis.set_xlabel("score (1: best published)")
+
+
+def draw_aggregates(axis: Axes, scores: Scores) -> None:
+    """Draw interquartile mean and mean of each algorithm with their intervals."""
     points, intervals = aggregate(scores)
+    for index in range(2):
+        for row, name in enumerate(points):
+            y, point = index * (len(points) + 0.8) + row, points[name][index]
+            below, above = np.abs(intervals[name][:, index] - point)
+            axis.errorbar(point, y, xerr=[[below], [above]], fmt="o", color=COLOURS[name], capsize=3, markersize=5)
+            axis.annotate(f"{point:.2f}", (point, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize="small")
+    middles = [index * (len(points) + 0.8) + (len(points) - 1) / 2 for index in range(2)]
+    axis.set_yticks(middles, ["interquartile\nmean", "mean"])
+    axis.tick_params("y", length=0)
+    axis.set_ylim(2 * len(points) + 0.3, -0.8)
+    axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))
+    axis.set_title(f"{len(scores.tasks)} tasks that all have run", loc="left", fontsize="medium")
+    axis.set_xlabel("score")
+
+
+def draw_profiles(axis: Axes, scores: Scores) -> None:
+    """Draw the performance profiles."""
     np.random.seed(0)
     profiles, bands = library.create_performance_profile(
         scores.matrices,
@@ -201,32 +246,31 @@ def draw_scores(scores: Scores, path: Path) -> None:
         custom_profile_func=lambda matrix, thresholds: np.mean(matrix[..., None] > thresholds, axis=(0, 1)),
         reps=BOOTSTRAP_RESAMPLES,
     )
-    names = [name for name in reversed(ALGORITHMS) if name in points]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained", width_ratios=(1, 1, 1.6))
-    for index, title in enumerate(("interquartile mean", "mean")):
-        for name in names:
-            low, high = intervals[name][:, index]
-            axes[index].barh(LABELS[name], high - low, left=low, height=0.6, color=COLOURS[name], alpha=0.6)
-            axes[index].plot([points[name][index]] * 2, [names.index(name) - 0.3, names.index(name) + 0.3], color="black")
-        axes[index].set(title=f"{title} of the scores", xlabel="score")
-    axes[1].set_yticklabels([])
-    plot_utils.plot_performance_profiles(
-        {LABELS[name]: profile for name, profile in profiles.items()},
-        SCORES_OF_PROFILE,
-        performance_profile_cis={LABELS[name]: band for name, band in bands.items()},
-        colors={LABELS[name]: COLOURS[name] for name in profiles},
-        ax=axes[2],
-        xlabel="score",
-        ylabel="share of runs above it",
-        labelsize="medium",
-        ticklabelsize="medium",
-        wrect=0,
-        hrect=0,
+    for name, profile in profiles.items():
+        axis.plot(SCORES_OF_PROFILE, profile, color=COLOURS[name])
+        axis.fill_between(SCORES_OF_PROFILE, *bands[name], color=COLOURS[name], alpha=0.2, linewidth=0)
+    axis.set_title("performance profiles", loc="left", fontsize="medium")
+    axis.set(xlabel="score", ylabel="share of runs above it", ylim=(0.0, 1.02))
+
+
+def draw_scores(runs: pd.DataFrame, scores: Scores, path: Path) -> None:
+    """Draw the scores of every seed beside interquartile mean, mean and performance profiles, with 95 % intervals."""
+    runs = with_scores(runs).dropna(subset="score")
+    figure, axes = plt.subplot_mosaic(
+        [["seeds", "aggregates"], ["seeds", "profiles"]],
+        figsize=(12, max(4.5, 1.2 + 0.4 * runs["env"].nunique())),
+        layout="constrained",
+        width_ratios=(1.35, 1),
+        height_ratios=(1, 1.15),
     )
-    for axis in axes:
+    draw_seeds(axes["seeds"], runs)
+    draw_aggregates(axes["aggregates"], scores)
+    draw_profiles(axes["profiles"], scores)
+    for axis in axes.values():
         axis.spines[["top", "right"]].set_visible(False)
-        axis.spines[["bottom", "left"]].set_linewidth(0.8)
-    figure.suptitle(f"{len(scores.tasks)} tasks, 95 % stratified bootstrap intervals", fontsize="medium")
+    handles = [Line2D([], [], color=COLOURS[name], marker="o", markersize=5) for name in scores.matrices]
+    labels = [LABELS[name] for name in scores.matrices]
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -352,7 +396,7 @@ def report(results: Path = RESULTS) -> None:
         write_tables(tuned, scores, results / "tables.md")
         draw_curves(curves[curves["setting"] == settings.TUNED], results / "curves.png")
         if scores.matrices:
-            draw_scores(scores, results / "scores.png")
+            draw_scores(tuned, scores, results / "scores.png")
     if len(other):
         write_ablations(other, results / "ablations.md")
     if (results / HELD_OUT).exists():

@@ -117,8 +117,8 @@ def evaluate(model: OnPolicyAlgorithm, run: Run, hyperparameters: Mapping[str, A
     env: VecEnv = make_vec_env(run.env, n_envs=1, seed=1000 + run.seed, wrapper_class=wrapper)
     training_env = model.get_env()
     statistics = unwrap_vec_normalize(training_env) if training_env is not None else None
-    if statistics is not None:
-        env = VecNormalize(env, training=False, norm_obs=statistics.norm_obs, norm_reward=False, clip_obs=statistics.clip_obs)
+    if statistics is not None and statistics.norm_obs:
+        env = VecNormalize(env, training=False, norm_reward=False, clip_obs=statistics.clip_obs)
         env.obs_rms = statistics.obs_rms
     returns, _ = evaluate_policy(model, env, N_EVAL_EPISODES, deterministic=True, return_episode_rewards=True)
     env.close()

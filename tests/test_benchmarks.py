@@ -13,6 +13,7 @@ import torch as th
 import yaml
 from scipy.stats import trim_mean
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -152,6 +153,18 @@ def test_evaluation_freezes_the_statistics_and_counts_true_rewards(monkeypatch: 
         expected[step // 200] += float(reward[0])
     np.testing.assert_allclose(returns, expected, rtol=1e-5)
     np.testing.assert_array_equal(statistics.mean, before)
+
+
+def test_evaluation_of_normalized_returns_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Observations that training has left as they are stay so, and returns are the true ones."""
+    run = Run("quick", "Pendulum-v1", "trpo", 4)
+    hyperparameters = {**QUICK, "normalize": {"norm_obs": False}}
+    arguments = settings.constructor_arguments(hyperparameters)
+    model = TRPO(env=train.make_training_env(run, hyperparameters), seed=4, **arguments).learn(512)
+    monkeypatch.setattr(train, "N_EVAL_EPISODES", 2)
+    plain = make_vec_env("Pendulum-v1", seed=1004)
+    expected, _ = evaluate_policy(model, plain, 2, deterministic=True, return_episode_rewards=True)
+    np.testing.assert_allclose(train.evaluate(model, run, hyperparameters), expected)
 
 
 def test_train_that_fails_leaves_no_run(tmp_path: Path) -> None:

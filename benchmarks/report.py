@@ -53,6 +53,11 @@ def sorted_tasks(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
+def algorithms_in(runs: pd.DataFrame) -> list[str]:
+    """Return the algorithms that have runs, in the order of ``ALGORITHMS``."""
+    return [name for name in ALGORITHMS if name in set(runs["algorithm"])]
+
+
 def markdown(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     """Return a table in Markdown."""
     lines = [list(header), *([str(cell) for cell in row] for row in rows)]
@@ -73,7 +78,7 @@ def in_words(values: pd.Series) -> str:
 
 def table_of_returns(runs: pd.DataFrame) -> str:
     """Return a row per task: mean ± standard error of the evaluation returns, number of seeds, and what scores 1."""
-    algorithms = [name for name in ALGORITHMS if name in set(runs["algorithm"])]
+    algorithms = algorithms_in(runs)
     scale = settings.scale()
     rows = []
     for task in sorted_tasks(set(runs["env"])):
@@ -102,8 +107,7 @@ def complete_scores(runs: pd.DataFrame) -> Scores:
     """Return the scores on the tasks that every algorithm has run, of the seeds that ran all of these."""
     tables = {
         name: runs[runs["algorithm"] == name].pivot(index="seed", columns="env", values="eval_mean")
-        for name in ALGORITHMS
-        if name in set(runs["algorithm"])
+        for name in algorithms_in(runs)
     }
     common = set.intersection(*(set(table) for table in tables.values())) if tables else set()
     scale = settings.scale()
@@ -201,8 +205,8 @@ def draw_seeds(axis: Axes, runs: pd.DataFrame) -> None:
     :param runs: with a column ``score``
     """
     tasks = sorted_tasks(set(runs["env"]))
-    algorithms = [name for name in ALGORITHMS if name in set(runs["algorithm"])]
-    heights = dict(zip(algorithms, np.linspace(-0.25, 0.25, len(algorithms)) if len(algorithms) > 1 else [0.0], strict=True))
+    algorithms = algorithms_in(runs)
+    heights = {name: 0.25 * (index - (len(algorithms) - 1) / 2) for index, name in enumerate(algorithms)}
     for row, task in enumerate(tasks):
         axis.axhspan(row - 0.5, row + 0.5, color="#f5f5f5" if row % 2 else "white", linewidth=0)
         for name, height in heights.items():
@@ -221,18 +225,18 @@ def draw_seeds(axis: Axes, runs: pd.DataFrame) -> None:
 def draw_aggregates(axis: Axes, scores: Scores) -> None:
     """Draw interquartile mean and mean of each algorithm with their intervals."""
     points, intervals = aggregate(scores)
-    for index in range(2):
+    tops = (0.0, len(points) + 0.8)
+    for index, top in enumerate(tops):
         for row, name in enumerate(points):
-            y, point = index * (len(points) + 0.8) + row, points[name][index]
+            y, point = top + row, points[name][index]
             below, above = np.abs(intervals[name][:, index] - point)
             axis.errorbar(point, y, xerr=[[below], [above]], fmt="o", color=COLOURS[name], capsize=3, markersize=5)
             axis.annotate(f"{point:.2f}", (point, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize="small")
-    middles = [index * (len(points) + 0.8) + (len(points) - 1) / 2 for index in range(2)]
-    axis.set_yticks(middles, ["interquartile\nmean", "mean"])
+    axis.set_yticks([top + (len(points) - 1) / 2 for top in tops], ["interquartile\nmean", "mean"])
     axis.tick_params("y", length=0)
     axis.set_ylim(2 * len(points) + 0.3, -0.8)
     axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))
-    axis.set_title(f"{len(scores.tasks)} tasks that all have run", loc="left", fontsize="medium")
+    axis.set_title(f"{len(scores.tasks)} tasks that all have run, 95 % bootstrap intervals", loc="left", fontsize="medium")
     axis.set_xlabel("score")
 
 
@@ -268,9 +272,9 @@ def draw_scores(runs: pd.DataFrame, scores: Scores, path: Path) -> None:
     draw_profiles(axes["profiles"], scores)
     for axis in axes.values():
         axis.spines[["top", "right"]].set_visible(False)
-    handles = [Line2D([], [], color=COLOURS[name], marker="o", markersize=5) for name in scores.matrices]
-    labels = [LABELS[name] for name in scores.matrices]
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    algorithms = algorithms_in(runs)
+    handles = [Line2D([], [], color=COLOURS[name], marker="o", markersize=5) for name in algorithms]
+    figure.legend(handles, [LABELS[name] for name in algorithms], loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

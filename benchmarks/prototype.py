@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 
@@ -12,6 +13,15 @@ from sb3_trpo.critic import CriticFit
 from sb3_trpo.objective import Batch, PolicyProblem, normalize_advantages
 from sb3_trpo.trust_region import flat_gradient
 from sb3_trpo.trust_region.fisher import Parameters, flatten
+
+
+class TimeLimitEnds(gym.Wrapper):
+    """An environment in which an episode cut off by its time limit is one that ended: nothing is taken to follow."""
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Return what the environment does, with truncation told as termination."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated or truncated, False, info
 
 
 class PastRollout(NamedTuple):

@@ -18,7 +18,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
 from benchmarks import held_out, report, settings, train
-from benchmarks.prototype import PrototypeTRPO
+from benchmarks.prototype import PrototypeTRPO, TimeLimitEnds
 from benchmarks.results import CURVE_COLUMNS, HELD_OUT, RUN_COLUMNS, collect, known_arguments, read
 from benchmarks.sweep import missing, parse_seeds, sweep
 from benchmarks.train import Run
@@ -604,3 +604,18 @@ def test_prototype_fits_its_critic_to_returns_of_another_lambda() -> None:
         assert their_advantages == pytest.approx(advantages.flatten(), rel=1e-5, abs=1e-5)
         assert their_returns == pytest.approx(returns.flatten(), rel=1e-5, abs=1e-5)
     assert len(collected) == 2
+
+
+def test_prototype_takes_nothing_to_follow_a_time_limit() -> None:
+    """The episode is as long as without the wrapper, and SB3 adds no value to its last reward."""
+
+    def added(wrapper: type[TimeLimitEnds] | None) -> float:
+        env = make_vec_env("Pendulum-v1", wrapper_class=wrapper, env_kwargs={"max_episode_steps": 3}, seed=0)
+        model = PrototypeTRPO("MlpPolicy", env, n_steps=3, batch_size=3, seed=0).learn(3)
+        assert model.ep_info_buffer
+        episode = model.ep_info_buffer[0]
+        assert episode["l"] == 3
+        return abs(model.rollout_buffer.rewards.sum() - episode["r"])
+
+    assert added(None) > 1e-3
+    assert added(TimeLimitEnds) < 1e-5

@@ -44,7 +44,8 @@ from tests.environments import (
 )
 from tests.oracles import dense_fisher, relative_error
 
-FISHER_TOLERANCE = {th.float32: 1e-5, th.float64: 1e-9}
+# In float32 the kernels of one processor round as those of another do not: float64 tells faults from rounding
+FISHER_TOLERANCE = {th.float32: 1e-4, th.float64: 1e-9}
 DTYPES = [pytest.param(th.float32, id="float32"), pytest.param(th.float64, id="float64")]
 ACTIONS: dict[str, spaces.Space] = {
     "box": BOX,
@@ -986,7 +987,7 @@ def check_same_steps(ours: TRPO, theirs: TRPO) -> None:
             for model in (ours, theirs)
         ]
         assert steps[1].norm() > 1e-3
-        assert relative_error(*steps) < 1e-4
+        assert relative_error(*steps) < 1e-3  # float32, through the conjugate gradients
 
 
 UPDATES = {

@@ -89,7 +89,8 @@ def test_keys_of_contrib_mean_what_they_mean_there(case: Case, factor: int) -> N
         expected = there[key] * (factor if key == "train/kl_divergence_loss" else 1)
         # Contrib's radius counts the damping: its step is a little shorter than ours
         assert here[key] == pytest.approx(expected, rel=0.25, abs=1e-6), key
-    assert here["train/explained_variance"] == pytest.approx(there["train/explained_variance"], rel=1e-5)
+    # One minus a ratio near one: what rounding leaves is absolute
+    assert here["train/explained_variance"] == pytest.approx(there["train/explained_variance"], abs=1e-5)
 
 
 def test_keys_of_ppo_are_there_where_trpo_has_them() -> None:

@@ -606,12 +606,12 @@ def test_prototype_fits_its_critic_to_returns_of_another_lambda() -> None:
     assert len(collected) == 2
 
 
-def test_prototype_takes_nothing_to_follow_a_time_limit() -> None:
+def test_a_time_limit_that_ends_has_nothing_to_follow() -> None:
     """The episode is as long as without the wrapper, and SB3 adds no value to its last reward."""
 
     def added(wrapper: type[TimeLimitEnds] | None) -> float:
         env = make_vec_env("Pendulum-v1", wrapper_class=wrapper, env_kwargs={"max_episode_steps": 3}, seed=0)
-        model = PrototypeTRPO("MlpPolicy", env, n_steps=3, batch_size=3, seed=0).learn(3)
+        model = TRPO("MlpPolicy", env, n_steps=3, batch_size=3, seed=0).learn(3)
         assert model.ep_info_buffer
         episode = model.ep_info_buffer[0]
         assert episode["l"] == 3

@@ -45,7 +45,7 @@ from tests.environments import (
 from tests.oracles import dense_fisher, relative_error
 
 # In float32 the kernels of one processor round as those of another do not: float64 tells faults from rounding
-FISHER_TOLERANCE = {th.float32: 1e-4, th.float64: 1e-9}
+FISHER_TOLERANCE = {th.float32: 3e-5, th.float64: 1e-9}
 DTYPES = [pytest.param(th.float32, id="float32"), pytest.param(th.float64, id="float64")]
 ACTIONS: dict[str, spaces.Space] = {
     "box": BOX,
@@ -987,13 +987,14 @@ def check_same_steps(ours: TRPO, theirs: TRPO) -> None:
             for model in (ours, theirs)
         ]
         assert steps[1].norm() > 1e-3
-        assert relative_error(*steps) < 1e-3  # float32, through the conjugate gradients
+        assert relative_error(*steps) < 1e-4
 
 
 UPDATES = {
     "box": partial(rolled_out),
     "box, normalised advantages off": partial(rolled_out, normalize_advantage=False),
-    "relu": partial(rolled_out, policy_kwargs={"activation_fn": nn.ReLU}),
+    # Damped: the conjugate gradients of this ill-conditioned one would enlarge the rounding a hundredfold
+    "relu": partial(rolled_out, policy_kwargs={"activation_fn": nn.ReLU}, cg_damping=1.0),
     "discrete": partial(rolled_out, Case(action_space=DISCRETE, n_envs=2).model),
     "multi binary": partial(rolled_out, Case(action_space=MULTI_BINARY, n_envs=2).model),
     "multi discrete": partial(rolled_out, Case(action_space=ACTIONS["multi_discrete"]).model),

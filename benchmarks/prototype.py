@@ -102,8 +102,6 @@ class PrototypeTRPO(TRPO):
     :param std_range: the standard deviation of all actions, which is not learned then: at the beginning and at the end of
         training, linear in between. Set between updates, where the trust region does not see it
     :param n_critic_rollouts: how many rollouts the critic is fitted to, the present one and those before it
-    :param critic_gae_lambda: λ of the returns that the critic is fitted to, where it is not that of the advantages: a
-        critic fitted to its own predictions a few steps later learns a long horizon slowly
     :param fixed_std: what the policies' own argument of this name does, for the settings on record that came before it
     """
 
@@ -118,7 +116,6 @@ class PrototypeTRPO(TRPO):
         std_range: Sequence[float] = (),
         momentum: float = 0.0,
         n_critic_rollouts: int = 1,
-        critic_gae_lambda: float | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
@@ -132,7 +129,6 @@ class PrototypeTRPO(TRPO):
         self.std_range = std_range
         self.momentum = momentum
         self.average_gradient: th.Tensor | None = None
-        self.critic_gae_lambda = critic_gae_lambda
         self.fitted_to: deque[tuple[th.Tensor, th.Tensor]] = deque(maxlen=n_critic_rollouts)
         self.past: deque[PastRollout] = deque(maxlen=n_past_rollouts + 1)
 
@@ -162,19 +158,7 @@ class PrototypeTRPO(TRPO):
             self.policy.log_std.requires_grad_(False).fill_(np.log(std))
         return super().collect_rollouts(*args, **kwargs)
 
-    def _relabel_returns(self, gae_lambda: float) -> None:
-        """Replace the returns in the buffer by those of another λ."""
-        buffer, nothing = self.rollout_buffer, np.zeros_like(self.rollout_buffer.advantages[:1])
-        goes_on = self.gamma * np.concatenate([1.0 - buffer.episode_starts[1:], nothing])  # the last error has what follows
-        later = np.concatenate([buffer.advantages[1:], nothing])
-        advantages = buffer.advantages - self.gae_lambda * goes_on * later  # one-step errors, for now
-        for step in reversed(range(len(advantages) - 1)):
-            advantages[step] += gae_lambda * goes_on[step] * advantages[step + 1]
-        buffer.returns = buffer.values + advantages
-
     def _full_batch(self) -> Batch:
-        if self.critic_gae_lambda is not None:
-            self._relabel_returns(self.critic_gae_lambda)
         if self.past.maxlen == 1:
             return super()._full_batch()
         buffer, last_obs, last_starts = self.rollout_buffer, self._last_obs, self._last_episode_starts

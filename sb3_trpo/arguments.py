@@ -67,6 +67,7 @@ RULES: dict[str, Rule] = {
     "fast": _FLAG,
     "error_if_nonfinite": _FLAG,
     "std_damping": Rule(Real, lambda value: 0 <= value < math.inf, "a finite number >= 0 or None"),
+    "critic_gae_lambda": Rule(Real, _UNIT_INTERVAL.holds, "a number in [0, 1] or None"),
     "policy_kwargs": Rule(dict, lambda value: True, "a dictionary or None"),
     "rollout_buffer_class": Rule(type, lambda value: issubclass(value, RolloutBuffer), "a subclass of RolloutBuffer or None"),
     "rollout_buffer_kwargs": Rule(dict, lambda value: True, "a dictionary or None"),
@@ -86,6 +87,7 @@ SCHEDULES = ("learning_rate", "target_kl", "cg_damping")
 OPTIONAL = {
     "seed",
     "std_damping",
+    "critic_gae_lambda",
     "policy_kwargs",
     "rollout_buffer_class",
     "rollout_buffer_kwargs",

@@ -356,9 +356,28 @@ def compute_returns_and_advantage(rollout_buffer: RolloutBuffer, last_values: np
     """
     values = np.concatenate([rollout_buffer.values, last_values[None]])
     goes_on = 1.0 - np.concatenate([rollout_buffer.episode_starts[1:], dones[None].astype(np.float32)])
-    advantages = rollout_buffer.rewards + rollout_buffer.gamma * values[1:] * goes_on - values[:-1]
-    decay = rollout_buffer.gamma * rollout_buffer.gae_lambda * goes_on
-    for step in reversed(range(len(advantages) - 1)):
-        advantages[step] += decay[step] * advantages[step + 1]
-    rollout_buffer.advantages = advantages
-    rollout_buffer.returns = advantages + rollout_buffer.values
+    errors = rollout_buffer.rewards + rollout_buffer.gamma * values[1:] * goes_on - values[:-1]
+    decay = rollout_buffer.gamma * rollout_buffer.gae_lambda * goes_on[:-1]
+    rollout_buffer.advantages = _decayed_sums(errors, decay)
+    rollout_buffer.returns = rollout_buffer.advantages + rollout_buffer.values
+
+
+def relabel_returns(rollout_buffer: RolloutBuffer, gae_lambda: float) -> None:
+    """
+    Replace the returns in a buffer by those of a λ of their own; the advantages stay.
+
+    :param rollout_buffer: buffer with values, episode starts, and advantages of its own λ
+    :param gae_lambda: λ of the returns
+    """
+    advantages = rollout_buffer.advantages
+    decay = rollout_buffer.gamma * (1.0 - rollout_buffer.episode_starts[1:])
+    errors = advantages.copy()
+    errors[:-1] -= rollout_buffer.gae_lambda * decay * advantages[1:]
+    rollout_buffer.returns = _decayed_sums(errors, gae_lambda * decay) + rollout_buffer.values
+
+
+def _decayed_sums(terms: np.ndarray, decay: np.ndarray) -> np.ndarray:
+    """Add to each step's terms, in place, what the next step comes to times the decay in between."""
+    for step in reversed(range(len(terms) - 1)):
+        terms[step] += decay[step] * terms[step + 1]
+    return terms

@@ -40,7 +40,14 @@ from sb3_trpo.finite import NonFiniteError, finite_rollout, finite_statistics, u
 from sb3_trpo.objective import Batch, PolicyProblem, normalize_advantages, unvalidated_distributions
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.report import PhaseClock, UpdateReport, dump_pending
-from sb3_trpo.rollout import collect_rollouts, explained_by_values, is_sb3s_own, lean_actor, whole_rollout
+from sb3_trpo.rollout import (
+    collect_rollouts,
+    explained_by_values,
+    is_sb3s_own,
+    lean_actor,
+    relabel_returns,
+    whole_rollout,
+)
 from sb3_trpo.saved import saved_names
 from sb3_trpo.trust_region import TrustRegionStep, reached_by, refused_step, trust_region_step
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatten
@@ -101,6 +108,9 @@ class TRPO(OnPolicyAlgorithm):
     :param std_damping: What is added to the Fisher matrix for the standard deviations of continuous actions, in place of
         ``cg_damping``. That of a Gaussian is 2 there: at 4 they learn half as fast as at 1, and explore longer. ``None`` adds
         ``cg_damping`` there too
+    :param critic_gae_lambda: λ of the returns that the value function is fitted to, in place of ``gae_lambda`` (decoupled
+        GAE; Yuan et al. 2025, https://arxiv.org/abs/2503.01491). Closer to 1 than that of the advantages it sees far rewards
+        sooner, while the gradient keeps the small variance of short ones. ``None`` takes ``gae_lambda`` there too
     :raises TypeError: naming the argument and the value received, if it is not of the right type
     :raises ValueError: naming the argument and the value received, if it cannot work
     """
@@ -146,6 +156,7 @@ class TRPO(OnPolicyAlgorithm):
         fast: bool = True,
         error_if_nonfinite: bool = True,
         std_damping: float | None = None,
+        critic_gae_lambda: float | None = None,
     ):
         check_arguments(locals())
         check_policy(policy, self.policy_aliases)
@@ -188,6 +199,7 @@ class TRPO(OnPolicyAlgorithm):
         self.fast = fast
         self.error_if_nonfinite = error_if_nonfinite
         self.std_damping = std_damping
+        self.critic_gae_lambda = critic_gae_lambda
         self.paths_in_use: dict[str, str] = {}
 
         if _init_setup_model:
@@ -238,12 +250,16 @@ class TRPO(OnPolicyAlgorithm):
             with finite_statistics(self), guard as finite_env:
                 stepped = finite_env or env
                 if actor is None:
-                    return super().collect_rollouts(stepped, callback, rollout_buffer, n_rollout_steps)
-                return collect_rollouts(self, actor, env, stepped.step, callback, rollout_buffer, n_rollout_steps)
+                    is_full = super().collect_rollouts(stepped, callback, rollout_buffer, n_rollout_steps)
+                else:
+                    is_full = collect_rollouts(self, actor, env, stepped.step, callback, rollout_buffer, n_rollout_steps)
         except NonFiniteError:
             # The next call of `learn` is not to go on in the middle of it
             self._last_obs = None
             raise
+        if is_full and self.critic_gae_lambda is not None:
+            relabel_returns(rollout_buffer, self.critic_gae_lambda)
+        return is_full
 
     def train(self) -> None:
         """Update the policy inside the trust region, then the critic, using the current rollout buffer."""

@@ -53,6 +53,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "fast": [1, "True", None],
     "error_if_nonfinite": [0, "False", None],
     "std_damping": [-1e-9, -1, math.nan, math.inf, *(value for value in NOT_A_NUMBER if value is not None)],
+    "critic_gae_lambda": [-0.1, 1.1, math.nan, math.inf, *(value for value in NOT_A_NUMBER if value is not None)],
     "tensorboard_log": [1, True, [1]],
     "policy_kwargs": ["net_arch", 1, [1]],
     "rollout_buffer_class": ["RolloutBuffer", int, 1],
@@ -156,6 +157,7 @@ GOOD_VALUES: dict[str, list[Any]] = {
     "stats_window_size": [1, np.int64(5)],
     "seed": [None, 0, np.int64(3)],
     "std_damping": [None, 0, 1e3, np.float32(0.5)],
+    "critic_gae_lambda": [None, 0, 1, np.float32(0.9)],
 }
 
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -575,35 +574,6 @@ def test_prototype_fits_its_critic_to_several_rollouts(monkeypatch: pytest.Monke
     model.learn(5 * 64)
     assert sizes == [64, 128, 192, 192, 192]
     assert model.last_update is not None and model.last_update.critic is not None
-
-
-def test_prototype_fits_its_critic_to_returns_of_another_lambda() -> None:
-    """The returns are those that SB3 computes with that λ, and the advantages stay what they were."""
-    collected, seen = [], []
-
-    class Recording(PrototypeTRPO):
-        def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
-            goes_on = super().collect_rollouts(*args, **kwargs)
-            buffer = deepcopy(self.rollout_buffer)
-            buffer.gae_lambda = 0.97
-            assert isinstance(self._last_obs, np.ndarray) and self._last_episode_starts is not None
-            last_values = self.policy.predict_values(th.as_tensor(self._last_obs)).detach()
-            buffer.compute_returns_and_advantage(last_values, self._last_episode_starts)
-            collected.append((self.rollout_buffer.advantages.copy(), buffer.returns))
-            return goes_on
-
-        def _full_batch(self) -> Batch:
-            batch = super()._full_batch()
-            seen.append((batch.advantages.numpy(), batch.returns.numpy()))
-            return batch
-
-    env = make_vec_env("Pendulum-v1", n_envs=2, seed=0)  # episodes of 200 steps: the second rollout has the end of one
-    model = Recording("MlpPolicy", env, n_steps=128, gae_lambda=0.8, critic_gae_lambda=0.97, normalize_advantage=False, seed=0)
-    model.learn(2 * 256)
-    for (advantages, returns), (their_advantages, their_returns) in zip(collected, seen, strict=True):
-        assert their_advantages == pytest.approx(advantages.flatten(), rel=1e-5, abs=1e-5)
-        assert their_returns == pytest.approx(returns.flatten(), rel=1e-5, abs=1e-5)
-    assert len(collected) == 2
 
 
 def test_a_time_limit_that_ends_has_nothing_to_follow() -> None:

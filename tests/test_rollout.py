@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize, VecTransposeImage
 
 from sb3_trpo import TRPO, MlpPolicy, rollout
-from sb3_trpo.rollout import compute_returns_and_advantage, lean_actor
+from sb3_trpo.rollout import compute_returns_and_advantage, lean_actor, relabel_returns
 from tests.cases import seeded, shake
 from tests.environments import (
     BOX,
@@ -759,3 +759,75 @@ def test_returns_and_advantages_are_the_buffers_own(n_envs: int, gamma: float, g
         for ours, theirs in zip((buffer.advantages, buffer.returns), expected, strict=True):
             assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.8, 1.0])
+@pytest.mark.parametrize("critic_gae_lambda", [0.0, 0.97, 1.0])
+def test_returns_of_another_lambda_are_what_the_buffer_makes_of_it(gae_lambda: float, critic_gae_lambda: float) -> None:
+    """On random numbers with random ends of episodes; the advantages stay to the bit."""
+    rng = np.random.default_rng(0)
+    buffer = RolloutBuffer(50, VECTOR, BOX, "cpu", gamma=0.9, gae_lambda=critic_gae_lambda, n_envs=5)
+    buffer.rewards, buffer.values = rng.normal(size=(2, 50, 5)).astype(np.float32)
+    buffer.episode_starts = (rng.random((50, 5)) < 0.2).astype(np.float32)
+    last_values, dones = th.as_tensor(rng.normal(size=5), dtype=th.float32), rng.random(5) < 0.5
+    buffer.compute_returns_and_advantage(last_values, dones)
+    expected = buffer.returns.copy()
+    buffer.gae_lambda = gae_lambda
+    buffer.compute_returns_and_advantage(last_values, dones)
+    advantages = buffer.advantages.copy()
+    relabel_returns(buffer, critic_gae_lambda)
+    assert np.array_equal(buffer.advantages, advantages)
+    assert buffer.returns.dtype == expected.dtype
+    np.testing.assert_allclose(buffer.returns, expected, rtol=1e-5, atol=1e-5)
+
+
+class UsersBuffer(RolloutBuffer):
+    """What a user may write: SB3 collects into it, and the critic is fitted to minibatches that it draws."""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"fast": True}, {"fast": False}, {"rollout_buffer_class": UsersBuffer}],
+    ids=["fast", "plain", "a user's buffer"],
+)
+def test_critic_is_fitted_to_returns_of_a_lambda_of_its_own(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With λ = 1 they are the rewards that came, discounted, where every episode ends with the rollout; the policy's step
+    does not change with it."""
+    seen: list[Any] = []
+    fit = TRPO._fit_critic
+
+    def noted(self: TRPO, batch: Any, *rest: Any) -> Any:
+        seen.append(batch)
+        values_seen = np.concatenate([minibatch.returns.numpy() for minibatch in next(iter(self._value_epochs(batch)))])
+        np.testing.assert_array_equal(np.sort(values_seen), np.sort(batch.returns.numpy()))
+        return fit(self, batch, *rest)
+
+    monkeypatch.setattr(TRPO, "_fit_critic", noted)
+
+    def learned(critic_gae_lambda: float | None) -> tuple[TRPO, np.ndarray]:
+        env = DummyVecEnv([lambda: NoiseEnv(VECTOR, BOX, episode_length=10**6, termination_probability=0.0)] * 2)
+        model = small_model(
+            TRPO, "MlpPolicy", env, n_steps=16, gae_lambda=0.5, critic_gae_lambda=critic_gae_lambda, **arguments
+        )
+        rewards: list[np.ndarray] = []
+        step = model.env.step_wait  # type: ignore[union-attr]
+
+        def last_ends() -> Any:
+            observations, reward, dones, infos = step()
+            rewards.append(reward.copy())
+            return observations, reward, np.full_like(dones, len(rewards) % 16 == 0), infos
+
+        monkeypatch.setattr(model.env, "step_wait", last_ends)
+        model.learn(32)
+        return model, np.array(rewards)
+
+    (model, rewards), (shorter, _) = learned(1.0), learned(None)
+    powers = np.array([[model.gamma ** (later - step) * (later >= step) for later in range(16)] for step in range(16)])
+    returns, others = (batch.returns.numpy() for batch in seen)
+    np.testing.assert_allclose(np.sort(returns), np.sort((powers @ rewards).ravel()), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(np.sort(returns), np.sort(others), rtol=1e-2)
+    np.testing.assert_array_equal(np.sort(seen[0].advantages), np.sort(seen[1].advantages))
+    assert changed(policy_state(model), policy_state(shorter))
+    assert all("value" in name or "vf" in name for name in changed(policy_state(model), policy_state(shorter)))

@@ -64,6 +64,7 @@ def test_load_keeps_every_argument_of_the_constructor(tmp_path: pathlib.Path) ->
         "target_kl": 0.02,
         "sub_sampling_factor": 2,
         "fast": False,
+        "critic_gae_lambda": 0.95,
         "policy_kwargs": {"net_arch": [8], "activation_fn": th.nn.ELU},
         "use_sde": True,
         "sde_sample_freq": 4,
@@ -106,6 +107,7 @@ def test_zip_holds_what_contribs_holds_and_nothing_replaceable(tmp_path: pathlib
         "error_if_nonfinite",
         "fast",
         "std_damping",
+        "critic_gae_lambda",
     }
     with zipfile.ZipFile(tmp_path / "ours.zip") as archive:
         for name in ("policy.pth", "policy.optimizer.pth"):

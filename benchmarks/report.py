@@ -3,13 +3,14 @@ Tables and figures of what is on record: ``python -m benchmarks.report``.
 
 Writes to ``benchmarks/results/returns``, for the setting ``tuned`` of each algorithm, ``tables.md`` (the returns on each task
 with every seed, interquartile mean of the scores, probability of improvement), ``curves.png`` (learning curves with 95 %
-bootstrap intervals over seeds) and ``scores.png`` (the score of every seed, the aggregates and performance profiles); and
+bootstrap intervals over seeds) and ``scores.png`` (the score of every seed, interquartile means and performance profiles); and
 ``ablations.md``, with what each other setting does beside ``screen`` on the same tasks and seeds, and the effects of the
 changes in the screening design.
 ``held_out.png`` shows what ``benchmarks.held_out`` has put on record.
 """
 
 import argparse
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,16 +77,35 @@ def in_words(values: pd.Series) -> str:
     return f"{in_digits(values.mean())}{error} ({len(values)})"
 
 
+def steps_asked_for(runs: pd.DataFrame) -> pd.Series:
+    """Return the environment steps that each run was to have; whole rollouts may make them a few more."""
+    return runs["hyperparameters"].map(lambda hyperparameters: json.loads(hyperparameters)["n_timesteps"])
+
+
+def in_thousands(steps: int) -> str:
+    """Return a number of steps as it is spoken of: 1M, 300k."""
+    return EngFormatter(sep="")(steps)
+
+
 def table_of_returns(runs: pd.DataFrame) -> str:
-    """Return a row per task: mean ± standard error of the evaluation returns, number of seeds, and what scores 1."""
+    """
+    Return a row per task: mean ± standard error of the evaluation returns, number of seeds, and what scores 1.
+
+    Steps are one number if every algorithm had as many, else one for each of them.
+    """
     algorithms = algorithms_in(runs)
     scale = settings.scale()
+    runs = runs.assign(steps=steps_asked_for(runs))
     rows = []
     for task in sorted_tasks(set(runs["env"])):
-        cells = [runs[(runs["env"] == task) & (runs["algorithm"] == name)]["eval_mean"] for name in algorithms]
+        parts = [runs[(runs["env"] == task) & (runs["algorithm"] == name)] for name in algorithms]
+        cells = [in_words(part["eval_mean"]) if len(part) else "" for part in parts]
+        steps = [", ".join(in_thousands(n) for n in sorted(set(part["steps"]))) or "–" for part in parts]
+        numbers = set(steps) - {"–"}
+        shown = numbers.pop() if len(numbers) == 1 else " / ".join(steps)
         published = f"{scale[task][1]:,}" if task in scale else ""
-        rows.append([task, *(in_words(values) if len(values) else "" for values in cells), published])
-    return markdown(["task", *(LABELS[name] for name in algorithms), "best published"], rows)
+        rows.append([task, shown, *cells, published])
+    return markdown(["task", "steps", *(LABELS[name] for name in algorithms), "best published"], rows)
 
 
 def table_of_seeds(runs: pd.DataFrame) -> str:
@@ -104,7 +124,7 @@ def table_of_seeds(runs: pd.DataFrame) -> str:
 
 
 def complete_scores(runs: pd.DataFrame) -> Scores:
-    """Return the scores on the tasks that every algorithm has run, of the seeds that ran all of these."""
+    """Return the scores on the tasks that every algorithm has run, of the seeds with which it ran all of these."""
     tables = {
         name: runs[runs["algorithm"] == name].pivot(index="seed", columns="env", values="eval_mean")
         for name in algorithms_in(runs)
@@ -115,6 +135,14 @@ def complete_scores(runs: pd.DataFrame) -> Scores:
     zero, one = np.array([scale[task] for task in tasks]).reshape(-1, 2).T
     matrices = {name: (table[tasks].dropna().to_numpy() - zero) / (one - zero) for name, table in tables.items()}
     return Scores(tasks, {name: matrix for name, matrix in matrices.items() if matrix.size})
+
+
+def scores_by_group(runs: pd.DataFrame) -> dict[str, Scores]:
+    """Return the scores on the MuJoCo tasks, with one setting of ours and as many steps for all, and those on all tasks."""
+    mujoco = complete_scores(runs[runs["env"].isin(settings.GROUPS["mujoco"])])
+    everything = complete_scores(runs)
+    groups = {f"{len(mujoco.tasks)} MuJoCo tasks": mujoco, f"{len(everything.tasks)} tasks": everything}
+    return {name: scores for name, scores in groups.items() if scores.matrices}
 
 
 def aggregate(scores: Scores) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -222,21 +250,23 @@ def draw_seeds(axis: Axes, runs: pd.DataFrame) -> None:
     axis.set_xlabel("score (1: best published)")
 
 
-def draw_aggregates(axis: Axes, scores: Scores) -> None:
-    """Draw interquartile mean and mean of each algorithm with their intervals."""
-    points, intervals = aggregate(scores)
-    tops = (0.0, len(points) + 0.8)
-    for index, top in enumerate(tops):
-        for row, name in enumerate(points):
-            y, point = top + row, points[name][index]
-            below, above = np.abs(intervals[name][:, index] - point)
+def draw_aggregates(axis: Axes, groups: Mapping[str, Scores]) -> None:
+    """Draw for each group of tasks the interquartile mean of each algorithm with its interval."""
+    y, ticks = 0.0, []
+    for scores in groups.values():
+        points, intervals = aggregate(scores)
+        ticks.append(y + (len(points) - 1) / 2)
+        for name, (point, _) in points.items():
+            below, above = np.abs(intervals[name][:, 0] - point)
             axis.errorbar(point, y, xerr=[[below], [above]], fmt="o", color=COLOURS[name], capsize=3, markersize=5)
             axis.annotate(f"{point:.2f}", (point, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize="small")
-    axis.set_yticks([top + (len(points) - 1) / 2 for top in tops], ["interquartile\nmean", "mean"])
+            y += 1.0
+        y += 0.8
+    axis.set_yticks(ticks, [name.replace(" tasks", "\ntasks") for name in groups])
     axis.tick_params("y", length=0)
-    axis.set_ylim(2 * len(points) + 0.3, -0.8)
+    axis.set_ylim(y - 1.3, -0.8)
     axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))
-    axis.set_title(f"{len(scores.tasks)} tasks that all have run, 95 % bootstrap intervals", loc="left", fontsize="medium")
+    axis.set_title("interquartile mean with 95 % bootstrap interval", loc="left", fontsize="medium")
     axis.set_xlabel("score")
 
 
@@ -253,12 +283,12 @@ def draw_profiles(axis: Axes, scores: Scores) -> None:
     for name, profile in profiles.items():
         axis.plot(SCORES_OF_PROFILE, profile, color=COLOURS[name])
         axis.fill_between(SCORES_OF_PROFILE, *bands[name], color=COLOURS[name], alpha=0.2, linewidth=0)
-    axis.set_title("performance profiles", loc="left", fontsize="medium")
+    axis.set_title(f"performance profiles, {len(scores.tasks)} tasks", loc="left", fontsize="medium")
     axis.set(xlabel="score", ylabel="share of runs above it", ylim=(0.0, 1.02))
 
 
-def draw_scores(runs: pd.DataFrame, scores: Scores, path: Path) -> None:
-    """Draw the scores of every seed beside interquartile mean, mean and performance profiles, with 95 % intervals."""
+def draw_scores(runs: pd.DataFrame, groups: Mapping[str, Scores], path: Path) -> None:
+    """Draw the scores of every seed beside interquartile means and, for the last group, performance profiles."""
     runs = with_scores(runs).dropna(subset="score")
     figure, axes = plt.subplot_mosaic(
         [["seeds", "aggregates"], ["seeds", "profiles"]],
@@ -268,8 +298,8 @@ def draw_scores(runs: pd.DataFrame, scores: Scores, path: Path) -> None:
         height_ratios=(1, 1.15),
     )
     draw_seeds(axes["seeds"], runs)
-    draw_aggregates(axes["aggregates"], scores)
-    draw_profiles(axes["profiles"], scores)
+    draw_aggregates(axes["aggregates"], groups)
+    draw_profiles(axes["profiles"], list(groups.values())[-1])
     for axis in axes.values():
         axis.spines[["top", "right"]].set_visible(False)
     algorithms = algorithms_in(runs)
@@ -315,14 +345,16 @@ def with_scores(runs: pd.DataFrame) -> pd.DataFrame:
 
 def table_of_ablations(runs: pd.DataFrame, base: str = "screen") -> str:
     """
-    Return a row per setting: its returns, and how its mean score differs from the base's on the tasks and seeds of both.
+    Return a row per setting: the return of each seed, and how its mean score differs from the base's.
+
+    The difference is over the tasks and seeds of both, and only where both had as many steps.
 
     :param runs: of ours, with other settings than ``tuned``
     :param base: the setting that the others are held against
     """
-    runs = with_scores(runs)
+    runs = with_scores(runs).assign(steps=steps_asked_for(runs))
     tasks = sorted_tasks(set(runs["env"]))
-    key = ["env", "seed", "algorithm"]
+    key = ["env", "seed", "algorithm", "steps"]
     base_scores = runs[runs["setting"] == base].set_index(key)["score"]
     rows = []
     for name in sorted(set(runs["setting"]), key=lambda name: (name != base, name)):
@@ -331,11 +363,11 @@ def table_of_ablations(runs: pd.DataFrame, base: str = "screen") -> str:
         cells = []
         for task in tasks:
             cell = own[own["env"] == task].sort_values("seed")
-            cells.append(", ".join(in_digits(value) for value in cell["eval_mean"]))
-        seeds = ", ".join(str(seed) for seed in sorted(set(own["seed"])))
-        steps = ", ".join(f"{n:,.0f}" for n in sorted({float(f"{n:.2g}") for n in own["timesteps"]}))
-        rows.append([f"`{name}`", steps, seeds, *cells, f"{gains.mean():+.3f} ({len(gains)})" if len(gains) else ""])
-    return markdown(["setting", "steps", "seeds", *tasks, f"mean score − that of `{base}` (pairs)"], rows)
+            values = cell[["seed", "eval_mean"]].itertuples(index=False)
+            cells.append(", ".join(f"{seed}: {in_digits(value)}" for seed, value in values))
+        steps = ", ".join(in_thousands(n) for n in sorted(set(own["steps"])))
+        rows.append([f"`{name}`", steps, *cells, f"{gains.mean():+.3f} ({len(gains)})" if len(gains) else ""])
+    return markdown(["setting", "steps", *tasks, f"mean score − that of `{base}` (pairs)"], rows)
 
 
 def main_effects(runs: pd.DataFrame) -> pd.DataFrame:
@@ -369,14 +401,17 @@ def table_of_effects(runs: pd.DataFrame) -> str:
     return markdown(header, rows)
 
 
-def write_tables(runs: pd.DataFrame, scores: Scores, path: Path) -> None:
+def write_tables(runs: pd.DataFrame, groups: Mapping[str, Scores], path: Path) -> None:
     """Write ``tables.md``."""
     text = (
         "# Returns\n\nWritten by `python -m benchmarks.report`. 20 deterministic episodes of the final policy; mean ± standard"
     )
-    text += f" error over seeds (number of seeds).\n\n{table_of_returns(runs)}"
-    if scores.matrices:
-        text += f"\n## Scores over {len(scores.tasks)} tasks\n\n{', '.join(scores.tasks)}; the scale is `settings/scores.yml`."
+    text += (
+        " error over seeds (number of seeds). Where there are several numbers of steps, they are in the order of the columns."
+    )
+    text += f"\n\n{table_of_returns(runs)}"
+    for name, scores in groups.items():
+        text += f"\n## Scores over {name}\n\n{', '.join(scores.tasks)}; the scale is `settings/scores.yml`."
         text += "\n\n" + table_of_scores(scores)
     path.write_text(f"{text}\n## Every seed\n\n{table_of_seeds(runs)}", encoding="utf-8")
 
@@ -396,11 +431,11 @@ def report(results: Path = RESULTS) -> None:
     runs, curves = read("runs", results), read("curves", results)
     tuned, other = runs[runs["setting"] == settings.TUNED], runs[runs["setting"] != settings.TUNED]
     if len(tuned):
-        scores = complete_scores(tuned)
-        write_tables(tuned, scores, results / "tables.md")
+        groups = scores_by_group(tuned)
+        write_tables(tuned, groups, results / "tables.md")
         draw_curves(curves[curves["setting"] == settings.TUNED], results / "curves.png")
-        if scores.matrices:
-            draw_scores(tuned, scores, results / "scores.png")
+        if groups:
+            draw_scores(tuned, groups, results / "scores.png")
     if len(other):
         write_ablations(other, results / "ablations.md")
     if (results / HELD_OUT).exists():

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks import settings
 from benchmarks.train import Run
 
 RESULTS = Path(__file__).parent / "results" / "returns"
@@ -111,16 +112,16 @@ def collect(runs: Path, results: Path = RESULTS) -> int:
     """
     Put the finished runs of a folder on record; what is there already stays as it is.
 
-    :param runs: folder of all runs
+    :param runs: folder of all runs; those under names that are no setting's are left out
     :param results: folder of the record
     :return: number of runs that were new
     """
     known = known_arguments(results)
     rows, curves = [], []
-    for path in sorted(runs.glob("*/*/*/*/run.json")):
+    for path in sorted(runs.glob("*/*/*/[!.]*/run.json")):  # a folder with a dot is of a run that is under way
         result = json.loads(path.read_text(encoding="utf-8"))
         run = Run(*(result[name] for name in IDENTITY))
-        if run not in known:
+        if run not in known and run.setting in settings.names():
             rows.append(run_row(result) | {"updates": json.dumps(summary_of_updates(path.parent))})
             curves.append(curve_rows(path.parent).assign(**run._asdict()))
     if rows:

@@ -103,7 +103,9 @@ def sweep(jobs: Sequence[Run], *, workers: int = 1, runs: Path = RUNS, results: 
             time.sleep(0.2)
     finally:
         for worker in busy:
-            worker.process.kill()
+            worker.process.terminate()
+        for worker in busy:
+            worker.process.wait()
     return failed
 
 

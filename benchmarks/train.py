@@ -15,7 +15,9 @@ import argparse
 import json
 import platform
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -181,6 +183,10 @@ def main() -> None:
 
     if arguments.set and not arguments.name:
         parser.error("--set changes the setting: give the changed one a --name")
+    if arguments.name in settings.names():
+        parser.error(f"--name {arguments.name} is a setting already: give the changed one a name of its own")
+    # Nothing half done is left behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     hyperparameters = settings.load(arguments.algorithm, arguments.setting, arguments.env, parse_overrides(arguments.set))
     run = Run(arguments.name or arguments.setting, arguments.env, arguments.algorithm, arguments.seed)
     result = train(run, hyperparameters, arguments.runs)

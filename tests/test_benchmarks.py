@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +221,45 @@ def test_record_of_a_deleted_run_is_made_anew(tmp_path: Path) -> None:
     assert len(read("runs", tmp_path)) == len(read("curves", tmp_path)) == 1
 
 
+def test_record_leaves_out_what_is_under_way_and_names_of_ones_own(tmp_path: Path) -> None:
+    """A run whose folder still has its scratch name may be half written, and a private name means nothing to others."""
+    runs = tmp_path / "runs"
+    write_run(Run("quick", "CartPole-v1", "trpo", 0), runs)
+    folder = Run("quick", "CartPole-v1", "trpo", 0).folder(runs)
+    folder.rename(folder.with_name(".0-abc"))
+    write_run(Run("mine", "CartPole-v1", "trpo", 0), runs)
+    assert collect(runs, tmp_path) == 0 and known_arguments(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", ["tuned", "quick", "design-03"])
+def test_train_refuses_the_name_of_a_setting(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A changed setting under the name of another would go on record as that."""
+    words = ["train", "CartPole-v1", "0", "trpo", "--set", "gamma=0.5", "--name", name]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit):
+        train.main()
+    assert f"--name {name} is a setting already" in capsys.readouterr().err
+
+
+def test_sweep_that_is_told_to_end_leaves_nothing_half_done(tmp_path: Path) -> None:
+    """SIGTERM ends the workers too, and their folders go."""
+    words = [*"--envs CartPole-v1 --algorithms trpo --settings classic --seeds 100 --runs".split(), str(tmp_path / "runs")]
+    command = [sys.executable, "-m", "benchmarks.sweep", *words, "--results", str(tmp_path / "results")]
+    with subprocess.Popen(command) as process:
+        folder = Run("classic", "CartPole-v1", "trpo", 100).folder(tmp_path / "runs").parent
+        for _ in range(600):
+            if list(folder.glob(".100-*/progress.csv")):
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail("the run did not begin")
+        process.terminate()
+        assert process.wait(60) == 1
+    assert list(folder.iterdir()) == []
+
+
 def test_curves_are_thinned_and_keep_both_ends(tmp_path: Path) -> None:
     """At most fifty points a run."""
     runs = tmp_path / "runs"
@@ -291,8 +333,10 @@ def test_committed_record_is_of_the_settings_as_they_are() -> None:
 def test_report_averages_over_seeds_with_their_standard_error(tmp_path: Path) -> None:
     """Mean ± s/√n over seeds, the number of seeds, and each of them."""
     runs = record({("trpo", "Hopper-v5"): [1000.0, 2000.0, 3000.0], ("ppo", "Hopper-v5"): [500.0]}, tmp_path)
+    longer = runs["algorithm"].map({"trpo": '{"n_timesteps": 1000000}', "ppo": '{"n_timesteps": 300000}'})
+    assert "| Hopper-v5 | 1M / 300k |" in report.table_of_returns(runs.assign(hyperparameters=longer))
     error = np.std([1000, 2000, 3000], ddof=1) / np.sqrt(3)
-    assert f"| Hopper-v5 | 2,000 ± {error:.1f} (3) | 500.0 (1) | 3,372 |" in report.table_of_returns(runs)
+    assert f"| Hopper-v5 | 1.024k | 2,000 ± {error:.1f} (3) | 500.0 (1) | 3,372 |" in report.table_of_returns(runs)
     assert "0: 1,000 ± 1.0, 1: 2,000 ± 1.0, 2: 3,000 ± 1.0" in report.table_of_seeds(runs)
 
 
@@ -345,15 +389,18 @@ def test_curves_are_averaged_with_bootstrap_intervals() -> None:
 
 
 def test_ablations_are_held_against_the_same_tasks_and_seeds(tmp_path: Path) -> None:
-    """A seed that only one of two settings has run says nothing about their difference."""
-    for setting, seeds in {"screen": {100: 0.0, 101: 3372.0}, "better": {100: 1686.0, 102: 9999.0}}.items():
+    """A seed that only one of two settings has run says nothing about their difference, nor does one with more steps."""
+    for setting, seeds in {"screen": {100: 0.0, 101: 3372.0}, "third": {100: 1686.0, 102: 9999.0}}.items():
         for seed, value in seeds.items():
             write_run(Run(setting, "Hopper-v5", "trpo", seed), tmp_path / "runs", eval_returns=[value])
+    twice = {**QUICK, "n_timesteps": 2048}
+    write_run(Run("fourth", "Hopper-v5", "trpo", 100), tmp_path / "runs", eval_returns=[3372.0], hyperparameters=twice)
     collect(tmp_path / "runs", tmp_path)
     lines = report.table_of_ablations(read("runs", tmp_path)).splitlines()
     assert lines[2:] == [
-        "| `screen` | 1,000 | 100, 101 | 0.0, 3,372 | +0.000 (2) |",
-        "| `better` | 1,000 | 100, 102 | 1,686, 9,999 | +0.500 (1) |",
+        "| `screen` | 1.024k | 100: 0.0, 101: 3,372 | +0.000 (2) |",
+        "| `fourth` | 2.048k | 100: 3,372 |  |",
+        "| `third` | 1.024k | 100: 1,686, 102: 9,999 | +0.500 (1) |",
     ]
 
 

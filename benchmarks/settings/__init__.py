@@ -75,6 +75,11 @@ def design() -> dict[str, dict[str, bool]]:
     }
 
 
+def names() -> set[str]:
+    """Return the name of every setting."""
+    return {TUNED, *_read("ablations"), *next(iter(design().values()))}
+
+
 def load(algorithm: str, setting: str, env_id: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """
     Return the hyperparameters of a run, as they are written down.

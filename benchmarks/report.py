@@ -82,9 +82,9 @@ def steps_asked_for(runs: pd.DataFrame) -> pd.Series:
     return runs["hyperparameters"].map(lambda hyperparameters: json.loads(hyperparameters)["n_timesteps"])
 
 
-def in_thousands(steps: int) -> str:
-    """Return a number of steps as it is spoken of: 1M, 300k."""
-    return EngFormatter(sep="")(steps)
+def in_thousands(steps: pd.Series) -> str:
+    """Return the numbers of steps that there are as they are spoken of: 1M, 300k."""
+    return ", ".join(map(EngFormatter(sep=""), sorted(set(steps))))
 
 
 def table_of_returns(runs: pd.DataFrame) -> str:
@@ -100,7 +100,7 @@ def table_of_returns(runs: pd.DataFrame) -> str:
     for task in sorted_tasks(set(runs["env"])):
         parts = [runs[(runs["env"] == task) & (runs["algorithm"] == name)] for name in algorithms]
         cells = [in_words(part["eval_mean"]) if len(part) else "" for part in parts]
-        steps = [", ".join(in_thousands(n) for n in sorted(set(part["steps"]))) or "–" for part in parts]
+        steps = [in_thousands(part["steps"]) or "–" for part in parts]
         numbers = set(steps) - {"–"}
         shown = numbers.pop() if len(numbers) == 1 else " / ".join(steps)
         published = f"{scale[task][1]:,}" if task in scale else ""
@@ -365,8 +365,9 @@ def table_of_ablations(runs: pd.DataFrame, base: str = "screen") -> str:
             cell = own[own["env"] == task].sort_values("seed")
             values = cell[["seed", "eval_mean"]].itertuples(index=False)
             cells.append(", ".join(f"{seed}: {in_digits(value)}" for seed, value in values))
-        steps = ", ".join(in_thousands(n) for n in sorted(set(own["steps"])))
-        rows.append([f"`{name}`", steps, *cells, f"{gains.mean():+.3f} ({len(gains)})" if len(gains) else ""])
+        rows.append(
+            [f"`{name}`", in_thousands(own["steps"]), *cells, f"{gains.mean():+.3f} ({len(gains)})" if len(gains) else ""]
+        )
     return markdown(["setting", "steps", *tasks, f"mean score − that of `{base}` (pairs)"], rows)
 
 
@@ -403,13 +404,9 @@ def table_of_effects(runs: pd.DataFrame) -> str:
 
 def write_tables(runs: pd.DataFrame, groups: Mapping[str, Scores], path: Path) -> None:
     """Write ``tables.md``."""
-    text = (
-        "# Returns\n\nWritten by `python -m benchmarks.report`. 20 deterministic episodes of the final policy; mean ± standard"
-    )
-    text += (
-        " error over seeds (number of seeds). Where there are several numbers of steps, they are in the order of the columns."
-    )
-    text += f"\n\n{table_of_returns(runs)}"
+    text = "# Returns\n\nWritten by `python -m benchmarks.report`. 20 deterministic episodes of the final policy; "
+    text += "mean ± standard error over seeds (number of seeds). "
+    text += f"Where there are several numbers of steps, they are in the order of the columns.\n\n{table_of_returns(runs)}"
     for name, scores in groups.items():
         text += f"\n## Scores over {name}\n\n{', '.join(scores.tasks)}; the scale is `settings/scores.yml`."
         text += "\n\n" + table_of_scores(scores)

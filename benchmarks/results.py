@@ -116,12 +116,12 @@ def collect(runs: Path, results: Path = RESULTS) -> int:
     :param results: folder of the record
     :return: number of runs that were new
     """
-    known = known_arguments(results)
+    known, names = known_arguments(results), settings.names()
     rows, curves = [], []
     for path in sorted(runs.glob("*/*/*/[!.]*/run.json")):  # a folder with a dot is of a run that is under way
         result = json.loads(path.read_text(encoding="utf-8"))
         run = Run(*(result[name] for name in IDENTITY))
-        if run not in known and run.setting in settings.names():
+        if run not in known and run.setting in names:
             rows.append(run_row(result) | {"updates": json.dumps(summary_of_updates(path.parent))})
             curves.append(curve_rows(path.parent).assign(**run._asdict()))
     if rows:

@@ -384,7 +384,7 @@ class TRPO(OnPolicyAlgorithm):
         """Fit the values to the returns of the rollout, moving these parameters only."""
         covered = self.fast and is_sb3s_own(self.rollout_buffer) and type(self)._value_epochs is TRPO._value_epochs
         covered = covered and read_actor(self.policy) is not None  # else the policy could depend on the critic unseen
-        mlp = mlp_critic(self.policy, parameters) if covered else None
+        mlp = mlp_critic(self.policy, parameters, self.batch_size) if covered else None
         self._note_path("critic fit", "plain" if mlp is None else "written out")
         if mlp is None:
             return fit_critic(

@@ -776,12 +776,12 @@ def test_interrupt_while_the_critic_is_written_back_undoes_its_fit(monkeypatch: 
     before, state = policy_state(model), optimizer_state(model)
     n_calls, tensor = 0, th.tensor
 
-    def failing(*args: Any) -> th.Tensor:
+    def failing(*args: Any, **kwargs: Any) -> th.Tensor:
         nonlocal n_calls
         n_calls += 1
         if n_calls > 4:
             raise KeyboardInterrupt
-        return tensor(*args)
+        return tensor(*args, **kwargs)
 
     monkeypatch.setattr(th, "tensor", failing)
     with pytest.raises(KeyboardInterrupt):

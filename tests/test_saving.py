@@ -232,24 +232,3 @@ def test_model_loaded_without_an_environment_predicts() -> None:
     loaded.predict(np.zeros(3, np.float32))
     with pytest.raises((AssertionError, ValueError)):
         loaded.learn(64)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device")
-def test_model_moves_between_devices(tmp_path: pathlib.Path) -> None:
-    """Trained on one device, loaded on the other: the same actions to rounding, and training goes on."""
-    cpu = small_model().learn(64)
-    cpu.save(tmp_path / "cpu")
-    gpu = TRPO.load(tmp_path / "cpu", make_env(), device="cuda")
-    assert next(gpu.policy.parameters()).is_cuda
-    gpu.learn(128)
-    assert gpu.last_update is not None and gpu.last_update.step.accepted
-    gpu.save(tmp_path / "gpu")
-    back = TRPO.load(tmp_path / "gpu", make_env(), device="cpu")
-    observations = np.random.default_rng(0).uniform(-1, 1, (50, 3)).astype(np.float32)
-    for name, tensor in gpu.policy.state_dict().items():
-        assert th.equal(tensor.cpu(), back.policy.state_dict()[name])
-    np.testing.assert_allclose(
-        gpu.predict(observations, deterministic=True)[0], back.predict(observations, deterministic=True)[0], atol=1e-5
-    )
-    back.learn(64)

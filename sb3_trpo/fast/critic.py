@@ -17,6 +17,8 @@ from sb3_trpo.trust_region.fisher import flatten, unflatten
 
 # What the network is given is made for this many numbers at a time: a rollout of images would be four times its own size
 INPUT_BLOCK = 2**22
+# Multiplications of a minibatch forward, above which a GPU's step, a matter of starting its kernels, is the quicker one
+LARGEST_BESIDE_GPU = 2**23
 
 
 @cache
@@ -55,7 +57,7 @@ class MlpCritic:
 
     @staticmethod
     def _flat(tensors: Sequence[th.Tensor]) -> np.ndarray:
-        return flatten([tensor.detach() for tensor in tensors]).numpy()
+        return flatten([tensor.detach() for tensor in tensors]).cpu().numpy()
 
     def _views(self, vector: np.ndarray) -> list[np.ndarray]:
         return [part.numpy() for part in unflatten(th.from_numpy(vector), self.parameters)]
@@ -113,7 +115,7 @@ class MlpCritic:
                 parameter.copy_(th.from_numpy(value))
                 state = self.policy.optimizer.state[parameter]
                 state["step"] = th.tensor(float(self.n_steps))
-                state["exp_avg"], state["exp_avg_sq"] = th.tensor(mean), th.tensor(square)
+                state["exp_avg"], state["exp_avg_sq"] = (th.tensor(m, device=parameter.device) for m in (mean, square))
         except BaseException:
             origin.restore()  # after Ctrl-C too
             raise
@@ -128,6 +130,7 @@ class MlpCritic:
         :param batch_size: minibatch size
         :return: the losses, ``None`` without a pass
         """
+        observations, returns = observations.cpu(), returns.cpu()
         epochs = (self._minibatches(observations, returns, batch_size) for _ in range(n_epochs))
         # A minibatch is too small to share: with a thread per core, NumPy's default, the threads would wait for each other.
         # What is not finite is asked for
@@ -164,13 +167,16 @@ def _pull_back_activation(activation: nn.Tanh | nn.ReLU | None, cotangent: np.nd
         cotangent *= output > 0.0
 
 
-def mlp_critic(policy: ActorCriticPolicy, parameters: list[nn.Parameter]) -> MlpCritic | None:
+def mlp_critic(policy: ActorCriticPolicy, parameters: list[nn.Parameter], batch_size: int) -> MlpCritic | None:
     """
-    Take a critic over, if it is a multi-layer perceptron of its own, on the CPU, that ``torch.optim.Adam`` trains.
+    Take a critic over, if it is a multi-layer perceptron of its own that ``torch.optim.Adam`` trains.
+
+    That of a policy on a GPU is fitted on the CPU, unless it is so large that the GPU takes less time.
 
     :param policy: the policy
     :param parameters: what the value fit may move
-    :return: ``None`` for what is not covered: other networks and devices, shared or frozen layers, other
+    :param batch_size: minibatch size of the fit
+    :return: ``None`` for what is not covered: other networks, large ones on a GPU, shared or frozen layers, other
         optimizers or Adam's variants
     """
     stages = read_critic(policy)
@@ -184,7 +190,8 @@ def mlp_critic(policy: ActorCriticPolicy, parameters: list[nn.Parameter]) -> Mlp
     states = [optimizer.state.get(parameter, {}) for parameter in own]
     if (
         any(isinstance(stage.affine, nn.Conv2d) for stage in stages)
-        or any(parameter.device.type != "cpu" or parameter.dtype not in (th.float32, th.float64) for parameter in own)
+        or any(parameter.dtype not in (th.float32, th.float64) for parameter in own)
+        or (own[0].device.type != "cpu" and batch_size * sum(map(th.numel, own)) > LARGEST_BESIDE_GPU)
         or len(set(memory)) < len(own)  # layers that share their weights
         or not others.isdisjoint(memory)  # with the actor, unseen by autograd
         or set(own) != set(parameters)

@@ -3,7 +3,8 @@ Seconds per update of this TRPO, of sb3_contrib's and of SB3's PPO, phase by pha
 
 ``python -m benchmarks.speed`` runs every case with one thread and with the defaults of sb3_contrib's TRPO for all three,
 update after update in turn, and writes a table, ``speed.csv`` and ``speed.png`` to ``benchmarks/results``. ``--device cuda``
-runs them on a GPU, where the host runs ahead of the device: an update's time is exact, and what its phases take is not.
+runs them on a GPU and writes to ``benchmarks/results/cuda``. The host runs ahead of the GPU there: an update's time is exact,
+and what its phases take is not.
 """
 
 import os
@@ -263,14 +264,15 @@ def draw(rows: list[dict[str, Any]], path: Path, device: str) -> None:
     colours = dict(zip(PHASES, ("#0072B2", "#F0E442", "#E69F00", "#56B4E9", "#D55E00", "#009E73"), strict=True))
     colours["train"] = "#999999"
     labels = {"fisher": "Fisher products", "cg": "conjugate gradients", "line_search": "line search"}
-    labels["train"] = "train (PPO, undivided)"
+    labels["train"] = "train (undivided)"
     cases = list(dict.fromkeys(row["case"] for row in rows))
     figure, axes = plt.subplots(len(cases), 1, figsize=(9, 0.7 + 1.35 * len(cases)), layout="constrained", squeeze=False)
     for axis, case in zip(axes[:, 0], cases, strict=True):
         contenders = [row for row in rows if row["case"] == case]
         for row in contenders:
             left = 0.0
-            phases = ("collect", "train") if row["algorithm"] == "ppo" else PHASES  # of stepping the first alone
+            undivided = row["algorithm"] == "ppo" or device != "cpu"
+            phases = ("collect", "train") if undivided else PHASES  # of stepping the first alone
             for phase in phases:
                 if row[phase] == row[phase] and not (phase == "collect" and "NatureCNN" in case):
                     label = labels.get(phase, phase)
@@ -281,7 +283,7 @@ def draw(rows: list[dict[str, Any]], path: Path, device: str) -> None:
         axis.set_title(case, loc="left", fontsize="medium")
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0.1)
-    where = "on one thread" if device == "cpu" else f"on {device}"
+    where = "on one thread" if device == "cpu" else "with the networks on a GPU"
     axes[-1, 0].set_xlabel(f"seconds per update, median of interleaved runs {where}")
     handles = {label: handle for axis in axes[:, 0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6, fontsize="small", frameon=False)
@@ -313,13 +315,17 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=[], help="run only the cases of these names, or whose name contains one")
     parser.add_argument("--algorithms", nargs="*", default=["trpo", "contrib", "ppo", STEPPING])
     parser.add_argument("--rounds", type=int, help="updates to time of each case, instead of its own number")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--folder", type=Path, help="instead of benchmarks/results, and its folder cuda")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not th.cuda.is_available():
+        parser.error("there is no CUDA device")
+    results = Path(__file__).parent / "results"
+    folder = arguments.folder or (results if arguments.device == "cpu" else results / arguments.device)
 
     warnings.filterwarnings("ignore", message="Mean of empty slice")
     th.set_num_threads(1)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     names = {case.name for case in CASES}
     for case in CASES:
         if arguments.cases and not any(part == case.name if part in names else part in case.name for part in arguments.cases):
@@ -330,7 +336,7 @@ def main() -> None:
         for row in case_rows if case.policy_update_only and arguments.device == "cpu" else []:
             row["peak memory"] = float(peak_above_rollout(make_model, row["algorithm"], case))
         print_tables(case_rows)
-        draw(save(case_rows, arguments.folder / "speed.csv"), arguments.folder / "speed.png", arguments.device)
+        draw(save(case_rows, folder / "speed.csv"), folder / "speed.png", arguments.device)
 
 
 if __name__ == "__main__":

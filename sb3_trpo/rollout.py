@@ -7,7 +7,7 @@ the environment waits; values, log-probabilities and time-limit bootstraps follo
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import nn
 
-from sb3_trpo.fast.network import Stage, activate, is_as_sb3, read_actor
+from sb3_trpo.fast.network import Stage, activate, is_as_sb3, is_quicker_on_gpu, read_actor
 
 if TYPE_CHECKING:
     from sb3_trpo.trpo import TRPO
@@ -51,26 +51,50 @@ def _noise(shape: tuple[int, int], sample: Callable[[tuple[int, ...]], th.Tensor
         yield from sample((n_steps, *shape)).numpy()
 
 
+def _normal(shape: tuple[int, ...]) -> th.Tensor:
+    return th.randn(shape, device="cpu")
+
+
 def _gumbel(shape: tuple[int, ...]) -> th.Tensor:
-    return -th.empty(shape).exponential_().log()
+    return -th.empty(shape, device="cpu").exponential_().log()
 
 
 def _logistic(shape: tuple[int, ...]) -> th.Tensor:
-    return th.empty(shape).uniform_(th.finfo(th.float32).tiny, 1.0).logit(eps=1e-7)
+    return th.empty(shape, device="cpu").uniform_(th.finfo(th.float32).tiny, 1.0).logit(eps=1e-7)
 
 
 def _numpy(parameter: nn.Parameter) -> np.ndarray:
-    """Return a parameter as an array, of its own memory if it is on the CPU."""
+    """Return a parameter as an array: on the CPU its own memory, of a GPU a copy."""
     return parameter.detach().cpu().numpy()
+
+
+def _version(parameters: Iterable[nn.Parameter]) -> int:
+    """Return a number that grows with every change of a parameter in place."""
+    return sum(parameter._version for parameter in parameters)
+
+
+def _up_to_date(parameters: list[nn.Parameter]) -> Callable[[], list[np.ndarray]]:
+    """Return a function that gives parameters as arrays, read anew after a change: by a callback, for one."""
+    arrays: list[np.ndarray] = []
+    version = -1
+
+    def read() -> list[np.ndarray]:
+        nonlocal arrays, version
+        if version != (now := _version(parameters)):
+            arrays, version = [_numpy(parameter) for parameter in parameters], now
+        return arrays
+
+    return read
 
 
 def _mlp(stages: list[Stage]) -> Callable[[np.ndarray], np.ndarray]:
     """Return the chain as a function of NumPy arrays."""
-    layers = [(_numpy(stage.weight).T, _numpy(stage.bias), stage.activation) for stage in stages]
+    weights, biases = (_up_to_date([getattr(stage, name) for stage in stages]) for name in ("weight", "bias"))
+    activations = [stage.activation for stage in stages]
 
     def forward(values: np.ndarray) -> np.ndarray:
-        for weight, bias, activation in layers:
-            values = values @ weight + bias
+        for weight, bias, activation in zip(weights(), biases(), activations, strict=True):
+            values = values @ weight.T + bias
             activate(activation, values)
         return values
 
@@ -82,9 +106,9 @@ def _sampler(policy: ActorCriticPolicy, n_envs: int, n_outputs: int) -> Callable
     distribution = policy.action_dist
     shape = (n_envs, n_outputs)
     if type(distribution) is DiagGaussianDistribution:
-        log_std = _numpy(policy.log_std)  # on the CPU a view: a callback may change it
-        normal = _noise(shape, th.randn)
-        return lambda mean: mean + np.exp(log_std) * next(normal)
+        log_std = _up_to_date([policy.log_std])
+        normal = _noise(shape, _normal)
+        return lambda mean: mean + np.exp(*log_std()) * next(normal)
     if type(distribution) is CategoricalDistribution:
         # The largest of logits plus independent Gumbel noise is a sample of their softmax
         gumbel = _noise(shape, _gumbel)
@@ -101,7 +125,11 @@ def _sampler(policy: ActorCriticPolicy, n_envs: int, n_outputs: int) -> Callable
 
 
 def _numpy_actor(policy: ActorCriticPolicy, n_envs: int) -> Actor | None:
-    """Return an actor of a few microseconds on the CPU, for a perceptron on vectors; a GPU would take a millisecond."""
+    """
+    Return an actor in NumPy for a perceptron on vectors, wherever its policy is: it takes microseconds a step.
+
+    A GPU takes a millisecond to start its kernels.
+    """
     stages = read_actor(policy)
     space = policy.observation_space
     if (
@@ -110,6 +138,7 @@ def _numpy_actor(policy: ActorCriticPolicy, n_envs: int) -> Actor | None:
         or (policy.normalize_images and is_image_space(space))
         or any(not isinstance(stage.affine, nn.Linear) for stage in stages)
         or any(p.dtype != th.float32 for p in policy.parameters())
+        or is_quicker_on_gpu([stage.weight for stage in stages], n_envs)
     ):
         return None
     sample = _sampler(policy, n_envs, len(stages[-1].bias))
@@ -188,11 +217,6 @@ def _store(rollout_buffer: RolloutBuffer, observations: Observations, actions: n
     rollout_buffer.rewards[at] = rewards
 
 
-def _version(policy: ActorCriticPolicy) -> int:
-    """Return a number that grows with every change of a parameter in place."""
-    return sum(parameter._version for parameter in policy.parameters())
-
-
 def collect_rollouts(
     model: "TRPO",
     actor: Actor,
@@ -228,7 +252,7 @@ def collect_rollouts(
     time_limits: list[tuple[int, int, Any]] = []  # step, environment, last observation of the episode
 
     callback.on_rollout_start()
-    version = _version(policy)
+    version = _version(policy.parameters())
     while n_steps < n_rollout_steps:
         if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
             policy.reset_noise(env.num_envs)
@@ -257,7 +281,7 @@ def collect_rollouts(
         model._last_obs = last_obs = new_obs  # type: ignore[assignment]
         model._last_episode_starts = dones
     rollout_buffer.full = rollout_buffer.pos == rollout_buffer.buffer_size
-    if _version(policy) != version:
+    if _version(policy.parameters()) != version:
         warnings.warn(
             "The policy's parameters were changed while a rollout was collected: its values and log-probabilities are those "
             "of the last ones. fast=False computes them step by step",

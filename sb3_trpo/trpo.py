@@ -97,7 +97,8 @@ class TRPO(OnPolicyAlgorithm):
         messages
     :param seed: Seed for the pseudo random generators
     :param device: Device (cpu, cuda, ...) on which the code should be run.
-        Setting it to auto, the code will be run on the GPU if possible
+        Setting it to auto, the code will be run on the GPU if possible. A small perceptron acts and its critic is fitted on
+        the CPU all the same, unless ``fast=False``: that takes less time
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param fast: Whether to use, where they cover the policy, the faster ways of collecting experience, multiplying with the
         Fisher matrix and fitting the critic; the results are those of the plain ways up to rounding and, while collecting
@@ -384,7 +385,8 @@ class TRPO(OnPolicyAlgorithm):
         """Fit the values to the returns of the rollout, moving these parameters only."""
         covered = self.fast and is_sb3s_own(self.rollout_buffer) and type(self)._value_epochs is TRPO._value_epochs
         covered = covered and read_actor(self.policy) is not None  # else the policy could depend on the critic unseen
-        mlp = mlp_critic(self.policy, parameters, self.batch_size) if covered else None
+        batch_size = min(self.batch_size, len(batch.returns))
+        mlp = mlp_critic(self.policy, parameters, batch_size) if covered else None
         self._note_path("critic fit", "plain" if mlp is None else "written out")
         if mlp is None:
             return fit_critic(
@@ -395,7 +397,7 @@ class TRPO(OnPolicyAlgorithm):
                 holds=is_policy_kept,
             )
         assert isinstance(batch.observations, th.Tensor)
-        return mlp.fit(batch.observations, batch.returns, n_epochs=self.n_critic_updates, batch_size=self.batch_size)
+        return mlp.fit(batch.observations, batch.returns, n_epochs=self.n_critic_updates, batch_size=batch_size)
 
     def _note_path(self, phase: str, path: str) -> None:
         """Keep which way a phase is going, and say so when it changes."""

@@ -25,7 +25,7 @@ from sb3_trpo.critic import CriticFit, ValueBatch
 from sb3_trpo.fast import gauss_newton, network
 from sb3_trpo.fast.critic import MlpCritic
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
-from sb3_trpo.fast.network import network_input, read_actor
+from sb3_trpo.fast.network import is_quicker_on_gpu, network_input, read_actor
 from sb3_trpo.objective import Batch, PolicyProblem, kl_old_new
 from sb3_trpo.trust_region import flatten, reached_by
 from tests.cases import PolicyCase, generator, normal, sample_actions, seeded, shake
@@ -790,6 +790,24 @@ def test_interrupt_while_the_critic_is_written_back_undoes_its_fit(monkeypatch: 
     assert not changed(before, policy_state(model))
     assert all(th.equal(value, state[name]) for name, value in optimizer_state(model).items())
     fit(model, fast=True)
+
+
+@pytest.mark.parametrize(("device", "n", "expected"), [("cpu", 2**24, False), ("meta", 2**13, False), ("meta", 2**14, True)])
+def test_large_network_is_left_where_it_is_unless_that_is_the_cpu(device: str, n: int, expected: bool) -> None:
+    """A thousand weights at n inputs at a time."""
+    parameters = [nn.Parameter(th.empty(size, device=device)) for size in (1000, 24)]
+    assert is_quicker_on_gpu(parameters, n) == expected
+
+
+def test_critic_fit_does_not_ask_for_the_default_device_of_torch() -> None:
+    """The fit and what the optimizer remembers are the same wherever a user makes tensors by default."""
+    expected, model = rolled_out(), rolled_out()
+    fit(expected, fast=True)
+    with th.device("meta"):
+        fit(model, fast=True)
+    assert not changed(policy_state(expected), policy_state(model))
+    for name, value in optimizer_state(expected).items():
+        assert th.equal(value, optimizer_state(model)[name])
 
 
 @pytest.mark.parametrize("block", [1, 200, 2**22])

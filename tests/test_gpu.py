@@ -75,11 +75,22 @@ def test_large_critic_is_fitted_on_the_gpu(tmp_path: pathlib.Path, monkeypatch: 
     """Above a size in the plain way, to the same end."""
     expected = rolled_out()
     model = on_gpu(expected, tmp_path)
-    monkeypatch.setattr("sb3_trpo.fast.critic.LARGEST_BESIDE_GPU", 1)
+    monkeypatch.setattr("sb3_trpo.fast.network.MOST_ON_CPU", 1)
     for each in (model, expected):
         check_update(each, fast=True)
     assert [each.paths_in_use["critic fit"] for each in (model, expected)] == ["plain", "written out"]
     check_same_steps(on_cpu(model), expected)
+
+
+def test_memory_of_the_optimizer_is_where_adam_keeps_it(tmp_path: pathlib.Path) -> None:
+    """The written-out fit leaves moments on the GPU and the number of steps on the CPU."""
+    model = on_gpu(rolled_out(), tmp_path)
+    check_update(model, fast=True)
+    assert model.paths_in_use["critic fit"] == "written out"
+    states = [state for state in model.policy.optimizer.state.values() if state]
+    assert len(states) == 6
+    for state in states:
+        assert state["exp_avg"].is_cuda and state["exp_avg_sq"].is_cuda and not state["step"].is_cuda
 
 
 @pytest.mark.parametrize("use_sde", [False, True], ids=["box", "gSDE"])

@@ -415,8 +415,16 @@ class Anneal(BaseCallback):
         return True
 
 
-def test_deviation_that_a_callback_sets_before_a_rollout_is_in_force() -> None:
+def copied(parameter: th.nn.Parameter) -> np.ndarray:
+    """Read a parameter as one on a GPU is."""
+    return parameter.detach().numpy().copy()
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_deviation_that_a_callback_sets_before_a_rollout_is_in_force(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Actions are sampled with it, and their log-probabilities are those under it: the noise is a standard normal one."""
+    if on_gpu:
+        monkeypatch.setattr(rollout, "_numpy", copied)
     model = Scenario(n_envs=2).model(fast=True)
     model.n_steps = model.rollout_buffer.buffer_size = 400
     model.learn(800, Anneal())
@@ -425,6 +433,41 @@ def test_deviation_that_a_callback_sets_before_a_rollout_is_in_force() -> None:
     # Minus the entropy of a Gaussian with a deviation of exp(-3)
     expected = n_actions * (3.0 - 0.5 * np.log(2 * np.pi * np.e))
     assert model.rollout_buffer.log_probs.mean() == pytest.approx(expected, abs=0.2)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_actor_acts_with_the_weights_of_the_moment(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are loaded, by a callback at the start of a rollout for one, after the actor was made and has acted."""
+    if on_gpu:
+        monkeypatch.setattr(rollout, "_numpy", copied)
+    model, other = (Scenario().model(fast=True, seed=seed) for seed in (0, 1))
+    for each in (model, other):
+        with th.no_grad():
+            each.policy.log_std.fill_(-30.0)
+    actor = lean_actor(model.policy, model.rollout_buffer, 3)
+    assert actor is not None
+    observations = np.linspace(-1, 1, 9, dtype=np.float32).reshape(3, 3)
+    before = actor(observations)[0]
+    model.policy.load_state_dict(other.policy.state_dict())
+    after = actor(observations)[0]
+    expected = other.policy.get_distribution(th.from_numpy(observations)).mode().detach().numpy()
+    np.testing.assert_allclose(after, expected, atol=1e-5)
+    assert np.abs(before - after).max() > 1e-2
+
+
+def test_default_device_of_torch_is_not_asked_for() -> None:
+    """Of a rollout with its noise in NumPy: where a user makes tensors by default is the user's."""
+    rollouts = []
+    for device in ("cpu", "meta"):
+        model = Scenario().model(fast=True, seed=0)
+        assert model.env is not None
+        _, callback = model._setup_learn(60)
+        with th.device(device):
+            model.collect_rollouts(model.env, callback, model.rollout_buffer, 20)
+        assert model.paths_in_use["collection"] == "lean"
+        rollouts.append(contents(model.rollout_buffer))
+    for name in FIELDS:
+        np.testing.assert_array_equal(rollouts[0][name], rollouts[1][name])
 
 
 def test_parameters_that_a_callback_changes_in_a_rollout_are_warned_of() -> None:

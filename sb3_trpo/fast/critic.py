@@ -12,13 +12,11 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sb3_trpo.critic import CriticFit, Origin, step_on_minibatches, summarize
-from sb3_trpo.fast.network import Stage, activate, network_input, read_critic
+from sb3_trpo.fast.network import Stage, activate, is_quicker_on_gpu, network_input, read_critic
 from sb3_trpo.trust_region.fisher import flatten, unflatten
 
 # What the network is given is made for this many numbers at a time: a rollout of images would be four times its own size
 INPUT_BLOCK = 2**22
-# Multiplications of a minibatch forward, above which a GPU's step, a matter of starting its kernels, is the quicker one
-LARGEST_BESIDE_GPU = 2**23
 
 
 @cache
@@ -86,7 +84,7 @@ class MlpCritic:
                 _pull_back_activation(self.stages[i - 1].activation, cotangent, hidden[i])
         # Adam's memory holds the squares
         squared_norm = self.gradient.dot(self.gradient)
-        return th.scalar_tensor(loss, dtype=th.float64), math.isfinite(loss) and math.isfinite(squared_norm)
+        return th.scalar_tensor(loss, dtype=th.float64, device="cpu"), math.isfinite(loss) and math.isfinite(squared_norm)
 
     def _adam_step(self) -> None:
         """Kingma & Ba 2015, *Adam*, section 2, with both bias corrections in the scalars."""
@@ -114,7 +112,7 @@ class MlpCritic:
             for parameter, value, mean, square in zip(self.parameters, *vectors, strict=True):
                 parameter.copy_(th.from_numpy(value))
                 state = self.policy.optimizer.state[parameter]
-                state["step"] = th.tensor(float(self.n_steps))
+                state["step"] = th.tensor(float(self.n_steps), device="cpu")  # where Adam keeps it
                 state["exp_avg"], state["exp_avg_sq"] = (th.tensor(m, device=parameter.device) for m in (mean, square))
         except BaseException:
             origin.restore()  # after Ctrl-C too
@@ -150,7 +148,7 @@ class MlpCritic:
         """Yield what the network is given, made in blocks of a bounded size, and the returns."""
         n_per_block = max(1, INPUT_BLOCK // (self.stages[0].weight.shape[1] * batch_size)) * batch_size
         dtype = self.flat.dtype
-        for rows in th.as_tensor(np.random.permutation(len(returns))).split(n_per_block):
+        for rows in th.from_numpy(np.random.permutation(len(returns))).split(n_per_block):
             inputs = network_input(self.policy, observations[rows]).flatten(1).numpy().astype(dtype, copy=False)
             targets = returns[rows].numpy().astype(dtype, copy=False)
             for start in range(0, len(rows), batch_size):
@@ -191,7 +189,7 @@ def mlp_critic(policy: ActorCriticPolicy, parameters: list[nn.Parameter], batch_
     if (
         any(isinstance(stage.affine, nn.Conv2d) for stage in stages)
         or any(parameter.dtype not in (th.float32, th.float64) for parameter in own)
-        or (own[0].device.type != "cpu" and batch_size * sum(map(th.numel, own)) > LARGEST_BESIDE_GPU)
+        or is_quicker_on_gpu(own, batch_size)
         or len(set(memory)) < len(own)  # layers that share their weights
         or not others.isdisjoint(memory)  # with the actor, unseen by autograd
         or set(own) != set(parameters)

@@ -19,8 +19,12 @@ def make_model(n_transitions: int) -> TRPO:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CAN_MEASURE, reason="reads Linux's account of a process")
-def test_update_of_a_large_rollout_stays_within_its_memory() -> None:
-    """8,192 images through a convolution within 1.5 GB, and hardly more than 2,048 of them."""
+def test_update_of_a_large_rollout_stays_within_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8,192 images through a convolution need what 2,048 of them do."""
+    # glibc keeps freed blocks below a threshold that grows, and then lets the same update raise the memory by 240 to 740 MiB.
+    # Fixed thresholds, which a new process reads as it starts, leave what the update needs
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.setenv(name, str(MIB))
     small, large = (peak_above_rollout(make_model, n) for n in (2_048, 8_192))
-    assert large < 1_500 * MIB
-    assert large < 1.5 * small + 150 * MIB, f"{small / MIB:.0f} and {large / MIB:.0f} MiB"
+    assert small < 500 * MIB
+    assert large < 1.2 * small, f"{small / MIB:.0f} and {large / MIB:.0f} MiB"

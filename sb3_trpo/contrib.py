@@ -7,16 +7,16 @@ Its limit and damping times the number of dimensions that it averages over are o
 
 import warnings
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_trpo.arguments import check_action_space, check_arguments
-
-if TYPE_CHECKING:
-    from sb3_trpo.trpo import TRPO
+from sb3_trpo.guards.arguments import check_arguments
+from sb3_trpo.guards.environments import check_action_space
+from sb3_trpo.hyperparameters import TRPO_RULES
 
 # What has another unit there, with the default that both have in their own units
 CONVERTED = {"target_kl": 0.01, "cg_damping": 0.1}
@@ -56,7 +56,7 @@ def n_averaged_dimensions(action_space: spaces.Space) -> int:
 
 
 def _scaled(arguments: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    check_arguments(arguments)
+    check_arguments(TRPO_RULES, arguments)
     given = {**CONVERTED, **arguments}
     for name in CONVERTED:
         given[name] = ScaledSchedule(given[name], factor) if callable(given[name]) else float(factor * given[name])
@@ -87,7 +87,7 @@ def is_saved_by_contrib(names: Collection[str]) -> bool:
     return "fast" not in names
 
 
-def convert_loaded(model: "TRPO", given: Collection[str]) -> None:
+def convert_loaded(model: BaseAlgorithm, given: Collection[str]) -> None:
     """
     Put a model that sb3-contrib saved into our units, and warn of it if that changes a number.
 
@@ -106,5 +106,5 @@ def convert_loaded(model: "TRPO", given: Collection[str]) -> None:
     warnings.warn(
         f"This model was saved by sb3_contrib.TRPO, which averages the KL over the {factor} action dimensions instead of "
         f"summing it: {changes}. Once saved again it is a model of sb3_trpo.",
-        stacklevel=3,
+        stacklevel=4,
     )

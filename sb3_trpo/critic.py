@@ -1,7 +1,7 @@
 """The value-function fit: least squares on the returns, in the critic's own parameters only."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 import torch as th
@@ -28,6 +28,34 @@ class ValueBatch(NamedTuple):
         if isinstance(observations, dict):
             return ValueBatch({key: value[rows] for key, value in observations.items()}, self.returns[rows])
         return ValueBatch(observations[rows], self.returns[rows])
+
+    def to(self, device: str) -> "ValueBatch":
+        """Return the same on a device."""
+        observations = self.observations
+        moved = (
+            observations.to(device)
+            if isinstance(observations, th.Tensor)
+            else {k: v.to(device) for k, v in observations.items()}
+        )
+        return ValueBatch(moved, self.returns.to(device))
+
+
+class Pass:
+    """
+    One pass of the value fit over transitions: minibatches of them, in an order.
+
+    :param whole: the transitions
+    :param order: their numbers, shape (n,)
+    :param batch_size: size of a minibatch; the last may be smaller
+    """
+
+    def __init__(self, whole: ValueBatch, order: th.Tensor, batch_size: int):
+        self.whole = whole
+        self.order = order
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[ValueBatch]:
+        return map(self.whole.select, self.order.split(self.batch_size))
 
 
 class CriticFit(NamedTuple):
@@ -133,7 +161,7 @@ def step_on_minibatches(
 
 
 def fit_critic(
-    predict_values: Callable[[PyTorchObs], th.Tensor],
+    values_of: Callable[[ValueBatch], th.Tensor],
     optimizer: th.optim.Optimizer,
     parameters: list[th.nn.Parameter],
     epochs: Iterable[Iterable[ValueBatch]],
@@ -147,7 +175,7 @@ def fit_critic(
     no finite gradient any more, if something must hold that does not any more, or if an exception leaves this function, all of
     it is undone.
 
-    :param predict_values: maps observations to values, shape (n, 1), with a graph to the parameters
+    :param values_of: maps a minibatch to its values, shape (n,), with a graph to the parameters
     :param optimizer: holds the parameters; what else it holds gets no gradient and stays as it is
     :param parameters: the critic's own parameters: those that the values depend on and the action distribution does not,
         so that the fit leaves a feature extractor that both share, and with it the policy, alone
@@ -160,7 +188,7 @@ def fit_critic(
 
     def differentiate(batch: ValueBatch) -> tuple[th.Tensor, bool]:
         """Put the gradients in place; return the loss, and whether both are finite."""
-        loss = F.mse_loss(predict_values(batch.observations).flatten(), batch.returns)
+        loss = F.mse_loss(values_of(batch), batch.returns)
         optimizer.zero_grad()
         loss.backward(inputs=parameters)
         # The squares, for they go into Adam's memory; all in one go, for a GPU has to be waited for each time

@@ -2,8 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -184,21 +183,6 @@ def in_double(distribution: Distribution) -> Distribution:
 def kl_term(old: Distribution, new: Distribution, batch: Batch) -> th.Tensor:
     """Return a batch's share of the mean KL(old || new), shape ()."""
     return weighted_mean(kl_old_new(old, new), batch.weights)
-
-
-@contextmanager
-def unvalidated_distributions() -> Iterator[None]:
-    """
-    Let a distribution with parameters that are not finite yield NaN, which the step refuses, instead of raising.
-
-    It also spares a pass over the parameters of every distribution made.
-    """
-    validated = th.distributions.Distribution._validate_args
-    th.distributions.Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        th.distributions.Distribution.set_default_validate_args(validated)
 
 
 class PolicyProblem:

@@ -40,8 +40,12 @@ def linear(weights: th.Tensor) -> th.nn.Parameter:
     return th.nn.Parameter(weights.clone()[:, None])
 
 
-def linear_critic(parameter: th.nn.Parameter) -> Callable[[PyTorchObs], th.Tensor]:
-    return lambda observations: plain(observations) @ parameter
+def linear_critic(parameter: th.nn.Parameter) -> Callable[[ValueBatch], th.Tensor]:
+    return lambda batch: (plain(batch.observations) @ parameter).flatten()
+
+
+def critic_of(case: PolicyCase) -> Callable[[ValueBatch], th.Tensor]:
+    return lambda batch: case.policy.predict_values(batch.observations).flatten()
 
 
 def plain(observations: PyTorchObs) -> th.Tensor:
@@ -114,7 +118,7 @@ def test_fit_critic_moves_only_the_given_parameters(case: PolicyCase, optimizer_
         parameter.grad = th.ones_like(parameter)
     own = critic_parameters(case)
     before = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
-    fit = fit_critic(policy.predict_values, optimizer, own, [[ValueBatch(batch.observations, batch.advantages)]] * 3)
+    fit = fit_critic(critic_of(case), optimizer, own, [[ValueBatch(batch.observations, batch.advantages)]] * 3)
     assert fit is not None and fit.n_optimizer_steps == 3
     moved = {id(p) for name, p in policy.named_parameters() if not th.equal(p, before[name])}
     assert moved == set(map(id, own)) and moved
@@ -142,7 +146,7 @@ def test_fit_critic_leaves_a_shared_extractor_alone(case: PolicyCase) -> None:
     own = critic_parameters(shared)
     own_before = [parameter.detach().clone() for parameter in own]
     data = [[ValueBatch(shared.batch.observations, shared.batch.advantages)]] * 3
-    assert fit_critic(shared.policy.predict_values, th.optim.Adam(shared.policy.parameters(), lr=1e-2), own, data)
+    assert fit_critic(critic_of(shared), th.optim.Adam(shared.policy.parameters(), lr=1e-2), own, data)
     assert all(th.equal(parameter, start) for parameter, start in zip(shared.parameters, before, strict=True))
     assert not any(th.equal(parameter, start) for parameter, start in zip(own, own_before, strict=True))
     assert all(parameter.grad is None for parameter in shared.parameters)
@@ -228,12 +232,12 @@ def test_fit_critic_that_raises_is_undone(rate: float) -> None:
     optimizer = th.optim.SGD([parameter], lr=rate)
     predict, n_calls = linear_critic(parameter), 0
 
-    def failing(observations: PyTorchObs) -> th.Tensor:
+    def failing(batch: ValueBatch) -> th.Tensor:
         nonlocal n_calls
         n_calls += 1
         if n_calls == 3:
             raise Failure
-        return predict(observations)
+        return predict(batch)
 
     with pytest.raises(Failure):
         fit_critic(failing, optimizer, [parameter], epochs(1))

@@ -20,11 +20,11 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_trpo import TRPO, CnnPolicy, MlpPolicy, MultiInputPolicy, trpo
+from sb3_trpo import TRPO, CnnPolicy, MlpPolicy, MultiInputPolicy, update
 from sb3_trpo.critic import CriticFit, ValueBatch
 from sb3_trpo.fast import gauss_newton, network
-from sb3_trpo.fast.critic import MlpCritic
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
+from sb3_trpo.fast.mlp_critic import MlpCritic
 from sb3_trpo.fast.network import is_quicker_on_gpu, network_input, read_actor
 from sb3_trpo.objective import Batch, PolicyProblem, kl_old_new
 from sb3_trpo.trust_region import flatten, reached_by
@@ -144,7 +144,7 @@ def vectors(case: PolicyCase) -> list[th.Tensor]:
 
 def check_products(case: PolicyCase, *, chunk_size: int | None = None) -> None:
     """Compare Gauss-Newton products with the plain ones, several with the same tapes."""
-    fast = gauss_newton_fisher(case.policy, case.batch.split(chunk_size), case.parameters)
+    fast = gauss_newton_fisher(case.policy, case.batch.split(chunk_size), case.parameters, case.distribution_of)
     assert fast is not None
     plain = case.problem().fisher_vector_product()
     for vector in vectors(case):
@@ -194,7 +194,7 @@ def test_product_in_chunks_is_the_plain_one(action: str, dtype: th.dtype, kept: 
     monkeypatch.setattr(gauss_newton, "KEPT_BYTES", kept)
     case = build(action, dtype)
     check_products(case, chunk_size=3)
-    product = gauss_newton_fisher(case.policy, case.batch.split(3), case.parameters)
+    product = gauss_newton_fisher(case.policy, case.batch.split(3), case.parameters, case.distribution_of)
     assert product is not None
     product(vectors(case)[0])
     n_kept = len(product.__self__.kept)  # type: ignore[attr-defined]
@@ -214,7 +214,7 @@ def test_product_does_not_see_padding(action: str, dtype: th.dtype) -> None:
     check_products(case, chunk_size=4)
     rows = weights.nonzero().squeeze(1)
     without = case._replace(batch=case.batch.select(rows))
-    fast, expected = (gauss_newton_fisher(c.policy, [c.batch], c.parameters) for c in (case, without))
+    fast, expected = (gauss_newton_fisher(c.policy, [c.batch], c.parameters, c.distribution_of) for c in (case, without))
     assert fast is not None and expected is not None
     for vector in vectors(case):
         assert relative_error(fast(vector), expected(vector)) < FISHER_TOLERANCE[dtype]
@@ -262,7 +262,7 @@ def test_product_is_that_of_the_dense_fisher_matrix(action: str) -> None:
     case = build(action, n=4)
     assert isinstance(case.batch.observations, th.Tensor)
     dense = dense_fisher(case.policy, case.batch.observations, case.batch.weights, case.parameters)
-    fast = gauss_newton_fisher(case.policy, [case.batch], case.parameters)
+    fast = gauss_newton_fisher(case.policy, [case.batch], case.parameters, case.distribution_of)
     assert fast is not None
     for vector in vectors(case):
         assert relative_error(fast(vector), dense @ vector) < 1e-9
@@ -270,7 +270,7 @@ def test_product_is_that_of_the_dense_fisher_matrix(action: str) -> None:
 
 def test_product_leaves_its_vector_and_the_gradients_alone() -> None:
     case = build("box")
-    fast = gauss_newton_fisher(case.policy, [case.batch], case.parameters)
+    fast = gauss_newton_fisher(case.policy, [case.batch], case.parameters, case.distribution_of)
     assert fast is not None
     (vector, *_) = vectors(case)
     given, first = vector.clone(), fast(vector)
@@ -405,7 +405,7 @@ def test_what_is_not_covered_is_none(name: str) -> None:
     model.learn(64)
     batch = model._full_batch()
     parameters, _ = model._split_parameters(batch)
-    assert gauss_newton_fisher(model.policy, [batch], parameters) is None
+    assert gauss_newton_fisher(model.policy, [batch], parameters, model._distribution) is None
 
 
 def test_what_is_covered_takes_the_fast_paths_unless_told_not_to() -> None:
@@ -420,7 +420,7 @@ def test_deviations_alone_are_left_to_the_plain_products(freeze: str) -> None:
     case = build("box")
     stranger = nn.Parameter(th.ones(3))
     parameters = [case.policy.log_std] if freeze == "log_std alone" else [*case.parameters, stranger]
-    assert gauss_newton_fisher(case.policy, [case.batch], parameters) is None
+    assert gauss_newton_fisher(case.policy, [case.batch], parameters, case.distribution_of) is None
 
 
 # Critic fits
@@ -690,8 +690,6 @@ NO_MLP_CRITIC: dict[str, Callable[[], TRPO]] = {
     "own extractor": of_policy(features_extractor_class=Extractor, share_features_extractor=False),
     "ELU": of_policy(activation_fn=nn.ELU),
     "predict_values overridden": partial(rolled_out, policy=OtherValues),
-    "buffer": partial(rolled_out, rollout_buffer_class=HalvingBuffer),
-    "epochs": partial(rolled_out, cls=OwnEpochs),
     "convolution": lambda: rolled_out(Case("CnnPolicy", IMAGE, DISCRETE, 2).model),
     "dict": lambda: rolled_out(Case("MultiInputPolicy", DICT, DISCRETE, 2).model),
     "frozen weight": afterwards(lambda model: layers(model, "value_net")[0].weight.requires_grad_(False)),
@@ -722,6 +720,55 @@ def test_what_the_critic_does_not_cover_is_fitted_in_the_plain_way(name: str) ->
         assert our_fit == their_fit is not None
     assert changed(before, policy_state(theirs))
     assert not changed(policy_state(ours), policy_state(theirs))
+
+
+@pytest.mark.parametrize(
+    "of_the_user", [{"rollout_buffer_class": HalvingBuffer}, {"cls": OwnEpochs}], ids=["buffer", "epochs"]
+)
+def test_minibatches_of_the_users_own_are_fitted_quickly(of_the_user: dict[str, Any]) -> None:
+    """Neither a buffer nor a hook that makes other minibatches is a reason to go the plain way."""
+    ours, theirs = rolled_out(**of_the_user), rolled_out(**of_the_user)
+    check_same_fits(fit(ours, fast=True), fit(theirs, fast=False))
+    check_same(policy_state(ours), policy_state(theirs))
+
+
+class Cooled(TRPO):
+    """Another distribution than the policy's own: one hook, overridden."""
+
+    def _distribution(self, batch: Batch) -> Any:
+        distribution = super()._distribution(batch)
+        assert isinstance(distribution.distribution, th.distributions.Categorical)
+        return copy.copy(distribution).proba_distribution(2.0 * distribution.distribution.logits)
+
+
+class SameAgain(TRPO):
+    """The same distribution, values and minibatches from overridden hooks."""
+
+    def _distribution(self, batch: Batch) -> Any:
+        return super()._distribution(batch)
+
+    def _values(self, batch: ValueBatch) -> th.Tensor:
+        return super()._values(batch)
+
+    def _value_epochs(self, batch: Batch) -> Any:
+        return super()._value_epochs(batch)
+
+
+class DoubledValues(TRPO):
+    """Other values than the policy's own."""
+
+    def _values(self, batch: ValueBatch) -> th.Tensor:
+        return 2.0 * super()._values(batch)
+
+
+@pytest.mark.parametrize(
+    ("cls", "fisher", "critic"),
+    [(SameAgain, "Gauss-Newton", "written out"), (Cooled, "plain", "plain"), (DoubledValues, "Gauss-Newton", "plain")],
+)
+def test_fast_paths_are_asked_of_what_they_cover_and_not_of_the_class(cls: type[TRPO], fisher: str, critic: str) -> None:
+    """A subclass keeps each path that its hooks leave right, and each update is that of the plain ways."""
+    model = small_model(cls=cls, env=make_env(action_space=DISCRETE)).learn(64)
+    assert model.paths_in_use == {"collection": "lean", "Fisher products": fisher, "critic fit": critic}
 
 
 def test_hooks_on_everything_take_the_plain_paths() -> None:
@@ -821,8 +868,8 @@ def test_critic_is_given_its_inputs_in_blocks(block: int, monkeypatch: pytest.Mo
         sizes.append(len(observations))
         return network_input(policy, observations)
 
-    monkeypatch.setattr("sb3_trpo.fast.critic.INPUT_BLOCK", block)
-    monkeypatch.setattr("sb3_trpo.fast.critic.network_input", noted)
+    monkeypatch.setattr("sb3_trpo.fast.mlp_critic.INPUT_BLOCK", block)
+    monkeypatch.setattr("sb3_trpo.fast.mlp_critic.network_input", noted)
     model = rolled_out()
     fit(model, fast=True)
     assert not changed(policy_state(expected), policy_state(model))
@@ -878,7 +925,7 @@ def test_problem_in_chunks_is_the_whole_problem(name: str, dtype: th.dtype, fast
     """Surrogate, gradient, Fisher products, KL and entropy, for chunks that do not divide the batch."""
     case = build(dtype=dtype, n=7, **CHUNK_CASES[name])
     tolerance = {th.float32: 1e-5, th.float64: 1e-10}[dtype]
-    fast_fisher = partial(gauss_newton_fisher, case.policy) if fast else None
+    fast_fisher = partial(gauss_newton_fisher, case.policy, distribution_of=case.distribution_of) if fast else None
     whole, chunked = case.problem(), case.problem(chunk_size=3, fast_fisher=fast_fisher)
     assert [len(chunk.weights) for chunk in chunked.chunks] == [3, 3, 1] and len(whole.chunks) == 1
     (surrogate, gradient), (expected_surrogate, expected_gradient) = chunked.surrogate_gradient(), whole.surrogate_gradient()
@@ -937,7 +984,7 @@ def test_sub_sampling_thins_the_fisher_matrix_only(name: str, chunk_size: int, m
     """Gradient, KL and surrogate are those of all 64 states, measured from outside; the products are made of 16."""
     spies: list[Spy] = []
     monkeypatch.setattr(Spy, "made", spies, raising=False)
-    monkeypatch.setattr(trpo, "PolicyProblem", Spy)
+    monkeypatch.setattr(update, "PolicyProblem", Spy)
     monkeypatch.setattr(TRPO, "_chunk_size", lambda self: chunk_size)
     kept: list[Any] = []
     for factor in (4, 1):
@@ -968,7 +1015,11 @@ def test_thinned_products_are_those_of_the_thinned_states(dtype: th.dtype) -> No
     case = build("multi_discrete", dtype, n=12)
     np.random.seed(0)
     thin = case.batch.thinned(3)
-    problem = case.problem(fisher_batch=thin, chunk_size=3, fast_fisher=partial(gauss_newton_fisher, case.policy))
+    problem = case.problem(
+        fisher_batch=thin,
+        chunk_size=3,
+        fast_fisher=partial(gauss_newton_fisher, case.policy, distribution_of=case.distribution_of),
+    )
     expected = case._replace(batch=thin).problem().fisher_vector_product()
     assert len(thin.weights) == 4
     product = problem.fisher_vector_product()

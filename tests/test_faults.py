@@ -14,8 +14,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecNormal
 from torch.nn import functional as F
 
 from sb3_trpo import TRPO
+from sb3_trpo.metrics import METRICS
 from sb3_trpo.objective import PolicyProblem
-from sb3_trpo.report import METRICS
 from tests.environments import (
     BOX,
     DISCRETE,

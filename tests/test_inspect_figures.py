@@ -47,7 +47,7 @@ from sb3_trpo.inspect.health import (
     policy_explores,
     steps_refused,
 )
-from sb3_trpo.inspect.records import ActionDistribution, SliceRecord, append
+from sb3_trpo.inspect.run_files import ActionDistribution, SliceRecord, append
 from sb3_trpo.trust_region import Candidate
 from tests.environments import small_model
 from tests.test_inspect import coarse, monitored

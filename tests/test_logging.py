@@ -13,7 +13,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sb3_trpo.report import METRICS
+from sb3_trpo.metrics import METRICS
 from tests.environments import DISCRETE, Case, make_env, small_model
 
 

@@ -16,13 +16,13 @@ from stable_baselines3.common.distributions import (
 from torch import nn
 
 import sb3_trpo
+from sb3_trpo.guards.finite import unvalidated_distributions
 from sb3_trpo.objective import (
     Batch,
     PolicyProblem,
     kl_old_new,
     log_ratio,
     normalize_advantages,
-    unvalidated_distributions,
     weighted_mean,
 )
 from sb3_trpo.trust_region import flat_gradient, flatten

@@ -8,7 +8,7 @@ import pytest
 import sb3_trpo.fast.gauss_newton
 import sb3_trpo.objective
 import sb3_trpo.trust_region
-from sb3_trpo.report import METRICS
+from sb3_trpo.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

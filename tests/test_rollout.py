@@ -16,7 +16,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize, VecTransposeImage
 
 from sb3_trpo import TRPO, MlpPolicy, rollout
-from sb3_trpo.rollout import compute_returns_and_advantage, lean_actor, relabel_returns
+from sb3_trpo.fast import actors
+from sb3_trpo.fast.actors import lean_actor
+from sb3_trpo.rollout import compute_returns_and_advantage, relabel_returns
 from tests.cases import seeded, shake
 from tests.environments import (
     BOX,
@@ -244,7 +246,7 @@ def test_lean_collection_given_the_actions_fills_the_buffer_as_sb3(name: str, mo
     scenario = NUMPY_ACTOR[name]
     ours, theirs = scenario.model(fast=True), scenario.model(fast=False)
     lean = collect(ours)
-    assert rollout._numpy_actor(ours.policy, scenario.n_envs) is not None
+    assert actors._numpy_actor(ours.policy, scenario.n_envs) is not None
     replay(theirs, lean, monkeypatch)
     plain = collect(theirs)
     check_equal(lean, plain)
@@ -259,7 +261,7 @@ def test_lean_collection_with_the_seed_of_sb3_fills_the_buffer_as_sb3(name: str)
     """Where the policy itself is asked for its distribution, the same seed gives the same actions to the bit."""
     scenario = TORCH_ACTOR[name]
     ours, theirs = scenario.model(fast=True), scenario.model(fast=False)
-    assert rollout._numpy_actor(ours.policy, scenario.n_envs) is None
+    assert actors._numpy_actor(ours.policy, scenario.n_envs) is None
     assert lean_actor(ours.policy, ours.rollout_buffer, scenario.n_envs) is not None
     lean, plain = collect(ours), collect(theirs)
     check_equal(lean, plain)
@@ -424,7 +426,7 @@ def copied(parameter: th.nn.Parameter) -> np.ndarray:
 def test_deviation_that_a_callback_sets_before_a_rollout_is_in_force(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Actions are sampled with it, and their log-probabilities are those under it: the noise is a standard normal one."""
     if on_gpu:
-        monkeypatch.setattr(rollout, "_numpy", copied)
+        monkeypatch.setattr(actors, "_numpy", copied)
     model = Scenario(n_envs=2).model(fast=True)
     model.n_steps = model.rollout_buffer.buffer_size = 400
     model.learn(800, Anneal())
@@ -439,7 +441,7 @@ def test_deviation_that_a_callback_sets_before_a_rollout_is_in_force(on_gpu: boo
 def test_actor_acts_with_the_weights_of_the_moment(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that are loaded, by a callback at the start of a rollout for one, after the actor was made and has acted."""
     if on_gpu:
-        monkeypatch.setattr(rollout, "_numpy", copied)
+        monkeypatch.setattr(actors, "_numpy", copied)
     model, other = (Scenario().model(fast=True, seed=seed) for seed in (0, 1))
     for each in (model, other):
         with th.no_grad():
@@ -525,9 +527,9 @@ def policy_with_preferences(action_space: spaces.Space) -> MlpPolicy:
 def samples(policy: MlpPolicy, monkeypatch: pytest.MonkeyPatch, *, n_calls: int = 50) -> np.ndarray:
     """Return the NumPy actor's actions, shape (N_STATES, N_PER_STATE, *action_shape)."""
     # Blocks of noise that end in the midst of it
-    monkeypatch.setattr(rollout, "NOISE_BLOCK", 10_000)
+    monkeypatch.setattr(actors, "NOISE_BLOCK", 10_000)
     n = N_PER_STATE // n_calls
-    act = rollout._numpy_actor(policy, N_STATES * n)
+    act = actors._numpy_actor(policy, N_STATES * n)
     assert act is not None
     with seeded(5):
         actions = np.stack([act(np.repeat(OBSERVATIONS, n, axis=0))[0] for _ in range(n_calls)])
@@ -598,7 +600,7 @@ def test_gaussian_actions_are_the_policys(monkeypatch: pytest.MonkeyPatch) -> No
 def test_environments_do_not_share_their_noise(space: spaces.Space) -> None:
     """Two environments in the same state act differently, and so does one at two steps."""
     policy = policy_with_preferences(space)
-    act = rollout._numpy_actor(policy, 2)
+    act = actors._numpy_actor(policy, 2)
     assert act is not None
     with seeded(5):
         drawn = np.stack([act(OBSERVATIONS[[0, 0]])[0] for _ in range(300)]).reshape(300, 2, -1)
@@ -615,7 +617,7 @@ def test_certain_actions_are_certain(space: spaces.Space) -> None:
         bias: Any = policy.action_net.bias
         bias.copy_(50.0 * th.tensor([3.0, -2.0, 1.0, -4.0, 2.0])[: bias.numel()])
         expected = policy.get_distribution(th.zeros(2, 3)).mode().numpy()
-    act = rollout._numpy_actor(policy, 2)
+    act = actors._numpy_actor(policy, 2)
     assert act is not None
     with seeded(5):
         assert all(np.array_equal(act(OBSERVATIONS[:2])[0], expected) for _ in range(200))

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_trpo
 from sb3_trpo import TRPO, CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_trpo.report import METRICS
+from sb3_trpo.metrics import METRICS
 from tests.environments import (
     BOX,
     DICT,

@@ -15,14 +15,15 @@ from typing import Any
 import torch as th
 import yaml
 
-import sb3_trpo.arguments
+import sb3_trpo
+from sb3_trpo.hyperparameters import SCHEDULES as OF_TRPO
 from sb3_trpo.zoo import linear_schedule
 
 FOLDER = Path(__file__).parent
 SHIPPED = Path(sb3_trpo.__file__).parent / "zoo" / "hyperparams" / "trpo.yml"
 TUNED = "tuned"
 # What may be a schedule: PPO's clip_range too
-SCHEDULES = {*sb3_trpo.arguments.SCHEDULES, "clip_range"}
+SCHEDULES = {*OF_TRPO, "clip_range"}
 
 MUJOCO_STEPS = 1_000_000
 GROUPS = {

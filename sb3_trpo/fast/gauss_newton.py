@@ -8,25 +8,33 @@ back again, both written out.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
     DiagGaussianDistribution,
+    Distribution,
     MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_trpo.fast.network import Stage, network_input, read_actor, times_slope
+from sb3_trpo.fast.network import Stage, network_input, read_actor, run, times_slope
 from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatten, unflatten
 
 # Activations up to this size are kept from product to product; beyond it each product makes them anew
 KEPT_BYTES = 128 * 2**20
+
+# Distributions whose Fisher matrix is written out below
+CLOSED_FORM = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
+
+# Transitions on which what is read of a network is compared with what the algorithm gets from it
+N_COMPARED = 16
 
 # Below this many outputs MKL multiplies twice as fast the other way round
 NARROW = 16
@@ -205,8 +213,48 @@ class GaussNewtonFisher:
         return flatten(result)
 
 
+def _agrees(policy: ActorCriticPolicy, output: th.Tensor, distribution: Distribution) -> bool:
+    """Whether a distribution is the policy's own, made of the chain's output, up to rounding."""
+    if type(distribution) is not type(policy.action_dist):
+        return False
+    inner: Any = distribution.distribution
+    if isinstance(distribution, StateDependentNoiseDistribution):
+        return _equal(inner.mean, output)
+    if isinstance(distribution, DiagGaussianDistribution):
+        return _equal(inner.mean, output) and _equal(inner.stddev, policy.log_std.exp().expand_as(output))
+    if isinstance(distribution, BernoulliDistribution):
+        return _equal(inner.logits, output)
+    factors = inner if isinstance(distribution, MultiCategoricalDistribution) else [inner]
+    parts = output.split([factor.logits.shape[1] for factor in factors], dim=1)
+    return all(_equal(factor.logits, part.log_softmax(dim=1)) for factor, part in zip(factors, parts, strict=True))
+
+
+def _equal(a: th.Tensor, b: th.Tensor) -> bool:
+    return a.shape == b.shape and th.allclose(a.to(b.dtype), b, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+@th.no_grad()
+def actor_of(policy: ActorCriticPolicy, batch: Batch, distribution_of: Callable[[Batch], Distribution]) -> list[Stage] | None:
+    """
+    Read the actor, if it is a chain and what the algorithm takes for the policy's distribution is what the chain gives.
+
+    :param policy: the policy
+    :param batch: transitions, a few of which are looked at
+    :param distribution_of: maps a batch to the action distribution that the algorithm uses
+    """
+    stages = read_actor(policy)
+    if stages is None or type(policy.action_dist) not in (*CLOSED_FORM, StateDependentNoiseDistribution):
+        return None
+    few = batch.select(slice(0, N_COMPARED))
+    assert isinstance(few.observations, th.Tensor)
+    return stages if _agrees(policy, run(policy, stages, few.observations), distribution_of(few)) else None
+
+
 def gauss_newton_fisher(
-    policy: ActorCriticPolicy, chunks: Sequence[Batch], parameters: Parameters
+    policy: ActorCriticPolicy,
+    chunks: Sequence[Batch],
+    parameters: Parameters,
+    distribution_of: Callable[[Batch], Distribution],
 ) -> MatrixVectorProduct | None:
     """
     Build the product v -> F v, if the policy's actor is a chain and its distribution has the closed forms.
@@ -214,11 +262,11 @@ def gauss_newton_fisher(
     :param policy: the policy, with the parameters θ_old for as long as the product is used
     :param chunks: the transitions whose states make the Fisher matrix, in pieces
     :param parameters: the actor's trainable parameters, in the order of the vectors
+    :param distribution_of: maps a batch to the action distribution that the algorithm uses
     :return: the product, ``None`` for what is not covered: other networks, gSDE, distributions of the user's own
     """
-    stages = read_actor(policy)
-    known = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
-    if stages is None or type(policy.action_dist) not in known:
+    stages = actor_of(policy, chunks[0], distribution_of)
+    if stages is None or type(policy.action_dist) not in CLOSED_FORM:
         return None
     log_std = getattr(policy, "log_std", None)
     if log_std is not None and log_std.shape != stages[-1].bias.shape:

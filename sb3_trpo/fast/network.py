@@ -117,6 +117,11 @@ def read_critic(policy: ActorCriticPolicy) -> list[Stage] | None:
     return _chain(policy, "vf_features_extractor", "value_net", "value_net")
 
 
+def is_a_chain(policy: ActorCriticPolicy) -> bool:
+    """Whether actor and critic are chains, so that what they depend on is the same in every state."""
+    return read_actor(policy) is not None and read_critic(policy) is not None
+
+
 def is_quicker_on_gpu(parameters: list[nn.Parameter], n: int) -> bool:
     """Whether a network is on a GPU and large enough to be quicker there, for n inputs at a time."""
     return parameters[0].device.type != "cpu" and n * sum(map(th.numel, parameters)) > MOST_ON_CPU
@@ -135,6 +140,16 @@ def activate(activation: nn.Tanh | nn.ReLU | None, values: np.ndarray) -> None:
         np.tanh(values, out=values)
     elif isinstance(activation, nn.ReLU):
         np.maximum(values, 0.0, out=values)
+
+
+@th.no_grad()
+def run(policy: ActorCriticPolicy, stages: list[Stage], observations: th.Tensor) -> th.Tensor:
+    """Return what the chain gives for a few observations, shape (n, n_outputs)."""
+    values = network_input(policy, observations)
+    for stage in stages:
+        values = stage.affine(values.flatten(1) if isinstance(stage.affine, nn.Linear) else values)
+        values = values if stage.activation is None else stage.activation(values)
+    return values
 
 
 def times_slope(activation: nn.Tanh | nn.ReLU | None, values: th.Tensor, output: th.Tensor) -> th.Tensor:

@@ -17,9 +17,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_trpo.inspect.gallery import figures_of
 from sb3_trpo.inspect.health import check_health
+from sb3_trpo.inspect.page import write_report
 from sb3_trpo.inspect.probe import inspect_model
-from sb3_trpo.inspect.records import Run, read_run
-from sb3_trpo.inspect.report import write_report
+from sb3_trpo.inspect.run_files import Run, read_run
 from sb3_trpo.trpo import TRPO
 
 MARKS = {True: "✓", False: "!", None: "?"}

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sb3_trpo.inspect.records import Run
 from sb3_trpo.inspect.run_figures import draw_run
+from sb3_trpo.inspect.run_files import Run
 from sb3_trpo.inspect.update_figures import draw_bars, draw_bubble, draw_convergence, draw_kl_histogram, draw_ladder
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sb3_trpo.inspect.records import UpdateRecord
+from sb3_trpo.inspect.run_files import UpdateRecord
 
 # The rules judge this many of the latest updates
 RECENT = 20

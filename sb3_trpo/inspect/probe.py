@@ -12,7 +12,8 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 
-from sb3_trpo.inspect.records import (
+from sb3_trpo.guards.finite import unvalidated_distributions
+from sb3_trpo.inspect.run_files import (
     ActionDistribution,
     Run,
     SliceRecord,
@@ -21,8 +22,8 @@ from sb3_trpo.inspect.records import (
     episode_statistics,
     record_of,
 )
-from sb3_trpo.objective import Batch, PolicyProblem, detached, kl_old_new, unvalidated_distributions
-from sb3_trpo.report import PhaseClock
+from sb3_trpo.metrics import PhaseClock
+from sb3_trpo.objective import Batch, PolicyProblem, detached, kl_old_new
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.trust_region import TrustRegionProblem, TrustRegionStep, flatten, unflatten
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sb3_trpo.inspect.records import Run, UpdateRecord
+from sb3_trpo.inspect.run_files import Run, UpdateRecord
 from sb3_trpo.inspect.style import (
     BACKTRACKED,
     BLACK,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sb3_trpo.inspect.records import SliceRecord, StateChange, StatesRecord, UpdateRecord
+from sb3_trpo.inspect.run_files import SliceRecord, StateChange, StatesRecord, UpdateRecord
 from sb3_trpo.inspect.style import (
     BLACK,
     BLUE,

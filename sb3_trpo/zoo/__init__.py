@@ -15,7 +15,7 @@ except ImportError as error:
     raise ImportError(f"sb3_trpo.zoo needs RL Zoo: pip install 'sb3_trpo[zoo]' ({error})") from error
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_trpo.arguments import SCHEDULES
+from sb3_trpo.hyperparameters import SCHEDULES
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.zoo.sampler import sample_trpo_params
 

@@ -64,18 +64,6 @@ class UpdateReport(NamedTuple):
                 logger.record(key, value, exclude=metric.exclude)
 
 
-def dump_pending(logger: Logger, num_timesteps: int) -> None:
-    """
-    Write what was recorded and not yet written, if anything was.
-
-    :param logger: SB3's logger
-    :param num_timesteps: number of environment steps so far
-    """
-    if logger.name_to_value:
-        logger.record("time/total_timesteps", num_timesteps, exclude="tensorboard")
-        logger.dump(step=num_timesteps)
-
-
 class Metric(NamedTuple):
     """
     One row of the table of metrics.

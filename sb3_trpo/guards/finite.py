@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecNormalize, unwrap_vec_wrapper
 
 from sb3_trpo.trust_region.fisher import Parameters
@@ -49,6 +51,21 @@ def unusable(rollout_buffer: RolloutBuffer, parameters: Parameters) -> str | Non
     return next((status for name, status in ROLLOUT.items() if not _is_finite(getattr(rollout_buffer, name))), None)
 
 
+@contextmanager
+def unvalidated_distributions() -> Iterator[None]:
+    """
+    Let a distribution with parameters that are not finite yield NaN, which the step refuses, instead of raising.
+
+    It also spares a pass over the parameters of every distribution made.
+    """
+    validated = th.distributions.Distribution._validate_args
+    th.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        th.distributions.Distribution.set_default_validate_args(validated)
+
+
 class NonFiniteError(ValueError):
     """An environment gave a number that is not finite, or the policy did."""
 
@@ -72,48 +89,66 @@ def _refuse(what: str, values: Any, *, step: int | None = None) -> None:
             )
 
 
-class FiniteEnv:
+class FiniteRollout:
     """
-    A vectorised environment that raises at the first observation that is not finite.
+    A callback around the user's that raises at the first observation that is not finite.
 
-    The policy must not see it: an action made from NaN may crash a simulator for good. It stands in for the environment in a
-    call or two instead of changing it: callbacks pickle environments.
+    SB3's loops tell a callback of what an environment gave before the policy sees it, and the policy must not: an action made
+    from NaN may crash a simulator for good. The environment is left alone: callbacks look at it, and pickle it.
 
-    :param env: the environment, which does everything else
+    :param callback: the user's
+    :param model: the algorithm that collects
     """
 
-    def __init__(self, env: VecEnv):
-        self.env = env
+    def __init__(self, callback: BaseCallback, model: BaseAlgorithm):
+        self.callback = callback
+        self.model = model
         self.n_steps = 0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.env, name)
+    def on_rollout_start(self) -> None:
+        """Look at what the callback has left for the first step."""
+        self.callback.on_rollout_start()
+        _refuse("the observation of", self.model._last_obs, step=0)
 
-    def step(self, actions: np.ndarray) -> Any:
-        """Step every environment."""
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """Look at what a step gave."""
+        if not _is_finite(locals_["new_obs"]):
+            _refuse("the observation of", locals_["new_obs"], step=self.n_steps + 1)
+        self.callback.update_locals({**locals_, "callback": self.callback})
+
+    def on_step(self) -> bool:
+        """Pass the step on."""
         self.n_steps += 1
-        result = self.env.step(actions)
-        if not _is_finite(result[0]):
-            _refuse("the observation of", result[0], step=self.n_steps)
-        return result
+        return self.callback.on_step()
+
+    def on_rollout_end(self) -> None:
+        """Pass the end on."""
+        self.callback.on_rollout_end()
 
 
 @contextmanager
-def finite_rollout(env: VecEnv, observations: Any, rollout_buffer: RolloutBuffer) -> Iterator[VecEnv]:
+def finite_rollout(
+    model: BaseAlgorithm, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, *, required: bool
+) -> Iterator[Any]:
     """
     Collect a rollout, unless something in it is not finite. A ``VecCheckNan`` among the wrappers does that in its own way.
 
+    :param model: the algorithm that collects
     :param env: the training environment
-    :param observations: the last ones, of step 0
+    :param callback: the user's
     :param rollout_buffer: where the rollout goes
-    :return: the environment to step
+    :param required: whether what is not finite is an error; else it is let through
+    :return: the callback to collect with
     :raises NonFiniteError: naming what it is, the environment and the step
     """
-    if unwrap_vec_wrapper(env, VecCheckNan) is not None:
-        yield env
+    if not required:
+        with unvalidated_distributions():
+            yield callback
         return
-    _refuse("the observation of", observations, step=0)
-    yield FiniteEnv(env)  # type: ignore[misc]
+    if unwrap_vec_wrapper(env, VecCheckNan) is not None:
+        yield callback
+        return
+    yield FiniteRollout(callback, model)
     if rollout_buffer.full:
         _refuse("the policy's action for", rollout_buffer.actions)
         _refuse("the reward (at a time limit with the last observation's value) of", rollout_buffer.rewards)

@@ -1,18 +1,21 @@
 """The value fit with its gradient and Adam written out, for critics that are multi-layer perceptrons."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from threadpoolctl import ThreadpoolController
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from sb3_trpo.critic import CriticFit, Origin, step_on_minibatches, summarize
-from sb3_trpo.fast.network import Stage, activate, is_quicker_on_gpu, network_input, read_critic
+from sb3_trpo.critic import CriticFit, Origin, Pass, ValueBatch, step_on_minibatches, summarize
+from sb3_trpo.fast.gauss_newton import N_COMPARED, actor_of
+from sb3_trpo.fast.network import Stage, activate, is_quicker_on_gpu, network_input, read_critic, run
+from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region.fisher import flatten, unflatten
 
 # What the network is given is made for this many numbers at a time: a rollout of images would be four times its own size
@@ -118,22 +121,17 @@ class MlpCritic:
             origin.restore()  # after Ctrl-C too
             raise
 
-    def fit(self, observations: th.Tensor, returns: th.Tensor, *, n_epochs: int, batch_size: int) -> CriticFit | None:
+    def fit(self, epochs: Iterable[Iterable[ValueBatch]]) -> CriticFit | None:
         """
         Take one Adam step on the mean squared error of each minibatch; the same steps as ``critic.fit_critic``.
 
-        :param observations: as the buffer holds them, shape (n, *obs_shape)
-        :param returns: the targets, shape (n,)
-        :param n_epochs: number of passes over the data, each in an order drawn from NumPy's generator as SB3's buffer does
-        :param batch_size: minibatch size
+        :param epochs: for each pass over the data its minibatches
         :return: the losses, ``None`` without a pass
         """
-        observations, returns = observations.cpu(), returns.cpu()
-        epochs = (self._minibatches(observations, returns, batch_size) for _ in range(n_epochs))
         # A minibatch is too small to share: with a thread per core, NumPy's default, the threads would wait for each other.
         # What is not finite is asked for
         with _thread_pools().limit(limits=1, user_api="blas"), np.errstate(all="ignore"):
-            steps = step_on_minibatches(epochs, self._differentiate, self._adam_step)
+            steps = step_on_minibatches(map(self._arrays, epochs), self._differentiate, self._adam_step)
             losses, n_skipped, first_used = steps
             kept = all(np.isfinite(vector).all() for vector in (self.flat, self.mean, self.square)) and (
                 first_used is None or self._differentiate(first_used)[1]
@@ -142,17 +140,24 @@ class MlpCritic:
             self._write_back()
         return summarize(losses, n_skipped, undone=not kept)
 
-    def _minibatches(
-        self, observations: th.Tensor, returns: th.Tensor, batch_size: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield what the network is given, made in blocks of a bounded size, and the returns."""
+    def _arrays(self, minibatches: Iterable[ValueBatch]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield what the network is given and the returns of each minibatch, made in blocks of a bounded size."""
+        if not isinstance(minibatches, Pass):
+            yield from map(self._array, minibatches)
+            return
+        batch_size = minibatches.batch_size
         n_per_block = max(1, INPUT_BLOCK // (self.stages[0].weight.shape[1] * batch_size)) * batch_size
-        dtype = self.flat.dtype
-        for rows in th.from_numpy(np.random.permutation(len(returns))).split(n_per_block):
-            inputs = network_input(self.policy, observations[rows]).flatten(1).numpy().astype(dtype, copy=False)
-            targets = returns[rows].numpy().astype(dtype, copy=False)
+        whole = minibatches.whole.to("cpu")
+        for rows in minibatches.order.cpu().split(n_per_block):
+            inputs, targets = self._array(whole.select(rows))
             for start in range(0, len(rows), batch_size):
                 yield inputs[start : start + batch_size], targets[start : start + batch_size]
+
+    def _array(self, batch: ValueBatch) -> tuple[np.ndarray, np.ndarray]:
+        assert isinstance(batch.observations, th.Tensor)
+        dtype = self.flat.dtype
+        inputs = network_input(self.policy, batch.observations.cpu()).flatten(1).numpy().astype(dtype, copy=False)
+        return inputs, batch.returns.cpu().numpy().astype(dtype, copy=False)
 
 
 def _pull_back_activation(activation: nn.Tanh | nn.ReLU | None, cotangent: np.ndarray, output: np.ndarray) -> None:
@@ -165,7 +170,14 @@ def _pull_back_activation(activation: nn.Tanh | nn.ReLU | None, cotangent: np.nd
         cotangent *= output > 0.0
 
 
-def mlp_critic(policy: ActorCriticPolicy, parameters: list[nn.Parameter], batch_size: int) -> MlpCritic | None:
+def mlp_critic(
+    policy: ActorCriticPolicy,
+    parameters: list[nn.Parameter],
+    batch: Batch,
+    distribution_of: Callable[[Batch], Distribution],
+    values_of: Callable[[ValueBatch], th.Tensor],
+    batch_size: int,
+) -> MlpCritic | None:
     """
     Take a critic over, if it is a multi-layer perceptron of its own that ``torch.optim.Adam`` trains.
 
@@ -173,9 +185,12 @@ def mlp_critic(policy: ActorCriticPolicy, parameters: list[nn.Parameter], batch_
 
     :param policy: the policy
     :param parameters: what the value fit may move
+    :param batch: transitions, a few of which are looked at
+    :param distribution_of: maps a batch to the action distribution that the algorithm uses
+    :param values_of: maps a minibatch to the values that the algorithm uses
     :param batch_size: minibatch size of the fit
     :return: ``None`` for what is not covered: other networks, large ones on a GPU, shared or frozen layers, other
-        optimizers or Adam's variants
+        optimizers or Adam's variants; and policies that could depend on the critic unseen, for all that is known here
     """
     stages = read_critic(policy)
     optimizer = policy.optimizer
@@ -202,6 +217,19 @@ def mlp_critic(policy: ActorCriticPolicy, parameters: list[nn.Parameter], batch_
         or optimizer._optimizer_step_post_hooks
         or _global_optimizer_pre_hooks
         or _global_optimizer_post_hooks
+        or actor_of(policy, batch, distribution_of) is None
+        or not _agrees(policy, stages, batch, values_of)
     ):
         return None
     return MlpCritic(policy, stages)
+
+
+@th.no_grad()
+def _agrees(
+    policy: ActorCriticPolicy, stages: list[Stage], batch: Batch, values_of: Callable[[ValueBatch], th.Tensor]
+) -> bool:
+    """Whether what the algorithm takes for the values is what the chain gives, up to rounding."""
+    few = batch.select(slice(0, N_COMPARED))
+    assert isinstance(few.observations, th.Tensor)
+    given, read = values_of(ValueBatch(few.observations, few.returns)), run(policy, stages, few.observations).flatten()
+    return given.shape == read.shape and th.allclose(given, read, rtol=1e-3, atol=1e-4, equal_nan=True)

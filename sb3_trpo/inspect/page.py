@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from sb3_trpo.inspect.gallery import choose_update, figures_of_update
 from sb3_trpo.inspect.health import Finding, check_health
-from sb3_trpo.inspect.records import Run
 from sb3_trpo.inspect.run_figures import PANELS, draw_run, panels_of
+from sb3_trpo.inspect.run_files import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from stable_baselines3.common.logger import Figure as LoggedFigure
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from sb3_trpo.inspect.probe import WatchedStates, slice_ahead
-from sb3_trpo.inspect.records import (
+from sb3_trpo.inspect.run_files import (
     SLICES_FILE,
     STATES_FILE,
     UPDATES_FILE,
@@ -21,7 +21,7 @@ from sb3_trpo.inspect.records import (
     read_run,
     record_of,
 )
-from sb3_trpo.report import UpdateReport
+from sb3_trpo.metrics import UpdateReport
 from sb3_trpo.trpo import TRPO
 
 

@@ -1,12 +1,17 @@
-"""Files that are there whole or not at all."""
+"""The file of a saved model: there whole or not at all, and looked into before anything of it is unpickled."""
 
+import io
+import json
 import os
 import pathlib
 import uuid
 import warnings
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from io import BufferedWriter
+
+from stable_baselines3.common.save_util import open_path
 
 
 def path_to_write(path: str | pathlib.Path, *, suffix: str) -> pathlib.Path:
@@ -48,3 +53,34 @@ def written_whole(path: pathlib.Path) -> Iterator[BufferedWriter]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def saved_names(path: str | pathlib.Path | io.BufferedIOBase, *, expected: Set[str], kind: str) -> set[str]:
+    """
+    Return the names of the attributes of a saved model.
+
+    :param path: path of the zip, or an open file
+    :param expected: names that every model of the right kind has
+    :param kind: what saves such models, in words
+    :raises FileNotFoundError: if there is no such file
+    :raises ValueError: if it is no saved model, or one of another algorithm
+    """
+    file = open_path(path, "r", suffix="zip")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            saved = json.loads(archive.read("data"))
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no saved model ({error}), expected a zip written by the `save` of a model. "
+            "What `policy.save` wrote is for the `load` of the policy's class"
+        ) from error
+    finally:
+        if file is not path:
+            file.close()
+    if not saved.keys() >= expected:
+        policy = saved.get("policy_class") or {}
+        raise ValueError(
+            f"{path} holds a model of another algorithm, expected one saved by {kind}: "
+            f"it has no {sorted(expected - saved.keys())}, and a policy of {policy.get('__module__')}"
+        )
+    return set(saved)

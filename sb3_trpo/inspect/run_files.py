@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hint
 
 import numpy as np
 
-from sb3_trpo.report import UpdateReport
+from sb3_trpo.metrics import UpdateReport
 from sb3_trpo.trust_region import Candidate
 
 UPDATES_FILE = "updates.jsonl"

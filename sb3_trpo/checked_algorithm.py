@@ -1,0 +1,258 @@
+"""The manners of any careful on-policy algorithm of SB3: it refuses what cannot work, and leaves nothing half done."""
+
+import copy
+import inspect
+import io
+import pathlib
+from collections.abc import Collection, Iterable, Set
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo.guards.arguments import RULES, Rules, check_arguments, check_policy, check_policy_fits, value_at
+from sb3_trpo.guards.environments import checked_env
+from sb3_trpo.guards.finite import NonFiniteError, finite_rollout, finite_statistics
+from sb3_trpo.guards.model_zip import path_to_write, saved_names, written_whole
+from sb3_trpo.guards.parameters import check_parameters
+
+SelfChecked = TypeVar("SelfChecked", bound="CheckedOnPolicyAlgorithm")
+
+
+class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
+    """
+    SB3's ``OnPolicyAlgorithm`` with checks at construction, use and load, whole files, finite rollouts and a complete log.
+
+    A subclass sets ``rules``, and calls ``check_arguments(self.rules, locals())`` first thing in its constructor. It writes
+    ``train()`` as for SB3, and may override :meth:`_collect` and :meth:`_finish_load`.
+
+    :param policy: The policy model to use: one of ``policy_aliases``, or a class
+    :param env: The environment to learn from (if registered in Gymnasium, can be str)
+    :param error_if_nonfinite: Whether a reward, observation or action that is NaN or infinite is an error, raised at once
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :param arguments: those of SB3's ``OnPolicyAlgorithm``
+    :raises TypeError: naming the argument and the value received, if it is not of the right type
+    :raises ValueError: naming the argument and the value received, if it cannot work
+    """
+
+    # What each argument may be
+    rules: ClassVar[Rules] = RULES
+    # Attributes that every saved model of this kind has, and what saves such models
+    expected_in_zip: ClassVar[Set[str]] = frozenset()
+    saved_by: ClassVar[str] = "an on-policy algorithm"
+
+    def __init__(
+        self,
+        policy: str | type,
+        env: GymEnv | str | None,
+        *,
+        error_if_nonfinite: bool = True,
+        verbose: int = 0,
+        **arguments: Any,
+    ):
+        check_arguments(self.rules, {"error_if_nonfinite": error_if_nonfinite, "verbose": verbose, **arguments})
+        check_policy(policy, self.policy_aliases)
+        if env is not None:
+            env = checked_env(env, verbose)
+        self.error_if_nonfinite = error_if_nonfinite
+        super().__init__(policy, env, verbose=verbose, **arguments)  # type: ignore[arg-type]
+
+    def _setup_model(self) -> None:
+        # Also what `load` calls once it has put saved and given arguments in place
+        if getattr(self, "observation_space", None) is None:
+            checked_env(None)
+        check_arguments(self.rules, vars(self))
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):
+                # Not all of SB3 and torch takes NumPy's numbers, and they keep a zip from being loaded with weights only
+                setattr(self, name, value.item())
+        if getattr(self, "normalize_advantage", False) and self.n_steps * self.n_envs < 2:
+            raise ValueError(
+                f"n_steps * n_envs must be at least 2 with normalize_advantage=True, "
+                f"got n_steps={self.n_steps} and n_envs={self.n_envs}"
+            )
+        check_policy_fits(self.policy_class, self.observation_space, self.policy_kwargs)
+        super()._setup_model()
+
+    # What is set later is checked when it is used
+
+    def _now(self, name: str) -> float:
+        """Return what an argument that may be a schedule is at this point of the training."""
+        return value_at(name, getattr(self, name), progress_remaining=self._current_progress_remaining)
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # The last rollout may go beyond the end, and schedules are functions from 1 to 0
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
+    # Rollouts
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Collect experience with the current policy (see SB3's ``OnPolicyAlgorithm.collect_rollouts`` for the parameters).
+
+        :raises ValueError: with ``error_if_nonfinite``, naming the environment and the step of the rollout, or the parameter
+        """
+        if self.error_if_nonfinite:
+            check_parameters({"policy": self.policy.state_dict()}, {"policy": self.policy.state_dict()}, self.policy)
+        try:
+            watched = finite_rollout(self, env, callback, rollout_buffer, required=self.error_if_nonfinite)
+            with finite_statistics(self), watched as watched_callback:
+                return self._collect(env, watched_callback, rollout_buffer, n_rollout_steps)
+        except NonFiniteError:
+            # The next call of `learn` is not to go on in the middle of it
+            self._last_obs = None
+            raise
+
+    def _collect(self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+        """Fill the buffer: a hook for algorithms that do not collect as SB3 does; parameters and result as there."""
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
+    # The log
+
+    def learn(
+        self: SelfChecked,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "OnPolicyAlgorithm",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfChecked:
+        """
+        Train for at least a number of environment steps (see SB3's ``BaseAlgorithm.learn`` for the parameters).
+
+        SB3 writes its log before each update; here what the last one did is written too, once training has ended.
+        """
+        self._logs_anything = log_interval is not None
+        super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        if self._logs_anything and self.logger.name_to_value:
+            super().dump_logs()
+        return self
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write the log (see SB3's ``OnPolicyAlgorithm.dump_logs``); callbacks call it too, whatever the interval."""
+        self._logs_anything = True
+        super().dump_logs(iteration)
+
+    # Environments, files and parameters
+
+    def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
+        """
+        Set the environment to learn from (see SB3's ``BaseAlgorithm.set_env`` for the parameters).
+
+        :raises ValueError: if its spaces or the number of its copies are not those of the model, which stays as it is
+        """
+        env = checked_env(env, self.verbose)
+        n_envs = env.num_envs if isinstance(env, VecEnv) else 1
+        if n_envs != self.n_envs:
+            raise ValueError(
+                f"env must hold {self.n_envs} environments as the model's own does, got {n_envs}; "
+                "`load(path, env)` takes a model to another number of them"
+            )
+        super().set_env(env, force_reset)
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model in a zip-file (see SB3's ``BaseAlgorithm.save`` for the parameters).
+
+        Under the file's name there is never half a model: a run that is killed leaves the old file or the new one.
+        """
+        if not isinstance(path, str | pathlib.Path):
+            return super().save(path, exclude, include)
+        with written_whole(path_to_write(path, suffix="zip")) as file:
+            super().save(file, exclude, include)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_logs_anything"]
+
+    @classmethod
+    def _names_of_arguments(cls) -> set[str]:
+        """Return what the constructors of this class and of those between it and this module take."""
+        constructors = [parent.__init__ for parent in cls.__mro__ if issubclass(parent, CheckedOnPolicyAlgorithm)]
+        known = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+        return known - {"self", "policy", "_init_setup_model", "args", "kwargs", "arguments"}
+
+    @classmethod
+    def load(
+        cls: type[SelfChecked],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | str | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfChecked:
+        """
+        Load the model from a zip-file (see SB3's ``BaseAlgorithm.load`` for the parameters).
+
+        :raises TypeError: if a further keyword is not an argument of the constructor
+        :raises ValueError: if the file holds another algorithm's model, or one for other spaces than those of the environment
+        """
+        names = saved_names(path, expected=cls.expected_in_zip, kind=cls.saved_by)
+        known = cls._names_of_arguments()
+        for name, value in kwargs.items():
+            if name not in known:
+                raise TypeError(f"load() got an unexpected keyword argument {name}={value!r}, expected one of {sorted(known)}")
+        given = {"device": device, "custom_objects": custom_objects}
+        check_arguments(cls.rules, kwargs | given | {"print_system_info": print_system_info, "force_reset": force_reset})
+        if env is not None:
+            env = checked_env(env)
+        if "stats_window_size" in kwargs:
+            # SB3 keeps it under another name, and the buffer that it sizes apart
+            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
+            kwargs["ep_info_buffer"] = kwargs["ep_success_buffer"] = None
+        for name in {"policy_kwargs", "rollout_buffer_kwargs"} & kwargs.keys():
+            kwargs[name] = kwargs[name] or {}
+        try:
+            model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        except (TypeError, ValueError) as error:
+            # SB3 and the networks name what does not fit, not whose doing it is
+            in_place = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise (kind(f"{error} (with {in_place} in place of what was saved)") if kwargs else error) from error
+        model._finish_load(names, {*kwargs, *(custom_objects or {})})
+        return model
+
+    def _finish_load(self, saved: Collection[str], given: Collection[str]) -> None:
+        """
+        Put in order what a file of another version or library says in its own way: a hook of ``load``, called last.
+
+        :param saved: names of the attributes in the file
+        :param given: names of those that came with the call in place of the file's
+        """
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | dict[str, Any],
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """
+        Load parameters from a zip-file or a dictionary (see SB3's ``BaseAlgorithm.set_parameters`` for the parameters).
+
+        :raises ValueError: if a tensor is unknown, of the wrong shape or not finite; no parameter is changed then
+        """
+        params: dict[str, Any] = load_path_or_dict  # type: ignore[assignment]
+        if not isinstance(load_path_or_dict, dict):
+            _, params, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
+        check_parameters(params, self.get_parameters(), self.policy, exact_match=exact_match)
+        before: dict[str, Any] = copy.deepcopy(self.get_parameters())
+        try:
+            super().set_parameters(params, exact_match, device)
+        except Exception:
+            super().set_parameters(before)
+            raise

@@ -1,0 +1,162 @@
+"""What each argument may be. A value that cannot work is refused before anything is built or changed."""
+
+import math
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from os import PathLike
+from types import UnionType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
+
+
+class Rule(NamedTuple):
+    """
+    What an argument must be.
+
+    :param kind: the type
+    :param holds: whether a value of that type can work
+    :param expected: the same in words
+    :param optional: whether it may also be ``None``
+    :param schedule: whether it may also be a function of the progress remaining, from 1 to 0
+    :param flag: whether it may also be True or False
+    """
+
+    kind: type | UnionType
+    holds: Callable[[Any], bool]
+    expected: str
+    optional: bool = False
+    schedule: bool = False
+    flag: bool = False
+
+
+Rules = Mapping[str, Rule]
+
+COUNT = Rule(Integral, lambda value: 1 <= value < 2**31, "an integer in [1, 2**31)")
+UNIT_INTERVAL = Rule(Real, lambda value: 0 <= value <= 1, "a number in [0, 1]")
+FLAG = Rule(bool | np.bool_, lambda value: True, "True or False", flag=True)
+_DICTIONARY = Rule(dict, lambda value: True, "a dictionary or None", optional=True)
+
+
+def _is_device(name: str | th.device) -> bool:
+    try:
+        return name == "auto" or bool(th.device(name))
+    except RuntimeError:
+        return False
+
+
+# What the constructor and the methods of SB3's on-policy algorithms take
+RULES: dict[str, Rule] = {
+    "learning_rate": Rule(Real, lambda value: 0 <= value < math.inf, "a finite number >= 0 or a schedule", schedule=True),
+    "n_steps": COUNT,
+    "gamma": UNIT_INTERVAL,
+    "gae_lambda": UNIT_INTERVAL,
+    "use_sde": FLAG,
+    "sde_sample_freq": Rule(Integral, lambda value: value == -1 or value >= 1, "-1 or an integer >= 1"),
+    "normalize_advantage": FLAG,
+    "stats_window_size": COUNT,
+    # Verbosity counts, but many pipelines say verbose=True
+    "verbose": Rule(Integral | np.bool_, lambda value: value >= 0, "an integer >= 0", flag=True),
+    "seed": Rule(Integral, lambda value: 0 <= value < 2**32, "an integer in [0, 2**32) or None", optional=True),
+    "error_if_nonfinite": FLAG,
+    "policy_kwargs": _DICTIONARY,
+    "rollout_buffer_class": Rule(
+        type, lambda value: issubclass(value, RolloutBuffer), "a subclass of RolloutBuffer or None", optional=True
+    ),
+    "rollout_buffer_kwargs": _DICTIONARY,
+    "device": Rule(str | th.device, _is_device, "'auto' or a device of torch"),
+    "custom_objects": _DICTIONARY,
+    "print_system_info": FLAG,
+    "force_reset": FLAG,
+    "_init_setup_model": FLAG,
+    "tensorboard_log": Rule(str | PathLike, lambda value: True, "a path or None", optional=True),
+}
+
+
+def check_arguments(rules: Rules, arguments: Mapping[str, Any]) -> None:
+    """
+    Refuse arguments that cannot work.
+
+    :param rules: what each argument must be
+    :param arguments: values by name; names without a rule are passed over
+    :raises TypeError: naming the argument and the value, if it is not of the right type
+    :raises ValueError: naming the argument and the value, if it is out of range or not a number
+    """
+    for name, rule in rules.items():
+        if name not in arguments:
+            continue
+        value = arguments[name]
+        if rule.optional and value is None:
+            continue
+        if rule.schedule and callable(value):
+            value_at(name, value, progress_remaining=1.0)
+            continue
+        message = f"{name} must be {rule.expected}, got {value!r}"
+        if not isinstance(value, rule.kind) or (isinstance(value, bool | np.bool_) and not rule.flag):
+            raise TypeError(message)
+        if not rule.holds(value):
+            raise ValueError(message)
+
+
+def check_policy(policy: Any, aliases: Mapping[str, type[BasePolicy]]) -> None:
+    """
+    Refuse policies that are neither a known name nor a class of the right kind.
+
+    :param policy: what was given
+    :param aliases: classes by name
+    :raises TypeError: if it is neither a name nor such a class
+    :raises ValueError: if it is an unknown name
+    """
+    message = f"policy must be one of {sorted(aliases)} or a subclass of ActorCriticPolicy, got {policy!r}"
+    if isinstance(policy, str):
+        if policy not in aliases:
+            raise ValueError(message)
+    elif not (isinstance(policy, type) and issubclass(policy, (ActorCriticPolicy, *aliases.values()))):
+        raise TypeError(message)
+
+
+def check_policy_fits(policy_class: type, observation_space: spaces.Space, policy_kwargs: Mapping[str, Any]) -> None:
+    """
+    Refuse a policy for Dict observations where there are none; SB3 itself refuses the other ways round.
+
+    :param policy_class: the policy's
+    :param observation_space: that of the environment
+    :param policy_kwargs: a feature extractor among them may take whatever it likes
+    :raises ValueError: naming policy and space
+    """
+    for_dicts = issubclass(policy_class, MultiInputActorCriticPolicy) and "features_extractor_class" not in policy_kwargs
+    if for_dicts and not isinstance(observation_space, spaces.Dict):
+        raise ValueError(
+            f"{policy_class.__name__} is for Dict observations, got {observation_space}: take MlpPolicy or CnnPolicy"
+        )
+
+
+def value_at(name: str, value: float | Schedule, *, progress_remaining: float) -> float:
+    """
+    Return what an argument that may be a schedule is at a point of the training.
+
+    :param name: the argument's
+    :param value: a number, or a function of the progress remaining
+    :param progress_remaining: from 1 at the beginning of the training to 0 at its end
+    :return: finite and >= 0. Schedules end at zero, where a constant could not work: a learning rate or a limit of zero
+        moves nothing any more
+    :raises TypeError: naming the argument and what the schedule returned, if that is no number
+    :raises ValueError: the same, if it cannot work
+    """
+    try:
+        given = value(progress_remaining) if callable(value) else value
+    except Exception as error:
+        raise TypeError(f"{name} must be a function of the progress remaining, got {value!r}: {error}") from error
+    message = f"{name} must be a finite number >= 0, got {given!r} at progress_remaining={progress_remaining}"
+    try:
+        now = float(given)
+    except (TypeError, ValueError):
+        raise TypeError(message) from None
+    if not 0.0 <= now < math.inf:
+        raise ValueError(message)
+    return now

@@ -1,0 +1,134 @@
+"""The parts of one update of TRPO, in the order in which ``TRPO.train`` calls them."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch as th
+from stable_baselines3.common.distributions import Distribution
+
+from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
+from sb3_trpo.critic import CriticFit, ValueBatch, fit_critic
+from sb3_trpo.fast.mlp_critic import mlp_critic
+from sb3_trpo.fast.network import is_a_chain
+from sb3_trpo.guards.finite import unusable
+from sb3_trpo.metrics import UpdateReport
+from sb3_trpo.objective import Batch, PolicyProblem
+from sb3_trpo.rollout import explained_by_values
+from sb3_trpo.trust_region import TrustRegionStep, flatten, reached_by, refused_step, trust_region_step
+from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
+
+
+class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
+    """
+    What an update is made of. It reads the arguments of the algorithm, and asks its hooks: see :class:`sb3_trpo.trpo.TRPO`.
+
+    Whoever looks at an update from outside makes it of the same parts.
+    """
+
+    batch_size: int
+    cg_max_steps: int
+    line_search_shrinking_factor: float
+    line_search_max_iter: int
+    sub_sampling_factor: int
+    fast: bool
+    std_damping: float | None
+    paths_in_use: dict[str, str]
+
+    _distribution: Callable[[Batch], Distribution]
+    _values: Callable[[ValueBatch], th.Tensor]
+    _value_epochs: Callable[[Batch], Iterator[Iterable[ValueBatch]]]
+    _fast_fisher: Callable[[Sequence[Batch], Parameters], MatrixVectorProduct | None]
+    _chunk_size: Callable[[], int]
+
+    def _split_parameters(self, batch: Batch) -> tuple[list[th.nn.Parameter], list[th.nn.Parameter]]:
+        """
+        Ask the autograd graph which parameters make the action distribution, and which the values alone.
+
+        A parameter of both is the actor's: if the value fit moved it, the policy would leave the trust region.
+        """
+        # What a chain of layers depends on does not depend on the state; other networks may take a branch
+        probe = batch.select(slice(0, 1 if is_a_chain(self.policy) else self._chunk_size()))
+        everything = list(self.policy.parameters())
+        actor = reached_by(self._distribution(probe).log_prob(probe.actions), everything)
+        values = reached_by(self._values(ValueBatch(probe.observations, probe.returns)), everything)
+        actors = set(actor)
+        return actor, [parameter for parameter in values if parameter not in actors]
+
+    def _policy_problem(self, batch: Batch, parameters: Parameters) -> PolicyProblem:
+        """Return the trust-region problem of a rollout, around the present policy."""
+        return PolicyProblem(
+            self._distribution,
+            batch,
+            parameters,
+            fisher_batch=batch.thinned(self.sub_sampling_factor),
+            chunk_size=self._chunk_size(),
+            fast_fisher=self._quick_fisher,
+        )
+
+    def _quick_fisher(self, chunks: Sequence[Batch], parameters: Parameters) -> MatrixVectorProduct | None:
+        product = self._fast_fisher(chunks, parameters) if self.fast else None
+        self._note_path("Fisher products", "plain" if product is None else "Gauss-Newton")
+        return product
+
+    def _trust_region_step(self, problem: PolicyProblem, phase: Callable[[str], None] = lambda name: None) -> TrustRegionStep:
+        """Move the policy's parameters as far as the arguments of this model allow; ``phase`` hears what begins."""
+        status = unusable(self.rollout_buffer, problem.parameters)
+        if status:
+            return refused_step(status)
+        return trust_region_step(
+            problem,
+            max_kl=self._now("target_kl"),
+            damping=self._damping(problem.parameters),
+            cg_max_iterations=self.cg_max_steps,
+            shrinking_factor=self.line_search_shrinking_factor,
+            max_candidates=self.line_search_max_iter,
+            phase=phase,
+        )
+
+    def _damping(self, parameters: Parameters) -> float | th.Tensor:
+        """Return what to add to the diagonal of the Fisher matrix: a number, or one for each variable, shape (n_params,)."""
+        damping = self._now("cg_damping")
+        if self.std_damping is None:
+            return damping
+        log_std = self.policy.log_std
+        return flatten([th.full_like(p, self.std_damping if p is log_std else damping) for p in parameters])
+
+    def _fit_critic(
+        self, batch: Batch, parameters: list[th.nn.Parameter], is_policy_kept: Callable[[], bool]
+    ) -> CriticFit | None:
+        """Fit the values to the returns of the rollout, moving these parameters only."""
+        batch_size = min(self.batch_size, len(batch.returns))
+        quick = mlp_critic(self.policy, parameters, batch, self._distribution, self._values, batch_size) if self.fast else None
+        self._note_path("critic fit", "plain" if quick is None else "written out")
+        if quick is not None:
+            return quick.fit(self._value_epochs(batch))
+        return fit_critic(self._values, self.policy.optimizer, parameters, self._value_epochs(batch), holds=is_policy_kept)
+
+    def _is_kept(self, problem: PolicyProblem, step: TrustRegionStep) -> bool:
+        """Whether the policy is still what the step made of it: a critic may move what no graph shows (detached features)."""
+        _, mean_kl = problem.evaluate()
+        max_kl = self._now("target_kl")
+        return (mean_kl <= max_kl or not step.accepted) and not abs(mean_kl - step.mean_kl) > 1e-3 * max_kl
+
+    def _report(
+        self, problem: PolicyProblem, step: TrustRegionStep, critic: CriticFit | None, phase_seconds: dict[str, float]
+    ) -> UpdateReport:
+        """Describe the update that led to the present policy."""
+        log_std = getattr(self.policy, "log_std", None)
+        return UpdateReport(
+            step=step,
+            critic=critic,
+            n_updates=self._n_updates,
+            max_kl=self._now("target_kl"),
+            damping=self._now("cg_damping"),
+            explained_variance=explained_by_values(self.rollout_buffer),
+            entropy=problem.entropy(of_new=step.accepted),
+            std=None if log_std is None else log_std.exp().mean().item(),
+            phase_seconds=phase_seconds,
+        )
+
+    def _note_path(self, phase: str, path: str) -> None:
+        """Keep which way a phase is going, and say so when it changes."""
+        if self.paths_in_use.get(phase) != path:
+            self.paths_in_use[phase] = path
+            if self.verbose >= 1:
+                self.logger.info(f"{phase}: {path} path")

@@ -21,6 +21,8 @@ from sb3_trpo.guards.environments import checked_env
 from sb3_trpo.guards.finite import NonFiniteError, finite_rollout, finite_statistics
 from sb3_trpo.guards.model_zip import path_to_write, saved_names, written_whole
 from sb3_trpo.guards.parameters import check_parameters
+from sb3_trpo.guards.process import building
+from sb3_trpo.randomness import RandomNumbers
 
 SelfChecked = TypeVar("SelfChecked", bound="CheckedOnPolicyAlgorithm")
 
@@ -78,7 +80,21 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 f"got n_steps={self.n_steps} and n_envs={self.n_envs}"
             )
         check_policy_fits(self.policy_class, self.observation_space, self.policy_kwargs)
-        super()._setup_model()
+        saved = vars(self).get("_random")
+        with building:
+            super()._setup_model()
+        if saved is not None and saved.seed == self.seed:
+            # A model that was saved goes on with the numbers that it would have drawn
+            self._random = saved
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Set the seed of the generators of the process, as SB3 does, and of the model's own.
+
+        :param seed: ``None`` for a model that draws from the generators of the process
+        """
+        super().set_random_seed(seed)
+        self._random = RandomNumbers(seed)
 
     # What is set later is checked when it is used
 
@@ -100,8 +116,6 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
 
         :raises ValueError: with ``error_if_nonfinite``, naming the environment and the step of the rollout, or the parameter
         """
-        if self.error_if_nonfinite:
-            check_parameters({"policy": self.policy.state_dict()}, {"policy": self.policy.state_dict()}, self.policy)
         try:
             watched = finite_rollout(self, env, callback, rollout_buffer, required=self.error_if_nonfinite)
             with finite_statistics(self), watched as watched_callback:

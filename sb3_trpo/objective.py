@@ -44,13 +44,17 @@ class Batch(NamedTuple):
             picked = observations[rows]
         return Batch(picked, *(field[rows] for field in self[1:]))
 
-    def thinned(self, factor: int) -> "Batch":
-        """Return one in ``factor`` of the transitions that count, drawn at random, with the same sum of weights."""
+    def thinned(self, factor: int, permutation: Callable[[int], np.ndarray] = np.random.permutation) -> "Batch":
+        """
+        Return one in ``factor`` of the transitions that count, drawn at random, with the same sum of weights.
+
+        :param factor: at least 1
+        :param permutation: maps n to the numbers from 0 to n - 1 in random order
+        """
         if factor == 1:
             return self
         rows = self.weights.nonzero().squeeze(1)
-        # NumPy's generator, as SB3's buffers use: torch's is that of the actions
-        drawn = np.random.permutation(len(rows))[: math.ceil(len(rows) / factor)]
+        drawn = permutation(len(rows))[: math.ceil(len(rows) / factor)]
         thin = self.select(rows[th.as_tensor(drawn, device=rows.device)])
         return thin._replace(weights=thin.weights * (self.weights.sum() / thin.weights.sum()))
 

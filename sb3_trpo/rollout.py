@@ -2,29 +2,51 @@
 Lean experience collection into SB3's rollout buffer.
 
 The same experience as ``OnPolicyAlgorithm.collect_rollouts`` with less work at every step: only the action is computed while
-the environment waits; values, log-probabilities and time-limit bootstraps follow once, in batches over the whole rollout.
+the environment waits; values and time-limit bootstraps follow once, in batches over the whole rollout.
 """
 
 import copy
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
-from torch import nn
+
+from sb3_trpo.guards.callback import PassedOn
 
 Observations = np.ndarray | dict[str, np.ndarray]
-# Maps observations to sampled actions and, where they cost nothing more, their log-probabilities
-Actor = Callable[[Observations], tuple[np.ndarray, np.ndarray | None]]
+
+
+class Acted(NamedTuple):
+    """
+    What an actor did at one step.
+
+    :param actions: sampled actions, shape (n_envs, *action_shape)
+    :param log_probs: their log-probabilities, shape (n_envs,), where they are known at once
+    :param values: the values of the observations, shape (n_envs,), where they are known at once
+    """
+
+    actions: np.ndarray
+    log_probs: np.ndarray | None
+    values: np.ndarray | None
+
+
+class Actor(Protocol):
+    """Acts as the policy of the moment, step after step."""
+
+    def __call__(self, observations: Observations) -> Acted:
+        """Act on the observations of one step."""
+
+    def log_probs(self) -> np.ndarray:
+        """Return the log-probabilities of all actions so far, each under the policy that took it, shape (n_steps, n_envs)."""
+
 
 # Observations evaluated at a time, in numbers: as many as give full speed within a few hundred megabytes
 EVALUATION_BLOCK = 2**23
@@ -36,11 +58,6 @@ def is_sb3s_own(rollout_buffer: RolloutBuffer) -> bool:
     return type(rollout_buffer) in (RolloutBuffer, DictRolloutBuffer) and not wrapped
 
 
-def version_of(parameters: Iterable[nn.Parameter]) -> int:
-    """Return a number that grows with every change of a parameter in place."""
-    return sum(parameter._version for parameter in parameters)
-
-
 def _environment_actions(policy: ActorCriticPolicy, actions: np.ndarray) -> np.ndarray:
     """Return what the environment is given, as SB3 does."""
     if not isinstance(policy.action_space, spaces.Box):
@@ -50,23 +67,22 @@ def _environment_actions(policy: ActorCriticPolicy, actions: np.ndarray) -> np.n
     return np.clip(actions, policy.action_space.low, policy.action_space.high)
 
 
-def _store(rollout_buffer: RolloutBuffer, observations: Observations, actions: np.ndarray, rewards: np.ndarray) -> None:
-    """Put one step at the buffer's position; what is computed later stays zero."""
-    at, n_envs = rollout_buffer.pos, rollout_buffer.n_envs
+def _store_observations(rollout_buffer: RolloutBuffer, observations: Observations) -> None:
+    """Put observations at the buffer's position."""
+    stored: Any = rollout_buffer.observations
+    at = rollout_buffer.pos
     if isinstance(observations, dict):
-        for key, target in rollout_buffer.observations.items():  # type: ignore[attr-defined]
+        for key, target in stored.items():
             target[at] = observations[key].reshape(target.shape[1:])
     else:
-        rollout_buffer.observations[at] = observations.reshape(rollout_buffer.observations.shape[1:])
-    rollout_buffer.actions[at] = actions.reshape(n_envs, -1)
-    rollout_buffer.rewards[at] = rewards
+        stored[at] = observations.reshape(stored.shape[1:])
 
 
 def collect_rollouts(
     model: OnPolicyAlgorithm,
     actor: Actor,
     env: VecEnv,
-    callback: BaseCallback,
+    callback: Any,
     rollout_buffer: RolloutBuffer,
     n_rollout_steps: int,
 ) -> bool:
@@ -74,38 +90,42 @@ def collect_rollouts(
     Fill a rollout buffer as ``OnPolicyAlgorithm.collect_rollouts`` does.
 
     Callbacks are called in the same order and find the same in their ``locals``, but for what is not known yet at a step:
-    ``values`` and ``obs_tensor`` are ``None``, and so may ``log_probs`` be.
+    ``obs_tensor`` is ``None``, and ``values`` and ``log_probs`` may be. What they may replace is read when it is used.
 
-    :param model: the algorithm, whose last observation and counters are read and moved on
-    :param actor: maps observations to sampled actions
+    :param model: the algorithm, whose policy, last observation and counters are read and moved on
+    :param actor: maps the observations of one step to what the policy of the moment does
     :param env: the training environment
     :param callback: called at each step, and at the beginning and end of the rollout
     :param rollout_buffer: buffer to fill
     :param n_rollout_steps: number of steps to collect per environment
     :return: False if the callback ended the rollout before its time
     """
-    policy = model.policy
-    last_obs = model._last_obs
-    assert last_obs is not None, "No previous observation was provided"
-    policy.set_training_mode(False)
+    model.policy.set_training_mode(False)
     n_steps = 0
+    n_without_values = 0  # steps whose values are computed at the end
     rollout_buffer.reset()
     if model.use_sde:
-        policy.reset_noise(env.num_envs)
+        model.policy.reset_noise(env.num_envs)
     time_limits: list[tuple[int, int, Any]] = []  # step, environment, last observation of the episode
 
     callback.on_rollout_start()
-    version = version_of(policy.parameters())
     while n_steps < n_rollout_steps:
         if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
-            policy.reset_noise(env.num_envs)
-        actions, log_probs = actor(last_obs)
-        clipped_actions = _environment_actions(policy, actions)
+            model.policy.reset_noise(env.num_envs)
+        last_obs, episode_starts = model._last_obs, model._last_episode_starts
+        assert last_obs is not None, "No previous observation was provided"
+        # Before the step: an environment may use the memory of its observations again
+        _store_observations(rollout_buffer, last_obs)
+        values: Any
+        actions, log_probs, values = actor(last_obs)
+        clipped_actions = _environment_actions(model.policy, actions)
         new_obs, rewards, dones, infos = env.step(clipped_actions)
         model.num_timesteps += env.num_envs
 
         # What a rollout before left there is not of this step
-        callback.update_locals({**locals(), "self": model, "values": None, "obs_tensor": None})
+        variables = locals()
+        variables |= {"self": model, "obs_tensor": None}
+        callback.update_locals(variables)
         if not callback.on_step():
             return False
         model._update_info_buffer(infos, dones)
@@ -113,28 +133,26 @@ def collect_rollouts(
         for index in np.flatnonzero(dones).tolist():
             info = infos[index]
             if info.get("terminal_observation") is not None and info.get("TimeLimit.truncated", False):
-                # A copy: an environment may use the memory of its observations again
+                # A copy, for the same reason
                 time_limits.append((n_steps, index, copy.deepcopy(info["terminal_observation"])))
-        _store(rollout_buffer, last_obs, actions, rewards)
-        if log_probs is not None:
-            rollout_buffer.log_probs[n_steps] = log_probs
-        rollout_buffer.episode_starts[n_steps] = model._last_episode_starts
-        rollout_buffer.pos += 1
+        rollout_buffer.actions[n_steps] = actions.reshape(env.num_envs, -1)
+        rollout_buffer.rewards[n_steps] = rewards
+        rollout_buffer.episode_starts[n_steps] = episode_starts
         n_steps += 1
-        model._last_obs = last_obs = new_obs  # type: ignore[assignment]
+        if values is None:
+            n_without_values = n_steps
+        else:
+            rollout_buffer.values[n_steps - 1] = values
+        rollout_buffer.pos += 1
+        model._last_obs = new_obs  # type: ignore[assignment]
         model._last_episode_starts = dones
     rollout_buffer.full = rollout_buffer.pos == rollout_buffer.buffer_size
-    if version_of(policy.parameters()) != version:
-        warnings.warn(
-            "The policy's parameters were changed while a rollout was collected: its values and log-probabilities are those "
-            "of the last ones. fast=False computes them step by step",
-            stacklevel=2,
-        )
 
+    rollout_buffer.log_probs[:n_steps] = actor.log_probs()
     with th.no_grad():
-        _evaluate(policy, rollout_buffer, with_log_probs=log_probs is None)
-        _bootstrap(policy, rollout_buffer, time_limits, gamma=model.gamma)
-        values = policy.predict_values(obs_as_tensor(new_obs, model.device))  # type: ignore[arg-type]
+        _evaluate(model.policy, rollout_buffer, n_without_values)
+        _bootstrap(model.policy, rollout_buffer, time_limits, gamma=model.gamma)
+        values = model.policy.predict_values(obs_as_tensor(new_obs, model.device))  # type: ignore[arg-type]
     compute_returns_and_advantage(rollout_buffer, values.flatten().cpu().numpy(), dones)
 
     callback.update_locals({**locals(), "self": model})
@@ -179,27 +197,18 @@ def _blocks(space: spaces.Space, n: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, n, size))
 
 
-def _evaluate(policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer, *, with_log_probs: bool) -> None:
-    """Put the values of the whole rollout in place, and the log-probabilities if they are not there yet."""
+def _evaluate(policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer, n_steps: int) -> None:
+    """Put the values of the first steps of a rollout in place."""
 
     def flat(array: np.ndarray) -> np.ndarray:
-        return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
+        return array[:n_steps].reshape(-1, *array.shape[2:])
 
-    values, log_probs = flat(rollout_buffer.values), flat(rollout_buffer.log_probs)
-    all_actions = flat(rollout_buffer.actions)
+    values = flat(rollout_buffer.values)
     stored: Any = rollout_buffer.observations
     for block in _blocks(policy.observation_space, len(values)):
         rows = {key: flat(array)[block] for key, array in stored.items()} if isinstance(stored, dict) else flat(stored)[block]
         observations: Any = obs_as_tensor(rows, policy.device)
         values[block] = policy.predict_values(observations).flatten().cpu().numpy()
-        if not with_log_probs:
-            continue
-        actions = th.as_tensor(all_actions[block], device=policy.device)
-        if isinstance(policy.action_space, spaces.Discrete):
-            actions = actions.flatten()
-        elif isinstance(policy.action_space, spaces.MultiBinary):
-            actions = actions.float()
-        log_probs[block] = policy.get_distribution(observations).log_prob(actions).cpu().numpy()
 
 
 def _bootstrap(
@@ -253,3 +262,23 @@ def _decayed_sums(terms: np.ndarray, decay: np.ndarray) -> np.ndarray:
     for step in reversed(range(len(terms) - 1)):
         terms[step] += decay[step] * terms[step + 1]
     return terms
+
+
+class RelabelledReturns(PassedOn):
+    """
+    Give a rollout returns of another λ before the user's callback sees its end: what the callback changes then stays.
+
+    :param callback: the user's, or what stands before it
+    :param rollout_buffer: where the rollout goes
+    :param gae_lambda: λ of the returns
+    """
+
+    def __init__(self, callback: Any, rollout_buffer: RolloutBuffer, gae_lambda: float):
+        super().__init__(callback)
+        self.rollout_buffer = rollout_buffer
+        self.gae_lambda = gae_lambda
+
+    def on_rollout_end(self) -> None:
+        """Replace the returns, and pass the end on."""
+        relabel_returns(self.rollout_buffer, self.gae_lambda)
+        super().on_rollout_end()

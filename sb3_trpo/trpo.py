@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, 
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -19,12 +18,12 @@ from sb3_trpo.critic import Pass, ValueBatch
 from sb3_trpo.fast.actors import lean_actor
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
 from sb3_trpo.guards.arguments import Rules, check_arguments
-from sb3_trpo.guards.finite import unvalidated_distributions
+from sb3_trpo.guards.process import unvalidated_distributions
 from sb3_trpo.hyperparameters import OF_EVERY_TRPO, SCHEDULES, TRPO_RULES
 from sb3_trpo.metrics import PhaseClock, UpdateReport
 from sb3_trpo.objective import Batch, normalize_advantages
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_trpo.rollout import collect_rollouts, is_sb3s_own, relabel_returns, whole_rollout
+from sb3_trpo.rollout import RelabelledReturns, collect_rollouts, is_sb3s_own, whole_rollout
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 from sb3_trpo.update import TrustRegionUpdate
 
@@ -213,13 +212,11 @@ class TRPO(TrustRegionUpdate):
             )
 
     def _collect(self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
-        # With `fast`, callbacks find None for `values`, `obs_tensor` and maybe `log_probs` in their `locals`
+        if self.critic_gae_lambda is not None:
+            callback = RelabelledReturns(callback, rollout_buffer, self.critic_gae_lambda)
         collect = self._lean_collection(env, rollout_buffer) if self.fast else None
         self._note_path("collection", "plain" if collect is None else "lean")
-        is_full = (collect or self._plain_collection)(env, callback, rollout_buffer, n_rollout_steps)
-        if is_full and self.critic_gae_lambda is not None:
-            relabel_returns(rollout_buffer, self.critic_gae_lambda)
-        return is_full
+        return (collect or self._plain_collection)(env, callback, rollout_buffer, n_rollout_steps)
 
     def learn(
         self: SelfTRPO,
@@ -252,7 +249,7 @@ class TRPO(TrustRegionUpdate):
         Called by ``collect_rollouts`` with its environment and buffer, if ``fast``. Returns a function with the parameters and
         the result of ``OnPolicyAlgorithm.collect_rollouts``, or ``None`` where the plain collection must do it.
         """
-        actor = lean_actor(self.policy, rollout_buffer, env.num_envs)
+        actor = lean_actor(self, rollout_buffer, env.num_envs)
         return None if actor is None else partial(collect_rollouts, self, actor)
 
     def _plain_collection(self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
@@ -305,7 +302,7 @@ class TRPO(TrustRegionUpdate):
         for _ in range(self.n_critic_updates):
             if is_sb3s_own(self.rollout_buffer):
                 # Not through the buffer: it would bring every minibatch to the device anew
-                order = th.as_tensor(np.random.permutation(len(batch.returns)), device=batch.returns.device)
+                order = th.as_tensor(self._random.permutation(len(batch.returns)), device=batch.returns.device)
                 yield Pass(whole, order, self.batch_size)
             else:
                 yield (ValueBatch(data.observations, data.returns) for data in self.rollout_buffer.get(self.batch_size))

@@ -59,7 +59,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             self._distribution,
             batch,
             parameters,
-            fisher_batch=batch.thinned(self.sub_sampling_factor),
+            fisher_batch=batch.thinned(self.sub_sampling_factor, self._random.permutation),
             chunk_size=self._chunk_size(),
             fast_fisher=self._quick_fisher,
         )

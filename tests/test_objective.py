@@ -16,7 +16,7 @@ from stable_baselines3.common.distributions import (
 from torch import nn
 
 import sb3_trpo
-from sb3_trpo.guards.finite import unvalidated_distributions
+from sb3_trpo.guards.process import unvalidated_distributions
 from sb3_trpo.objective import (
     Batch,
     PolicyProblem,

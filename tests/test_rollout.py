@@ -104,6 +104,10 @@ class Scenario(NamedTuple):
         return model
 
 
+def numpy_actor(policy: Any, n_envs: int) -> Any:
+    return actors._numpy_actor(policy, n_envs, np.random.default_rng(0))
+
+
 class Recorder(BaseCallback):
     """Writes down what a callback sees, and ends the run at a call of ``on_step`` if told to."""
 
@@ -246,7 +250,7 @@ def test_lean_collection_given_the_actions_fills_the_buffer_as_sb3(name: str, mo
     scenario = NUMPY_ACTOR[name]
     ours, theirs = scenario.model(fast=True), scenario.model(fast=False)
     lean = collect(ours)
-    assert actors._numpy_actor(ours.policy, scenario.n_envs) is not None
+    assert numpy_actor(ours.policy, scenario.n_envs) is not None
     replay(theirs, lean, monkeypatch)
     plain = collect(theirs)
     check_equal(lean, plain)
@@ -261,8 +265,8 @@ def test_lean_collection_with_the_seed_of_sb3_fills_the_buffer_as_sb3(name: str)
     """Where the policy itself is asked for its distribution, the same seed gives the same actions to the bit."""
     scenario = TORCH_ACTOR[name]
     ours, theirs = scenario.model(fast=True), scenario.model(fast=False)
-    assert actors._numpy_actor(ours.policy, scenario.n_envs) is None
-    assert lean_actor(ours.policy, ours.rollout_buffer, scenario.n_envs) is not None
+    assert numpy_actor(ours.policy, scenario.n_envs) is None
+    assert lean_actor(ours, ours.rollout_buffer, scenario.n_envs) is not None
     lean, plain = collect(ours), collect(theirs)
     check_equal(lean, plain)
     check_that_the_scenario_is_one(scenario, plain)
@@ -417,16 +421,11 @@ class Anneal(BaseCallback):
         return True
 
 
-def copied(parameter: th.nn.Parameter) -> np.ndarray:
-    """Read a parameter as one on a GPU is."""
-    return parameter.detach().numpy().copy()
-
-
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_deviation_that_a_callback_sets_before_a_rollout_is_in_force(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Actions are sampled with it, and their log-probabilities are those under it: the noise is a standard normal one."""
     if on_gpu:
-        monkeypatch.setattr(actors, "_numpy", copied)
+        monkeypatch.setattr(actors, "_is_shared_with_numpy", lambda parameter: False)
     model = Scenario(n_envs=2).model(fast=True)
     model.n_steps = model.rollout_buffer.buffer_size = 400
     model.learn(800, Anneal())
@@ -441,12 +440,12 @@ def test_deviation_that_a_callback_sets_before_a_rollout_is_in_force(on_gpu: boo
 def test_actor_acts_with_the_weights_of_the_moment(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that are loaded, by a callback at the start of a rollout for one, after the actor was made and has acted."""
     if on_gpu:
-        monkeypatch.setattr(actors, "_numpy", copied)
+        monkeypatch.setattr(actors, "_is_shared_with_numpy", lambda parameter: False)
     model, other = (Scenario().model(fast=True, seed=seed) for seed in (0, 1))
     for each in (model, other):
         with th.no_grad():
             each.policy.log_std.fill_(-30.0)
-    actor = lean_actor(model.policy, model.rollout_buffer, 3)
+    actor = lean_actor(model, model.rollout_buffer, 3)
     assert actor is not None
     observations = np.linspace(-1, 1, 9, dtype=np.float32).reshape(3, 3)
     before = actor(observations)[0]
@@ -470,11 +469,6 @@ def test_default_device_of_torch_is_not_asked_for() -> None:
         rollouts.append(contents(model.rollout_buffer))
     for name in FIELDS:
         np.testing.assert_array_equal(rollouts[0][name], rollouts[1][name])
-
-
-def test_parameters_that_a_callback_changes_in_a_rollout_are_warned_of() -> None:
-    with pytest.warns(UserWarning, match="changed while a rollout was collected.*fast=False"):
-        Scenario().model(fast=True).learn(20, Anneal(at_step=3))
 
 
 def test_callback_at_the_end_of_the_rollout_finds_the_buffer_filled() -> None:
@@ -529,7 +523,7 @@ def samples(policy: MlpPolicy, monkeypatch: pytest.MonkeyPatch, *, n_calls: int 
     # Blocks of noise that end in the midst of it
     monkeypatch.setattr(actors, "NOISE_BLOCK", 10_000)
     n = N_PER_STATE // n_calls
-    act = actors._numpy_actor(policy, N_STATES * n)
+    act = numpy_actor(policy, N_STATES * n)
     assert act is not None
     with seeded(5):
         actions = np.stack([act(np.repeat(OBSERVATIONS, n, axis=0))[0] for _ in range(n_calls)])
@@ -600,7 +594,7 @@ def test_gaussian_actions_are_the_policys(monkeypatch: pytest.MonkeyPatch) -> No
 def test_environments_do_not_share_their_noise(space: spaces.Space) -> None:
     """Two environments in the same state act differently, and so does one at two steps."""
     policy = policy_with_preferences(space)
-    act = actors._numpy_actor(policy, 2)
+    act = numpy_actor(policy, 2)
     assert act is not None
     with seeded(5):
         drawn = np.stack([act(OBSERVATIONS[[0, 0]])[0] for _ in range(300)]).reshape(300, 2, -1)
@@ -617,7 +611,7 @@ def test_certain_actions_are_certain(space: spaces.Space) -> None:
         bias: Any = policy.action_net.bias
         bias.copy_(50.0 * th.tensor([3.0, -2.0, 1.0, -4.0, 2.0])[: bias.numel()])
         expected = policy.get_distribution(th.zeros(2, 3)).mode().numpy()
-    act = actors._numpy_actor(policy, 2)
+    act = numpy_actor(policy, 2)
     assert act is not None
     with seeded(5):
         assert all(np.array_equal(act(OBSERVATIONS[:2])[0], expected) for _ in range(200))
@@ -743,14 +737,14 @@ def test_without_fast_the_collection_is_sb3s(sb3_collections: list[int]) -> None
 
 def test_buffer_of_the_users_own_is_filled_by_sb3(sb3_collections: list[int]) -> None:
     model = small_model(rollout_buffer_class=CountingBuffer).learn(128)
-    assert lean_actor(model.policy, model.rollout_buffer, 1) is None
+    assert lean_actor(model, model.rollout_buffer, 1) is None
     assert sb3_collections == [0, 64]
     assert isinstance(model.rollout_buffer, CountingBuffer) and model.rollout_buffer.n_added == 128
 
 
 def test_policy_that_acts_in_a_way_of_its_own_is_asked_by_sb3(sb3_collections: list[int]) -> None:
     model = small_model(policy=ForwardPolicy).learn(128)
-    assert lean_actor(model.policy, model.rollout_buffer, 1) is None
+    assert lean_actor(model, model.rollout_buffer, 1) is None
     assert sb3_collections == [0, 64]
     assert (model.rollout_buffer.actions == 0.25).all()
 

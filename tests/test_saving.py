@@ -108,6 +108,7 @@ def test_zip_holds_what_contribs_holds_and_nothing_replaceable(tmp_path: pathlib
         "fast",
         "std_damping",
         "critic_gae_lambda",
+        "_random",
     }
     with zipfile.ZipFile(tmp_path / "ours.zip") as archive:
         for name in ("policy.pth", "policy.optimizer.pth"):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sb3_trpo import TRPO
-from sb3_trpo.guards.finite import unvalidated_distributions
+from sb3_trpo.guards.process import unvalidated_distributions
 from sb3_trpo.objective import kl_old_new
 from sb3_trpo.trust_region import TrustRegionStep, backtrack, conjugate_gradient, flatten, trust_region_step
 from sb3_trpo.trust_region.conjugate_gradient import ConjugateGradientResult

@@ -1,10 +1,13 @@
 """
 Actors that are quicker than ``policy.forward``: what samples an action while the environment waits.
 
-The plain twin is SB3's ``ActorCriticPolicy.forward``, as ``OnPolicyAlgorithm.collect_rollouts`` calls it.
+The plain twin is SB3's ``ActorCriticPolicy.forward``, as ``OnPolicyAlgorithm.collect_rollouts`` calls it. It is also what acts
+once a callback has made something of the policy, in the middle of a rollout, that no quick actor covers.
 """
 
+import math
 from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import torch as th
@@ -21,94 +24,254 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
+from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
 from sb3_trpo.fast.network import Stage, activate, is_as_sb3, is_quicker_on_gpu, read_actor
-from sb3_trpo.rollout import Actor, Observations, is_sb3s_own, version_of
+from sb3_trpo.rollout import Acted, Observations, is_sb3s_own
+from sb3_trpo.trust_region.fisher import flatten, unflatten
 
 # Numbers of noise drawn at a time: enough that the call costs little per step, few enough for a short rollout
 NOISE_BLOCK = 2**12
 
 
-def _noise(shape: tuple[int, int], sample: Callable[[tuple[int, ...]], th.Tensor]) -> Iterator[np.ndarray]:
-    """Yield noise for step after step from torch's generator, drawn in blocks."""
+class _PolicyActor(Protocol):
+    """One way to act as a policy, for as long as the policy is made of what it was made of."""
+
+    def is_current(self) -> bool:
+        """Whether what was read of the policy is still in place; weights need not be what they were."""
+
+    def __call__(self, observations: Observations) -> Acted:
+        """Act."""
+
+    def log_probs(self) -> np.ndarray:
+        """Return the log-probabilities of everything done so far, shape (n_steps, n_envs)."""
+
+
+class LeanActor:
+    """
+    Act as a model's policy of the moment, in the quickest way that covers it.
+
+    Callbacks may change weights, replace parameters or layers, and the policy itself, at any step.
+
+    :param model: whose policy acts
+    :param n_envs: number of environments
+    """
+
+    def __init__(self, model: CheckedOnPolicyAlgorithm, n_envs: int):
+        self.model = model
+        self.n_envs = n_envs
+        self.random = model._random.for_actions()
+        self.policy: ActorCriticPolicy | None = None
+        self.actors: list[_PolicyActor] = []  # the last one acts
+
+    def __call__(self, observations: Observations) -> Acted:
+        """Return what the policy does."""
+        policy = self.model.policy
+        if policy is not self.policy or not self.actors[-1].is_current():
+            self.policy = policy
+            self.actors.append(quickest_actor(policy, self.n_envs, self.random) or _PlainActor(policy))
+        return self.actors[-1](observations)
+
+    def log_probs(self) -> np.ndarray:
+        """Return those of everything done so far, each under the policy that did it, shape (n_steps, n_envs)."""
+        return np.concatenate([actor.log_probs() for actor in self.actors])
+
+
+class _Parts:
+    """
+    What an actor was read from, by the places at which the policy holds it.
+
+    :param policy: whose actor is a chain of layers
+    """
+
+    def __init__(self, policy: ActorCriticPolicy):
+        self.attributes = vars(policy)
+        self.n_attributes = len(self.attributes)
+        net, layers = policy.mlp_extractor.policy_net, [policy.action_net]
+        layers += net if type(net) is nn.Sequential else [net]
+        owners = [policy, policy.mlp_extractor, policy.pi_features_extractor, net, *layers]
+        held: list[dict[str, Any]] = [policy._modules, policy.mlp_extractor._modules, net._modules]
+        self.places: list[tuple[Any, str, object]] = [(self.attributes, "action_dist", policy.action_dist)]
+        self.places += [(modules, name, module) for modules in held for name, module in modules.items()]
+        owned: list[dict[str, Any]] = [layer._parameters for layer in layers]
+        owned.append(policy._parameters)  # the standard deviation
+        self.places += [(parameters, name, p) for parameters in owned for name, p in parameters.items()]
+        self.memory = [(p, p.data_ptr()) for parameters in owned for p in parameters.values() if p is not None]
+        self.hooks = [hooks for owner in owners for hooks in (owner._forward_hooks, owner._forward_pre_hooks)]
+        self.n_layers = (net._modules, len(net._modules))
+
+    def are_in_place(self) -> bool:
+        """Whether nothing was replaced, added or hooked, wherever the numbers in it come from."""
+        if len(self.attributes) != self.n_attributes or len(self.n_layers[0]) != self.n_layers[1]:
+            return False
+        for owner, name, thing in self.places:
+            if owner.get(name) is not thing:
+                return False
+        for parameter, address in self.memory:
+            if parameter.data_ptr() != address:
+                return False
+        return not any(self.hooks)
+
+
+def _is_shared_with_numpy(parameter: th.Tensor) -> bool:
+    return parameter.device.type == "cpu"
+
+
+def _reader(parameters: list[nn.Parameter]) -> Callable[[], list[np.ndarray]]:
+    """Return a function that gives parameters as arrays of the moment: their own memory, or of a GPU a copy each time."""
+    if all(map(_is_shared_with_numpy, parameters)):
+        arrays = [parameter.detach().numpy() for parameter in parameters]
+        return lambda: arrays
+    # One transfer for all of them. A change in place leaves no trace that could be asked for (Tensor.data)
+    return lambda: [part.numpy() for part in unflatten(flatten([p.detach() for p in parameters]).cpu(), parameters)]
+
+
+def _noise(shape: tuple[int, int], sample: Callable[[tuple[int, ...]], np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield noise for step after step, drawn in blocks."""
     n_steps = max(1, NOISE_BLOCK // (shape[0] * shape[1]))
     while True:
-        yield from sample((n_steps, *shape)).numpy()
+        yield from sample((n_steps, *shape))
 
 
-def _normal(shape: tuple[int, ...]) -> th.Tensor:
-    return th.randn(shape, device="cpu")
-
-
-def _gumbel(shape: tuple[int, ...]) -> th.Tensor:
-    return -th.empty(shape, device="cpu").exponential_().log()
-
-
-def _logistic(shape: tuple[int, ...]) -> th.Tensor:
-    return th.empty(shape, device="cpu").uniform_(th.finfo(th.float32).tiny, 1.0).logit(eps=1e-7)
-
-
-def _numpy(parameter: nn.Parameter) -> np.ndarray:
-    """Return a parameter as an array: on the CPU its own memory, of a GPU a copy."""
-    return parameter.detach().cpu().numpy()
-
-
-def _up_to_date(parameters: list[nn.Parameter]) -> Callable[[], list[np.ndarray]]:
-    """Return a function that gives parameters as arrays, read anew after a change: by a callback, for one."""
-    arrays: list[np.ndarray] = []
-    version = -1
-
-    def read() -> list[np.ndarray]:
-        nonlocal arrays, version
-        if version != (now := version_of(parameters)):
-            arrays, version = [_numpy(parameter) for parameter in parameters], now
-        return arrays
-
-    return read
-
-
-def _mlp(stages: list[Stage]) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the chain as a function of NumPy arrays."""
-    weights, biases = (_up_to_date([getattr(stage, name) for stage in stages]) for name in ("weight", "bias"))
-    activations = [stage.activation for stage in stages]
-
-    def forward(values: np.ndarray) -> np.ndarray:
-        for weight, bias, activation in zip(weights(), biases(), activations, strict=True):
-            values = values @ weight.T + bias
-            activate(activation, values)
-        return values
-
-    return forward
-
-
-def _sampler(policy: ActorCriticPolicy, n_envs: int, n_outputs: int) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Return a function from the network's output to sampled actions, each shape (n_envs, ...)."""
-    distribution = policy.action_dist
-    shape = (n_envs, n_outputs)
-    if type(distribution) is DiagGaussianDistribution:
-        log_std = _up_to_date([policy.log_std])
-        normal = _noise(shape, _normal)
-        return lambda mean: mean + np.exp(*log_std()) * next(normal)
-    if type(distribution) is CategoricalDistribution:
-        # The largest of logits plus independent Gumbel noise is a sample of their softmax
-        gumbel = _noise(shape, _gumbel)
-        return lambda logits: (logits + next(gumbel)).argmax(axis=1)
-    if type(distribution) is MultiCategoricalDistribution:
-        gumbel = _noise(shape, _gumbel)
-        cuts = np.cumsum(distribution.action_dims)[:-1]
-        return lambda logits: np.stack([part.argmax(axis=1) for part in np.split(logits + next(gumbel), cuts, axis=1)], axis=1)
-    if type(distribution) is BernoulliDistribution:
-        # A uniform number is below the sigmoid of a logit where logistic noise is below the logit
-        logistic = _noise(shape, _logistic)
-        return lambda logits: (logits > next(logistic)).astype(np.float32)
-    return None
-
-
-def _numpy_actor(policy: ActorCriticPolicy, n_envs: int) -> Actor | None:
+class _Gaussian:
     """
-    Return an actor in NumPy for a perceptron on vectors, wherever its policy is: it takes microseconds a step.
+    Independent Gaussian dimensions.
+
+    :param shape: (n_envs, number of dimensions)
+    :param random: what the noise is drawn from
+    """
+
+    def __init__(self, shape: tuple[int, int], random: np.random.Generator):
+        self.noise = _noise(shape, lambda block: random.standard_normal(block, dtype=np.float32))
+
+    def sample(self, mean: np.ndarray, log_std: np.ndarray) -> np.ndarray:
+        """Return actions, of the mean's shape."""
+        return mean + np.exp(log_std) * next(self.noise)
+
+    def log_probs(self, means: np.ndarray, log_stds: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Return the log-probabilities of actions as they are stored, which is rounded, shape (n_steps, n_envs)."""
+        log_stds = np.broadcast_to(log_stds[:, None], means.shape)  # one deviation may be that of several actions
+        deviations = (actions - means) / np.exp(log_stds)
+        return (-0.5 * deviations**2 - log_stds - 0.5 * math.log(2.0 * math.pi)).sum(axis=2)
+
+
+class _Categorical:
+    """
+    Categorical variables, whose logits stand side by side.
+
+    :param shape: (n_envs, number of logits)
+    :param sizes: number of logits of each variable; ``None`` for a single one, whose actions have no dimension
+    :param random: what the noise is drawn from
+    """
+
+    def __init__(self, shape: tuple[int, int], sizes: list[int] | None, random: np.random.Generator):
+        self.single = sizes is None
+        self.cuts = [] if sizes is None else np.cumsum(sizes)[:-1].tolist()
+        tiny = np.finfo(np.float32).tiny
+        draw = random.standard_exponential
+        # The largest of logits plus independent Gumbel noise is a sample of their softmax
+        self.noise = _noise(shape, lambda block: -np.log(np.maximum(draw(block, dtype=np.float32), tiny)))
+
+    def sample(self, logits: np.ndarray, log_std: None) -> np.ndarray:
+        """Return actions, shape (n_envs,) or (n_envs, number of variables)."""
+        noisy = logits + next(self.noise)
+        if self.single:
+            return noisy.argmax(axis=1)
+        return np.stack([part.argmax(axis=1) for part in np.split(noisy, self.cuts, axis=1)], axis=1)
+
+    def log_probs(self, logits: np.ndarray, log_stds: None, actions: np.ndarray) -> np.ndarray:
+        """Return the log-probabilities of actions, shape (n_steps, n_envs)."""
+        parts = np.split(logits - logits.max(axis=2, keepdims=True), self.cuts, axis=2) if self.single else None
+        parts = parts or [p - p.max(axis=2, keepdims=True) for p in np.split(logits, self.cuts, axis=2)]
+        chosen = np.split(actions.reshape(*logits.shape[:2], -1).astype(int), len(parts), axis=2)
+        at = (np.take_along_axis(part, index, axis=2)[..., 0] for part, index in zip(parts, chosen, strict=True))
+        return sum(value - np.log(np.exp(part).sum(axis=2)) for value, part in zip(at, parts, strict=True))
+
+
+class _Bernoulli:
+    """
+    Independent binary dimensions.
+
+    :param shape: (n_envs, number of dimensions)
+    :param random: what the noise is drawn from
+    """
+
+    def __init__(self, shape: tuple[int, int], random: np.random.Generator):
+        def logistic(block: tuple[int, ...]) -> np.ndarray:
+            uniform = np.clip(random.random(block, dtype=np.float32), 1e-7, 1.0 - 1e-7)
+            return np.log(uniform) - np.log1p(-uniform)
+
+        # A uniform number is below the sigmoid of a logit where logistic noise is below the logit
+        self.noise = _noise(shape, logistic)
+
+    def sample(self, logits: np.ndarray, log_std: None) -> np.ndarray:
+        """Return actions, of the logits' shape."""
+        return (logits > next(self.noise)).astype(np.float32)
+
+    def log_probs(self, logits: np.ndarray, log_stds: None, actions: np.ndarray) -> np.ndarray:
+        """Return the log-probabilities of actions, shape (n_steps, n_envs)."""
+        return -np.logaddexp(0.0, (1.0 - 2.0 * actions) * logits).sum(axis=2)
+
+
+def _distribution(policy: ActorCriticPolicy, shape: tuple[int, int], random: np.random.Generator) -> Any:
+    """Return how actions are drawn from the network's outputs, or ``None`` for a distribution that is not known here."""
+    kind = type(policy.action_dist)
+    if kind is DiagGaussianDistribution:
+        return _Gaussian(shape, random)
+    if kind is CategoricalDistribution:
+        return _Categorical(shape, None, random)
+    if kind is MultiCategoricalDistribution:
+        sizes: Any = policy.action_dist
+        return _Categorical(shape, [int(size) for size in sizes.action_dims], random)
+    return _Bernoulli(shape, random) if kind is BernoulliDistribution else None
+
+
+class _NumpyActor:
+    """
+    A perceptron on vectors in NumPy, wherever its policy is: it takes microseconds a step.
 
     A GPU takes a millisecond to start its kernels.
+
+    :param policy: the policy
+    :param stages: its actor
+    :param n_envs: number of environments
+    :param distribution: how actions are drawn from the outputs
     """
+
+    def __init__(self, policy: ActorCriticPolicy, stages: list[Stage], n_envs: int, distribution: Any):
+        self.parts = _Parts(policy)
+        self.is_current = self.parts.are_in_place
+        self.n_envs = n_envs
+        self.action_shape = policy.action_space.shape or ()
+        self.activations = [stage.activation for stage in stages]
+        self.distribution = distribution
+        self.has_std = isinstance(distribution, _Gaussian)
+        log_std = [policy.log_std] if self.has_std else []
+        self.read = _reader([parameter for stage in stages for parameter in (stage.weight, stage.bias)] + log_std)
+        self.done: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]] = []  # outputs, log_std, actions
+
+    def __call__(self, observations: Observations) -> Acted:
+        assert isinstance(observations, np.ndarray)
+        values = observations.reshape(self.n_envs, -1).astype(np.float32, copy=False)
+        arrays = self.read()
+        for i, activation in enumerate(self.activations):
+            values = values @ arrays[2 * i].T + arrays[2 * i + 1]
+            activate(activation, values)
+        # A copy: the deviation may be changed in place
+        log_std = arrays[-1].copy() if self.has_std else None
+        actions = self.distribution.sample(values, log_std)
+        self.done.append((values, log_std, actions))
+        return Acted(actions.reshape(self.n_envs, *self.action_shape), None, None)
+
+    def log_probs(self) -> np.ndarray:
+        """Return them from the outputs that were kept: all at once they cost next to nothing."""
+        outputs, log_stds, actions = zip(*self.done, strict=True)
+        # A deviation may have come to zero; what is not finite is asked for afterwards
+        with np.errstate(all="ignore"):
+            stacked = np.stack(log_stds) if self.has_std else None
+            return self.distribution.log_probs(np.stack(outputs), stacked, np.stack(actions))
+
+
+def _numpy_actor(policy: ActorCriticPolicy, n_envs: int, random: np.random.Generator) -> _NumpyActor | None:
     stages = read_actor(policy)
     space = policy.observation_space
     if (
@@ -120,50 +283,92 @@ def _numpy_actor(policy: ActorCriticPolicy, n_envs: int) -> Actor | None:
         or is_quicker_on_gpu([stage.weight for stage in stages], n_envs)
     ):
         return None
-    sample = _sampler(policy, n_envs, len(stages[-1].bias))
-    if sample is None:
-        return None
-    forward = _mlp(stages)
-    action_shape = policy.action_space.shape or ()
-
-    def act(observations: Observations) -> tuple[np.ndarray, None]:
-        assert isinstance(observations, np.ndarray)
-        inputs = observations.reshape(n_envs, -1).astype(np.float32, copy=False)
-        return sample(forward(inputs)).reshape(n_envs, *action_shape), None
-
-    return act
+    distribution = _distribution(policy, (n_envs, len(stages[-1].bias)), random)
+    return None if distribution is None else _NumpyActor(policy, stages, n_envs, distribution)
 
 
-def _torch_actor(policy: ActorCriticPolicy) -> Actor | None:
-    """Return an actor that asks the policy for its distribution, and spares the critic; the actions are SB3's to the bit."""
-    shared = policy.pi_features_extractor is policy.vf_features_extractor
-    if shared and any(True for _ in policy.pi_features_extractor.parameters()):
-        # The critic is a read-out of features that are there at each step: later they would have to be made again
-        return None
-    action_shape = policy.action_space.shape or ()
+class _TorchActor:
+    """
+    Ask the policy for its distribution, and spare the critic; the actions are SB3's to the bit.
+
+    :param policy: the policy
+    """
+
+    def __init__(self, policy: ActorCriticPolicy):
+        self.policy = policy
+        self.n_attributes = len(vars(policy))
+        self.done: list[np.ndarray] = []
+
+    def is_current(self) -> bool:
+        """Whether the policy's methods are its own; what it is made of is asked anew at each step."""
+        return len(vars(self.policy)) == self.n_attributes
 
     @th.no_grad()
-    def act(observations: Observations) -> tuple[np.ndarray, np.ndarray]:
-        distribution = policy.get_distribution(obs_as_tensor(observations, policy.device))
+    def __call__(self, observations: Observations) -> Acted:
+        distribution = self.policy.get_distribution(obs_as_tensor(observations, self.policy.device))
         actions = distribution.get_actions()
-        return actions.reshape(-1, *action_shape).cpu().numpy(), distribution.log_prob(actions).cpu().numpy()
+        log_probs = distribution.log_prob(actions).cpu().numpy()
+        self.done.append(log_probs)
+        return Acted(actions.reshape(-1, *(self.policy.action_space.shape or ())).cpu().numpy(), log_probs, None)
 
-    return act
+    def log_probs(self) -> np.ndarray:
+        """Return those of each step."""
+        return np.stack(self.done)
 
 
-def lean_actor(policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer, n_envs: int) -> Actor | None:
+class _PlainActor:
     """
-    Return the quickest way to sample actions that covers a policy.
+    Call the policy as SB3 does, values included.
 
-    :param policy: the policy, whose parameters may change only between rollouts
-    :param rollout_buffer: where the experience goes
+    :param policy: the policy, or what stands in its place
+    """
+
+    def __init__(self, policy: ActorCriticPolicy):
+        self.policy = policy
+        self.done: list[np.ndarray] = []
+
+    def is_current(self) -> bool:
+        """Whether the policy is what it was: whatever becomes of it, it is asked anew at each step."""
+        return True
+
+    @th.no_grad()
+    def __call__(self, observations: Observations) -> Acted:
+        actions, values, log_probs = self.policy(obs_as_tensor(observations, self.policy.device))
+        self.done.append(log_probs.cpu().numpy())
+        return Acted(actions.cpu().numpy(), self.done[-1], values.flatten().cpu().numpy())
+
+    def log_probs(self) -> np.ndarray:
+        """Return those of each step."""
+        return np.stack(self.done)
+
+
+def quickest_actor(policy: ActorCriticPolicy, n_envs: int, random: np.random.Generator) -> _PolicyActor | None:
+    """
+    Return the quickest way to act that covers a policy.
+
+    :param policy: the policy
     :param n_envs: number of environments
-    :return: maps observations to actions of shape (n_envs, *action_shape) and their log-probabilities or ``None``; ``None``
-        where lean collection does not apply: buffers of the user's own, policies that act in a way of their own, and those
-        whose actor and critic share features that are learned
+    :param random: what the noise is drawn from
+    :return: ``None`` for policies that act in a way of their own, and for those whose actor and critic share features that are
+        learned: the critic is a read-out of features that are there at each step, and later they would have to be made again
     """
     # Of these SB3's forward does the work in ways of its own
-    own_ways = ("forward", "extract_features", "get_distribution", "predict_values")
-    if not is_sb3s_own(rollout_buffer) or not is_as_sb3(policy, *own_ways):
+    if not is_as_sb3(policy, "forward", "extract_features", "get_distribution", "predict_values"):
         return None
-    return _numpy_actor(policy, n_envs) or _torch_actor(policy)
+    shared = policy.pi_features_extractor is policy.vf_features_extractor
+    in_torch = not shared or not any(True for _ in policy.pi_features_extractor.parameters())
+    return _numpy_actor(policy, n_envs, random) or (_TorchActor(policy) if in_torch else None)
+
+
+def lean_actor(model: CheckedOnPolicyAlgorithm, rollout_buffer: RolloutBuffer, n_envs: int) -> LeanActor | None:
+    """
+    Return an actor for a lean collection.
+
+    :param model: whose policy acts
+    :param rollout_buffer: where the experience goes
+    :param n_envs: number of environments
+    :return: ``None`` where lean collection does not apply: buffers of the user's own, and policies that no quick actor covers
+    """
+    actor = LeanActor(model, n_envs)
+    covered = is_sb3s_own(rollout_buffer) and quickest_actor(model.policy, n_envs, actor.random) is not None
+    return actor if covered else None

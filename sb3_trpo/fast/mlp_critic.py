@@ -2,30 +2,23 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from threadpoolctl import ThreadpoolController
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sb3_trpo.critic import CriticFit, Origin, Pass, ValueBatch, step_on_minibatches, summarize
 from sb3_trpo.fast.gauss_newton import N_COMPARED, actor_of
 from sb3_trpo.fast.network import Stage, activate, is_quicker_on_gpu, network_input, read_critic, run
+from sb3_trpo.guards.process import one_blas_thread
 from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region.fisher import flatten, unflatten
 
 # What the network is given is made for this many numbers at a time: a rollout of images would be four times its own size
 INPUT_BLOCK = 2**22
-
-
-@cache
-def _thread_pools() -> ThreadpoolController:
-    """Return the handle on the libraries behind NumPy; finding them takes milliseconds."""
-    return ThreadpoolController()
 
 
 class MlpCritic:
@@ -128,9 +121,8 @@ class MlpCritic:
         :param epochs: for each pass over the data its minibatches
         :return: the losses, ``None`` without a pass
         """
-        # A minibatch is too small to share: with a thread per core, NumPy's default, the threads would wait for each other.
-        # What is not finite is asked for
-        with _thread_pools().limit(limits=1, user_api="blas"), np.errstate(all="ignore"):
+        # A minibatch is too small to share among threads. What is not finite is asked for
+        with one_blas_thread(), np.errstate(all="ignore"):
             steps = step_on_minibatches(map(self._arrays, epochs), self._differentiate, self._adam_step)
             losses, n_skipped, first_used = steps
             kept = all(np.isfinite(vector).all() for vector in (self.flat, self.mean, self.square)) and (

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +11,12 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecNormalize, unwrap_vec_wrapper
 
-from sb3_trpo.trust_region.fisher import Parameters
+from sb3_trpo.guards.callback import PassedOn
+from sb3_trpo.guards.parameters import check_parameters
+from sb3_trpo.guards.process import unvalidated_distributions
 
 # Causes before their consequences: the first that is not finite names the update
 ROLLOUT = {
@@ -38,7 +41,7 @@ def _is_finite(values: Any) -> bool:
     return math.isfinite(total) or bool(np.isfinite(values).all())
 
 
-def unusable(rollout_buffer: RolloutBuffer, parameters: Parameters) -> str | None:
+def unusable(rollout_buffer: RolloutBuffer, parameters: Iterable[th.nn.Parameter]) -> str | None:
     """
     Name why no policy step can be made from a rollout.
 
@@ -49,21 +52,6 @@ def unusable(rollout_buffer: RolloutBuffer, parameters: Parameters) -> str | Non
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
         return "parameters_not_finite"
     return next((status for name, status in ROLLOUT.items() if not _is_finite(getattr(rollout_buffer, name))), None)
-
-
-@contextmanager
-def unvalidated_distributions() -> Iterator[None]:
-    """
-    Let a distribution with parameters that are not finite yield NaN, which the step refuses, instead of raising.
-
-    It also spares a pass over the parameters of every distribution made.
-    """
-    validated = th.distributions.Distribution._validate_args
-    th.distributions.Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        th.distributions.Distribution.set_default_validate_args(validated)
 
 
 class NonFiniteError(ValueError):
@@ -89,47 +77,58 @@ def _refuse(what: str, values: Any, *, step: int | None = None) -> None:
             )
 
 
-class FiniteRollout:
+def check_policy_is_finite(policy: BasePolicy) -> None:
     """
-    A callback around the user's that raises at the first observation that is not finite.
+    Refuse to act with a policy that cannot.
+
+    :param policy: the policy
+    :raises ValueError: naming the parameter that is not finite
+    """
+    state = {"policy": policy.state_dict()}
+    check_parameters(state, state, policy)
+
+
+class FiniteRollout(PassedOn):
+    """
+    Raise at the first number of a rollout that is not finite.
 
     SB3's loops tell a callback of what an environment gave before the policy sees it, and the policy must not: an action made
     from NaN may crash a simulator for good. The environment is left alone: callbacks look at it, and pickle it.
 
     :param callback: the user's
     :param model: the algorithm that collects
+    :param observations_too: whether to look at observations, or at the policy alone
     """
 
-    def __init__(self, callback: BaseCallback, model: BaseAlgorithm):
-        self.callback = callback
+    def __init__(self, callback: BaseCallback, model: BaseAlgorithm, *, observations_too: bool):
+        super().__init__(callback)
         self.model = model
+        self.observations_too = observations_too
         self.n_steps = 0
 
     def on_rollout_start(self) -> None:
         """Look at what the callback has left for the first step."""
-        self.callback.on_rollout_start()
-        _refuse("the observation of", self.model._last_obs, step=0)
+        super().on_rollout_start()
+        check_policy_is_finite(self.model.policy)
+        if self.observations_too:
+            _refuse("the observation of", self.model._last_obs, step=0)
 
     def update_locals(self, locals_: dict[str, Any]) -> None:
         """Look at what a step gave."""
-        if not _is_finite(locals_["new_obs"]):
+        if self.observations_too and not _is_finite(locals_["new_obs"]):
             _refuse("the observation of", locals_["new_obs"], step=self.n_steps + 1)
-        self.callback.update_locals({**locals_, "callback": self.callback})
+        super().update_locals(locals_)
 
     def on_step(self) -> bool:
-        """Pass the step on."""
+        """Count the step."""
         self.n_steps += 1
         return self.callback.on_step()
-
-    def on_rollout_end(self) -> None:
-        """Pass the end on."""
-        self.callback.on_rollout_end()
 
 
 @contextmanager
 def finite_rollout(
     model: BaseAlgorithm, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, *, required: bool
-) -> Iterator[Any]:
+) -> Iterator[BaseCallback | PassedOn]:
     """
     Collect a rollout, unless something in it is not finite. A ``VecCheckNan`` among the wrappers does that in its own way.
 
@@ -145,11 +144,11 @@ def finite_rollout(
         with unvalidated_distributions():
             yield callback
         return
-    if unwrap_vec_wrapper(env, VecCheckNan) is not None:
-        yield callback
-        return
-    yield FiniteRollout(callback, model)
-    if rollout_buffer.full:
+    # Before the first random number too: SB3 draws the noise of gSDE before a callback may do anything
+    check_policy_is_finite(model.policy)
+    observations_too = unwrap_vec_wrapper(env, VecCheckNan) is None
+    yield FiniteRollout(callback, model, observations_too=observations_too)
+    if observations_too and rollout_buffer.full:
         _refuse("the policy's action for", rollout_buffer.actions)
         _refuse("the reward (at a time limit with the last observation's value) of", rollout_buffer.rewards)
 

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 
-from sb3_trpo.guards.finite import unvalidated_distributions
+from sb3_trpo.guards.process import unvalidated_distributions
 from sb3_trpo.inspect.run_files import (
     ActionDistribution,
     Run,
@@ -24,6 +24,7 @@ from sb3_trpo.inspect.run_files import (
 )
 from sb3_trpo.metrics import PhaseClock
 from sb3_trpo.objective import Batch, PolicyProblem, detached, kl_old_new
+from sb3_trpo.rollout import is_sb3s_own
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.trust_region import TrustRegionProblem, TrustRegionStep, flatten, unflatten
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct
@@ -37,16 +38,28 @@ MAX_STATES = 2048
 
 @contextmanager
 def as_they_were(parameters: Sequence[th.nn.Parameter]) -> Iterator[None]:
-    """Give parameters back bit for bit, and NumPy's global random state, from which a rollout is thinned."""
-    state = np.random.get_state()
+    """Give parameters back bit for bit."""
     origin = [parameter.detach().clone() for parameter in parameters]
     try:
         yield
     finally:
-        np.random.set_state(state)
         with th.no_grad():
             for parameter, start in zip(parameters, origin, strict=True):
                 parameter.copy_(start)
+
+
+@contextmanager
+def without_drawing(model: TRPO) -> Iterator[None]:
+    """Let a model draw the random numbers that come next, and have them still before it afterwards."""
+    before, model._random = model._random, model._random.twin()
+    # A buffer of the user's own draws from NumPy's generator as it is read
+    state = None if is_sb3s_own(model.rollout_buffer) else np.random.get_state()
+    try:
+        yield
+    finally:
+        model._random = before
+        if state is not None:
+            np.random.set_state(state)
 
 
 def affordable(space: spaces.Space) -> int:
@@ -111,7 +124,7 @@ class WatchedStates:
 
     def __init__(self, model: TRPO, chosen: Any = None):
         self.model = model
-        with as_they_were([]):
+        with without_drawing(model):
             self.batch = sample(model._full_batch(), affordable(model.observation_space))
         self.chosen = None if chosen is None else model.policy.obs_to_tensor(chosen)[0]
         self.old, self.old_chosen = self._distributions()
@@ -264,11 +277,12 @@ def slice_ahead(model: TRPO) -> SliceRecord | None:
 
     :param model: with the old policy, and the rollout in its buffer
     """
-    with _at_the_update(model), as_they_were(list(model.policy.parameters())), unvalidated_distributions():
+    parameters = list(model.policy.parameters())
+    with _at_the_update(model), as_they_were(parameters), without_drawing(model), unvalidated_distributions():
         batch = model._full_batch()
         parameters, _ = model._split_parameters(batch)
-        # Both problems are thinned alike: each begins with the random state that the update will find
-        with as_they_were(parameters):
+        # Both problems are thinned alike: each begins with the random numbers that the update will find
+        with as_they_were(parameters), without_drawing(model):
             step = model._trust_region_step(model._policy_problem(batch, parameters))
         return slice_of_model(model, batch, model._policy_problem(batch, parameters), step, model._n_updates + 1)
 
@@ -326,7 +340,7 @@ def inspect_model(model: TRPO, *, states: Any = None, name: str = "model") -> Ru
         batch = model._full_batch()
         parameters, _ = model._split_parameters(batch)
         watched = WatchedStates(model, states)
-        with as_they_were(parameters), unvalidated_distributions():
+        with as_they_were(parameters), without_drawing(model), unvalidated_distributions():
             problem = model._policy_problem(batch, parameters)
             step = model._trust_region_step(problem, clock.begin)
             clock.stop()

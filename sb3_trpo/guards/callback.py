@@ -1,0 +1,33 @@
+"""What stands between a collection loop and the user's callback, to look at a rollout while it is made."""
+
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+
+class PassedOn:
+    """
+    Everything that a collection loop tells a callback, passed on to the user's. The user's callback does not see it.
+
+    :param callback: the user's, or what stands before it
+    """
+
+    def __init__(self, callback: "BaseCallback | PassedOn"):
+        self.callback = callback
+
+    def on_rollout_start(self) -> None:
+        """Pass the start on."""
+        self.callback.on_rollout_start()
+
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """Pass on what the loop has in its variables."""
+        locals_["callback"] = self.callback
+        self.callback.update_locals(locals_)
+
+    def on_step(self) -> bool:
+        """Pass a step on; return whether to go on."""
+        return self.callback.on_step()
+
+    def on_rollout_end(self) -> None:
+        """Pass the end on."""
+        self.callback.on_rollout_end()

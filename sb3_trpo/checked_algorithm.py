@@ -96,6 +96,11 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         super().set_random_seed(seed)
         self._random = RandomNumbers(seed)
 
+    def _say(self, message: str) -> None:
+        """Tell the user something where there is no log yet, as SB3 does."""
+        if self.verbose >= 1:
+            print(message)  # noqa: T201
+
     # What is set later is checked when it is used
 
     def _now(self, name: str) -> float:

@@ -9,17 +9,14 @@ import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 
+from sb3_trpo import hyperparameters
 from sb3_trpo.guards.arguments import check_arguments
 from sb3_trpo.guards.environments import check_action_space
-from sb3_trpo.hyperparameters import TRPO_RULES
-
-# What has another unit there, with the default that both have in their own units
-CONVERTED = {"target_kl": 0.01, "cg_damping": 0.1}
+from sb3_trpo.hyperparameters import PER_DIMENSION, TRPO_RULES, default_of
 
 
 class ScaledSchedule:
@@ -52,14 +49,15 @@ def n_averaged_dimensions(action_space: spaces.Space) -> int:
     :raises ValueError: if no TRPO has such actions
     """
     check_action_space(action_space)
-    return int(np.prod(action_space.shape)) if isinstance(action_space, spaces.Box | spaces.MultiBinary) else 1
+    return hyperparameters.n_averaged_dimensions(action_space)
 
 
-def _scaled(arguments: Mapping[str, Any], factor: float) -> dict[str, Any]:
+def _scaled(arguments: Mapping[str, Any], factor: float, defaults: Mapping[str, float]) -> dict[str, Any]:
     check_arguments(TRPO_RULES, arguments)
-    given = {**CONVERTED, **arguments}
-    for name in CONVERTED:
-        given[name] = ScaledSchedule(given[name], factor) if callable(given[name]) else float(factor * given[name])
+    given = {**arguments}
+    for name, default in defaults.items():
+        value = default if given.get(name) is None else given[name]
+        given[name] = ScaledSchedule(value, factor) if callable(value) else float(factor * value)
     return given
 
 
@@ -74,12 +72,13 @@ def from_contrib(arguments: Mapping[str, Any], action_space: spaces.Space) -> di
     :raises TypeError: naming the argument, if one is not of the right type
     :raises ValueError: naming the argument, if one cannot work, or if no TRPO has such actions
     """
-    return _scaled(arguments, n_averaged_dimensions(action_space))
+    return _scaled(arguments, n_averaged_dimensions(action_space), PER_DIMENSION)
 
 
 def to_contrib(arguments: Mapping[str, Any], action_space: spaces.Space) -> dict[str, Any]:
     """Return arguments of :class:`sb3_trpo.TRPO` in the units of ``sb3_contrib.TRPO``: see :func:`from_contrib`."""
-    return _scaled(arguments, 1.0 / n_averaged_dimensions(action_space))
+    n_dimensions = n_averaged_dimensions(action_space)
+    return _scaled(arguments, 1.0 / n_dimensions, {name: default_of(name, action_space) for name in PER_DIMENSION})
 
 
 def is_saved_by_contrib(names: Collection[str]) -> bool:
@@ -95,7 +94,7 @@ def convert_loaded(model: BaseAlgorithm, given: Collection[str]) -> None:
     :param given: names of the attributes that are not from the zip, and in our units already
     """
     # Numbers: sb3-contrib knows no schedule of either
-    before = {name: getattr(model, name) for name in CONVERTED if name not in given}
+    before = {name: getattr(model, name) for name in PER_DIMENSION if name not in given}
     factor = n_averaged_dimensions(model.action_space)
     if factor == 1 or not before:
         return

@@ -1,7 +1,10 @@
-"""What each hyperparameter of TRPO may be, beside those of every on-policy algorithm."""
+"""What each hyperparameter of TRPO may be, beside those of every on-policy algorithm, and what two of them are by default."""
 
 import math
 from numbers import Integral, Real
+
+import numpy as np
+from gymnasium import spaces
 
 from sb3_trpo.guards.arguments import COUNT, FLAG, RULES, UNIT_INTERVAL, Rule, Rules
 
@@ -12,11 +15,15 @@ TRPO_RULES: Rules = {
     **RULES,
     "batch_size": COUNT,
     "cg_max_steps": COUNT,
-    "cg_damping": Rule(Real, lambda value: 0 <= value < math.inf, "a finite number >= 0 or a schedule", schedule=True),
+    "cg_damping": Rule(
+        Real, lambda value: 0 <= value < math.inf, "a finite number >= 0, a schedule or None", optional=True, schedule=True
+    ),
     "line_search_shrinking_factor": Rule(Real, lambda value: 0 < value < 1, "a number in (0, 1)"),
     "line_search_max_iter": COUNT,
     "n_critic_updates": Rule(Integral, lambda value: 0 <= value < 2**31, "an integer in [0, 2**31)"),
-    "target_kl": Rule(Real, lambda value: 0 < value < math.inf, "a finite number > 0 or a schedule", schedule=True),
+    "target_kl": Rule(
+        Real, lambda value: 0 < value < math.inf, "a finite number > 0, a schedule or None", optional=True, schedule=True
+    ),
     "sub_sampling_factor": COUNT,
     "fast": FLAG,
     "std_damping": Rule(Real, lambda value: 0 <= value < math.inf, "a finite number >= 0 or None", optional=True),
@@ -25,3 +32,28 @@ TRPO_RULES: Rules = {
 
 # These may be a function of the progress remaining, from 1 to 0
 SCHEDULES = [name for name, rule in TRPO_RULES.items() if rule.schedule]
+
+# In nats for each of the dimensions that sb3-contrib averages the KL over: there the numbers are the defaults as they stand
+PER_DIMENSION = {"target_kl": 0.01, "cg_damping": 0.1}
+
+
+def n_averaged_dimensions(action_space: spaces.Space) -> int:
+    """
+    Return over how many action dimensions sb3-contrib averages the KL.
+
+    :param action_space: that of the environment
+    :return: the number of dimensions for Box, with gSDE or without, and MultiBinary; 1 for Discrete and MultiDiscrete, whose
+        KL it sums
+    """
+    return int(np.prod(action_space.shape)) if isinstance(action_space, spaces.Box | spaces.MultiBinary) else 1
+
+
+def default_of(name: str, action_space: spaces.Space) -> float:
+    """
+    Return what ``target_kl`` or ``cg_damping`` is where it is left out: sb3-contrib's default in our unit.
+
+    :param name: the argument's
+    :param action_space: that of the environment
+    :return: in nats for the whole action
+    """
+    return PER_DIMENSION[name] * n_averaged_dimensions(action_space)

@@ -19,7 +19,7 @@ from sb3_trpo.fast.actors import lean_actor
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
 from sb3_trpo.guards.arguments import Rules, check_arguments
 from sb3_trpo.guards.process import unvalidated_distributions
-from sb3_trpo.hyperparameters import OF_EVERY_TRPO, SCHEDULES, TRPO_RULES
+from sb3_trpo.hyperparameters import OF_EVERY_TRPO, PER_DIMENSION, SCHEDULES, TRPO_RULES, default_of
 from sb3_trpo.metrics import PhaseClock, UpdateReport
 from sb3_trpo.objective import Batch, normalize_advantages
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -47,7 +47,8 @@ class TRPO(TrustRegionUpdate):
     :param gamma: Discount factor
     :param cg_max_steps: Largest number of conjugate gradient iterations for the direction of the step
     :param cg_damping: Added to the diagonal of the Fisher matrix for the direction; the length of the step is that of the
-        undamped matrix. It can be a function of the current progress remaining (from 1 to 0)
+        undamped matrix. It can be a function of the current progress remaining (from 1 to 0). ``None`` is 0.1 for each
+        dimension of a Box or MultiBinary action, and 0.1 for Discrete and MultiDiscrete ones: sb3-contrib's default
     :param line_search_shrinking_factor: Step-size reduction factor α of the line search (the candidates are
         ``theta_old + α^j * full_step``)
     :param line_search_max_iter: Largest number of candidates of the line search
@@ -61,7 +62,7 @@ class TRPO(TrustRegionUpdate):
     :param normalize_advantage: Whether to normalize the advantages over the rollout
     :param target_kl: The limit δ on the mean over states of KL(old policy ‖ new policy), in nats, summed over action
         dimensions. Measured after every step, and never exceeded. It can be a function of the current progress remaining
-        (from 1 to 0)
+        (from 1 to 0). ``None`` is 0.01 for each dimension, counted as those of ``cg_damping``
     :param sub_sampling_factor: Use one state in n, drawn at random, for the Fisher matrix; gradient, KL and line search see
         all of them. See p. 40-42 of John Schulman's thesis, http://joschu.net/docs/thesis.pdf
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
@@ -112,7 +113,7 @@ class TRPO(TrustRegionUpdate):
         batch_size: int = 128,
         gamma: float = 0.99,
         cg_max_steps: int = 15,
-        cg_damping: float | Schedule = 0.1,
+        cg_damping: float | Schedule | None = None,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 10,
         n_critic_updates: int = 10,
@@ -122,7 +123,7 @@ class TRPO(TrustRegionUpdate):
         rollout_buffer_class: type[RolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         normalize_advantage: bool = True,
-        target_kl: float | Schedule = 0.01,
+        target_kl: float | Schedule | None = None,
         sub_sampling_factor: int = 1,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -205,6 +206,10 @@ class TRPO(TrustRegionUpdate):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        for name in PER_DIMENSION:
+            if getattr(self, name) is None:
+                setattr(self, name, default_of(name, self.action_space))
+                self._say(f"{name}={getattr(self, name):g}, the default for {self.action_space}")
         if self.std_damping is not None and not hasattr(self.policy, "log_std"):
             raise ValueError(
                 f"std_damping is for actions with a standard deviation, those of a Box, got {self.std_damping} for "

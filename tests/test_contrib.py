@@ -43,7 +43,7 @@ def test_defaults_are_converted_too() -> None:
     """What is not given is contrib's default, in our units: the same numbers would mean another trust region."""
     assert from_contrib({}, BOX) == pytest.approx({"target_kl": 0.03, "cg_damping": 0.3})
     assert from_contrib({"target_kl": 0.02}, BOX) == pytest.approx({"target_kl": 0.06, "cg_damping": 0.3})
-    assert to_contrib({}, BOX) == pytest.approx({"target_kl": 0.01 / 3, "cg_damping": 0.1 / 3})
+    assert to_contrib({}, BOX) == pytest.approx({"target_kl": 0.01, "cg_damping": 0.1})
 
 
 def test_schedules_are_converted(tmp_path: pathlib.Path) -> None:

@@ -44,6 +44,8 @@ class UpdateReport(NamedTuple):
     :param entropy: mean entropy of the policy after the update, in nats; ``None`` where it has no closed form
     :param std: mean standard deviation parameter of the policy after the update; ``None`` for discrete actions
     :param phase_seconds: wall time of each phase of the update
+    :param observation_spread: largest over smallest root mean square of the dimensions of the observations that are not always
+        zero, as the policy sees them; ``None`` for what is no vector of floats
     """
 
     step: TrustRegionStep
@@ -55,6 +57,7 @@ class UpdateReport(NamedTuple):
     entropy: float | None
     std: float | None
     phase_seconds: dict[str, float]
+    observation_spread: float | None = None
 
     def record(self, logger: Logger) -> None:
         """Hand every metric that this update has a value for to SB3's logger."""

@@ -191,6 +191,17 @@ def explained_by_values(rollout_buffer: RolloutBuffer) -> float:
         return float(explained_variance(values, returns))
 
 
+def observation_spread(rollout_buffer: RolloutBuffer) -> float | None:
+    """Return how far apart the scales of the observations are: see :class:`sb3_trpo.metrics.UpdateReport`."""
+    observations = rollout_buffer.observations
+    shape = rollout_buffer.obs_shape
+    if not isinstance(observations, np.ndarray) or observations.dtype.kind != "f" or len(shape) != 1:
+        return None
+    squares = np.einsum("ij,ij->j", *[observations.reshape(-1, *shape)] * 2, dtype=np.float64) / (observations.size / shape[0])
+    scales = np.sqrt(squares[squares > 0.0])
+    return float(scales.max() / scales.min()) if len(scales) and np.isfinite(scales).all() else None
+
+
 def _blocks(space: spaces.Space, n: int) -> Iterator[slice]:
     """Cut n observations into blocks that are evaluated together."""
     size = max(1, EVALUATION_BLOCK // spaces.flatdim(space))

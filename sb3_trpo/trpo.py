@@ -203,6 +203,7 @@ class TRPO(TrustRegionUpdate):
         self._n_updates += 1
         self.last_update = self._report(problem, step, critic, clock.seconds)
         self.last_update.record(self.logger)
+        self._give_hints(self.last_update)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -240,7 +241,7 @@ class TRPO(TrustRegionUpdate):
             convert_loaded(self, given)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "last_update", "paths_in_use"]
+        return [*super()._excluded_save_params(), "last_update", "paths_in_use", "_hints"]
 
     # ------------------------------------------------------------------------------------------------------------------
     # Hooks: what variants of TRPO override, and nothing else. A variant that overrides one keeps every fast path that

@@ -10,9 +10,10 @@ from sb3_trpo.critic import CriticFit, ValueBatch, fit_critic
 from sb3_trpo.fast.mlp_critic import mlp_critic
 from sb3_trpo.fast.network import is_a_chain
 from sb3_trpo.guards.finite import unusable
+from sb3_trpo.hints import Hints
 from sb3_trpo.metrics import UpdateReport
 from sb3_trpo.objective import Batch, PolicyProblem
-from sb3_trpo.rollout import explained_by_values
+from sb3_trpo.rollout import explained_by_values, observation_spread
 from sb3_trpo.trust_region import TrustRegionStep, flatten, reached_by, refused_step, trust_region_step
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
@@ -32,6 +33,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     fast: bool
     std_damping: float | None
     paths_in_use: dict[str, str]
+    _hints: Hints | None = None
 
     _distribution: Callable[[Batch], Distribution]
     _values: Callable[[ValueBatch], th.Tensor]
@@ -124,7 +126,16 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             entropy=problem.entropy(of_new=step.accepted),
             std=None if log_std is None else log_std.exp().mean().item(),
             phase_seconds=phase_seconds,
+            observation_spread=observation_spread(self.rollout_buffer),
         )
+
+    def _give_hints(self, update: UpdateReport) -> None:
+        """Say once a run what a newcomer misses."""
+        if self._hints is None or self.num_timesteps <= self.n_steps * self.n_envs:
+            self._hints = Hints()  # a run begins
+        for line in self._hints.after(update, progress=1.0 - self._current_progress_remaining):
+            if self.verbose >= 1:
+                self.logger.info(line)
 
     def _note_path(self, phase: str, path: str) -> None:
         """Keep which way a phase is going, and say so when it changes."""

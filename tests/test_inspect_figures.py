@@ -421,7 +421,7 @@ def page(run: Run, trouble: list[UpdateRecord], tmp_path_factory: pytest.TempPat
 def test_report_is_one_page_with_everything_in_it(page: str, trouble: list[UpdateRecord]) -> None:
     """Findings in words, every figure inside the page with a description, and nothing loaded from anywhere."""
     (wrong,) = [finding for finding in check_health(trouble) if not finding.healthy]
-    assert wrong.name in page and wrong.advice.split(".")[0] in page and "1 of 7 checks ask for a look" in page
+    assert wrong.name in page and wrong.advice.split(".")[0] in page and "1 of 8 checks ask for a look" in page
     assert "&lt;b&gt;run&lt;/b&gt;" in page and "updates.jsonl:3: not a record: &lt;garbage&gt;" in page
     assert page.index(wrong.name) < min(page.index(f.name) for f in check_health(trouble) if f.healthy)
     sources = re.findall(r'src="([^"]{0,40})', page)

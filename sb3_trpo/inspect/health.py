@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sb3_trpo.hints import SPREAD
 from sb3_trpo.inspect.run_files import UpdateRecord
 
 # The rules judge this many of the latest updates
@@ -212,7 +213,35 @@ def critic_explains(updates: Sequence[UpdateRecord]) -> Finding:
     )
 
 
-RULES = (kl_at_limit, kl_far_below, steps_refused, cg_converges, gain_is_measured, policy_explores, critic_explains)
+def observations_are_scaled(updates: Sequence[UpdateRecord]) -> Finding:
+    """Does the network see all dimensions of the observations alike?"""
+    name, panel = "Are the observations on one scale?", "norms"
+    spread = updates[0].observation_spread
+    if math.isnan(spread):
+        return _unknown(name, "There is no record of the observations' scales, or they are no vectors of floats.", panel)
+    wrong = spread > SPREAD
+    return Finding(
+        name,
+        not wrong,
+        f"The scales of their dimensions differed by a factor of {spread:,.3g} in the first update on record.",
+        "The network sees little of the small ones, and steps are spent on the large ones: wrap the environment in "
+        "VecNormalize."
+        if wrong
+        else "",
+        panel,
+    )
+
+
+RULES = (
+    kl_at_limit,
+    kl_far_below,
+    steps_refused,
+    cg_converges,
+    gain_is_measured,
+    policy_explores,
+    critic_explains,
+    observations_are_scaled,
+)
 
 
 def check_health(updates: Sequence[UpdateRecord]) -> list[Finding]:

@@ -48,6 +48,7 @@ class UpdateRecord(NamedTuple):
     :param mean_return: mean return of the last episodes, as in SB3's ``rollout/ep_rew_mean``
     :param episode_returns: returns of the episodes that ended in the rollout of this update, at most
         ``stats_window_size`` of them
+    :param observation_spread: largest over smallest scale of the observations' dimensions
     """
 
     n_updates: int
@@ -73,6 +74,7 @@ class UpdateRecord(NamedTuple):
     phase_seconds: dict[str, float]
     mean_return: float
     episode_returns: tuple[float, ...]
+    observation_spread: float = math.nan
 
     @property
     def accepted(self) -> bool:
@@ -127,6 +129,7 @@ def record_of(
         phase_seconds=report.phase_seconds | phase_seconds,
         mean_return=mean_return,
         episode_returns=episode_returns,
+        observation_spread=math.nan if report.observation_spread is None else report.observation_spread,
     )
 
 

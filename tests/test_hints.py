@@ -1,0 +1,128 @@
+"""What a newcomer misses is said once a run, with the way out, and never without being asked."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_trpo.hints import Hints
+from sb3_trpo.inspect import check_health
+from sb3_trpo.inspect.run_files import record_of
+from sb3_trpo.metrics import UpdateReport
+from sb3_trpo.rollout import observation_spread
+from tests.environments import RandomEnv, make_env, small_model
+
+REPORT = small_model().learn(64).last_update
+assert REPORT is not None
+
+
+def update(*, mean_kl: float = 0.009, max_kl: float = 0.01, **changes: Any) -> UpdateReport:
+    assert REPORT is not None
+    healthy: dict[str, Any] = {"std": 1.0, "explained_variance": 0.9, "observation_spread": 3.0}
+    return REPORT._replace(step=REPORT.step._replace(mean_kl=mean_kl), max_kl=max_kl, **(healthy | changes))
+
+
+def said(updates: list[UpdateReport], *, of: int = 1000) -> list[list[str]]:
+    hints = Hints()
+    return [hints.after(each, progress=(n + 1) / of) for n, each in enumerate(updates)]
+
+
+def count(lines: list[list[str]], word: str) -> int:
+    return sum(word in line for each in lines for line in each)
+
+
+def test_healthy_run_is_told_nothing() -> None:
+    assert not any(said([update()] * 200))
+
+
+@pytest.mark.parametrize(("spread", "n_hints"), [(999.0, 0), (1001.0, 1), (None, 0)])
+def test_scales_a_thousandfold_apart_are_told_of_once(spread: float | None, n_hints: int) -> None:
+    lines = said([update(observation_spread=spread)] * 30)
+    assert count(lines, "VecNormalize") == sum(map(len, lines)) == n_hints
+    assert not n_hints or lines[0]
+
+
+@pytest.mark.parametrize(
+    ("stds", "at", "n_hints"),
+    [
+        ([1.0, 0.09], 0, 1),
+        ([1.0, 0.11], 0, 0),
+        ([0.05, 0.04], 0, 0),  # as the user wanted it
+        ([1.0] * 150 + [0.09], 150, 0),  # after the first tenth
+    ],
+)
+def test_deviation_that_falls_early_is_told_of(stds: list[float], at: int, n_hints: int) -> None:
+    assert count(said([update(std=std) for std in stds]), "std_damping") == n_hints
+
+
+def test_ten_short_steps_in_a_row_are_told_of() -> None:
+    """Nine are not, nor are ten that are interrupted; where the limit is zero nothing is expected of a step."""
+    short, full = update(mean_kl=0.0024), update()
+    assert not any(said([short] * 9 + [full] + [short] * 9))
+    lines = said([full] + [short] * 40)
+    assert [bool(line) for line in lines].index(True) == 10 and count(lines, "target_kl") == 1
+    assert not any(said([update(mean_kl=0.0, max_kl=0.0)] * 20))
+
+
+def test_critic_that_explains_nothing_is_told_of_after_fifty_updates() -> None:
+    useless = update(explained_variance=-0.1)
+    lines = said([useless] * 60)
+    assert [bool(line) for line in lines].index(True) == 49 and count(lines, "critic") == 1
+    assert not any(said([useless] * 45 + [update()] * 20))
+    assert not any(said([update(explained_variance=math.nan)] * 60))
+
+
+class Uneven(RandomEnv):
+    """Observes one number in millions and one that is always zero."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, *rest = super().step(action)
+        return (observation * np.array([1e6, 1.0, 0.0], np.float32), *rest)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = super().reset(**kwargs)
+        return observation * np.array([1e6, 1.0, 0.0], np.float32), info
+
+
+def uneven_env() -> Any:
+    env = make_env()
+    env.envs = [Uneven()]  # type: ignore[attr-defined]
+    return env
+
+
+@pytest.mark.parametrize(("verbose", "normalized", "n_hints"), [(1, False, 1), (0, False, 0), (1, True, 0)])
+def test_first_run_tells_a_newcomer(verbose: int, normalized: bool, n_hints: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Once a run, not once an update, and again in a run of its own; with ``verbose=0`` never."""
+    env = VecNormalize(uneven_env()) if normalized else uneven_env()
+    model = small_model(env=env, verbose=verbose)
+    for n_runs in (1, 2):
+        model.learn(192)
+        model.learn(64, reset_num_timesteps=False)
+        assert capsys.readouterr().out.count("scales of the observations") == n_hints, n_runs
+
+
+def test_page_has_the_scales_too() -> None:
+    """Of the same numbers, also once they have been through a file."""
+    model = small_model(env=uneven_env()).learn(64)
+    assert model.last_update is not None
+    record = record_of(model.last_update, num_timesteps=64, phase_seconds={}, mean_return=0.0, episode_returns=())
+    finding = next(finding for finding in check_health([record]) if "scale" in finding.name)
+    assert finding.healthy is False and "VecNormalize" in finding.advice
+    finding = next(f for f in check_health([record._replace(observation_spread=math.nan)]) if "scale" in f.name)
+    assert finding.healthy is None
+
+
+def test_spread_is_that_of_vectors_of_floats() -> None:
+    """Dimensions that are always zero do not count, images and dictionaries have none."""
+    model = small_model(env=uneven_env()).learn(64)
+    buffer = model.rollout_buffer
+    flat = buffer.observations.reshape(-1, 3).astype(np.float64)
+    scales = np.sqrt((flat**2).mean(axis=0))[:2]
+    assert observation_spread(buffer) == pytest.approx(scales.max() / scales.min(), rel=1e-6)
+    buffer.observations[:] = 0.0
+    assert observation_spread(buffer) is None
+    matrix = small_model(env=make_env(spaces.Box(-1.0, 1.0, (2, 2)))).learn(64)
+    assert observation_spread(matrix.rollout_buffer) is None

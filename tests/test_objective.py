@@ -28,8 +28,8 @@ from sb3_trpo.objective import (
 from sb3_trpo.trust_region import flat_gradient, flatten
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct
 from tests.cases import DoubleExtractor, PolicyCase, make_case, normal, sample_actions, seeded, shake
-from tests.environments import small_model
 from tests.oracles import log_density, normal_kl, policy_gradient, relative_error
+from tests.small_models import small_model
 
 
 def categorical(*probabilities: float) -> CategoricalDistribution:

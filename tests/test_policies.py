@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from torch import nn
 
 from sb3_trpo import TRPO, MlpPolicy
-from tests.environments import DISCRETE, IMAGE, VECTOR, Case, changed, make_env, policy_state, small_model
+from tests.small_models import DISCRETE, IMAGE, VECTOR, Case, changed, make_env, policy_state, small_model
 
 
 class Halved(BaseFeaturesExtractor):

@@ -20,7 +20,7 @@ from sb3_trpo.fast import actors
 from sb3_trpo.fast.actors import lean_actor
 from sb3_trpo.rollout import compute_returns_and_advantage, relabel_returns
 from tests.cases import seeded, shake
-from tests.environments import (
+from tests.small_models import (
     BOX,
     DICT,
     DISCRETE,

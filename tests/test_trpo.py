@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 import sb3_trpo
 from sb3_trpo import TRPO, CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.metrics import METRICS
-from tests.environments import (
+from tests.small_models import (
     BOX,
     DICT,
     DISCRETE,

@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
 from sb3_trpo import TRPO, UpdateReport
-from tests.environments import changed, make_env, policy_state, small_model
+from tests.small_models import changed, make_env, policy_state, small_model
 
 
 class Remembering(TRPO):

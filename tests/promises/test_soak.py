@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from tests.environments import VECTOR, RandomEnv, policy_state, small_model
+from tests.small_models import VECTOR, RandomEnv, policy_state, small_model
 from tests.test_trust_region_kept import ROUNDING, MeasuredTRPO
 
 

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3 import A2C, DQN, PPO, SAC
 
 from sb3_trpo import TRPO
-from tests.environments import BOX, DICT, DISCRETE, IMAGE, VECTOR, RandomEnv, changed, make_env, policy_state, small_model
+from tests.small_models import BOX, DICT, DISCRETE, IMAGE, VECTOR, RandomEnv, changed, make_env, policy_state, small_model
 
 OTHERS: dict[str, tuple[Any, str, spaces.Space, dict[str, Any]]] = {
     "PPO": (PPO, "MlpPolicy", BOX, {}),

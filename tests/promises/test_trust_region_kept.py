@@ -21,7 +21,7 @@ import sb3_trpo.objective
 from sb3_trpo import TRPO
 from sb3_trpo.objective import Batch, PolicyProblem, log_ratio
 from sb3_trpo.trust_region import TrustRegionStep
-from tests.environments import (
+from tests.small_models import (
     DICT,
     DISCRETE,
     IMAGE,

@@ -49,7 +49,7 @@ from sb3_trpo.inspect.health import (
 )
 from sb3_trpo.inspect.run_files import ActionDistribution, SliceRecord, append
 from sb3_trpo.trust_region import Candidate
-from tests.environments import small_model
+from tests.small_models import small_model
 from tests.test_inspect import coarse, monitored
 from tests.test_trpo import CASES
 

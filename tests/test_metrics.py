@@ -14,7 +14,7 @@ from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_trpo.metrics import METRICS
-from tests.environments import DISCRETE, Case, make_env, small_model
+from tests.small_models import DISCRETE, Case, make_env, small_model
 
 
 def test_every_output_has_every_metric_of_every_update(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_trpo import TRPO
-from tests.environments import BOX, DICT, DISCRETE, IMAGE, VECTOR, RandomEnv, observed, small_model
+from tests.small_models import BOX, DICT, DISCRETE, IMAGE, VECTOR, RandomEnv, observed, small_model
 
 TWO_VECTORS = spaces.Dict({"one": VECTOR, "other": spaces.Box(-1.0, 1.0, (2,))})
 

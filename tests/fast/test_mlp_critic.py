@@ -29,7 +29,8 @@ from sb3_trpo.fast.network import is_quicker_on_gpu, network_input, read_actor
 from sb3_trpo.objective import Batch, PolicyProblem, kl_old_new
 from sb3_trpo.trust_region import flatten, reached_by
 from tests.cases import PolicyCase, generator, normal, sample_actions, seeded, shake
-from tests.environments import (
+from tests.oracles import dense_fisher, relative_error
+from tests.small_models import (
     BOX,
     DICT,
     DISCRETE,
@@ -42,7 +43,6 @@ from tests.environments import (
     policy_state,
     small_model,
 )
-from tests.oracles import dense_fisher, relative_error
 
 # In float32 the kernels of one processor round as those of another do not: float64 tells faults from rounding
 FISHER_TOLERANCE = {th.float32: 3e-5, th.float64: 1e-9}

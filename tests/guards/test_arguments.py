@@ -15,7 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_trpo import TRPO
-from tests.environments import (
+from tests.small_models import (
     BOX,
     DISCRETE,
     MULTI_BINARY,

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests import user_program
+from tests.promises import user_program
 
 PROGRAM = pathlib.Path(user_program.__file__)
 
@@ -19,7 +19,7 @@ def test_user_program_runs(tmp_path: pathlib.Path) -> None:
 
 def mypy(path: pathlib.Path) -> tuple[int, str]:
     """Check a file as a user's who has installed the package, away from this project's settings."""
-    environment = os.environ | {"MYPYPATH": str(PROGRAM.parent.parent)}
+    environment = os.environ | {"MYPYPATH": str(PROGRAM.parents[2])}
     # Errors are told of the program alone, as where the package is installed and no part of what is checked
     options = ["--strict", "--config-file=", "--follow-imports=silent", f"--cache-dir={path.parent / 'cache'}"]
     command = [sys.executable, "-m", "mypy", *options, str(path)]

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from sb3_contrib.common.utils import conjugate_gradient_solver
 
 from sb3_trpo import TRPO
-from tests.environments import BOX, DISCRETE, MULTI_BINARY, MULTI_DISCRETE, Case
+from tests.small_models import BOX, DISCRETE, MULTI_BINARY, MULTI_DISCRETE, Case
 
 TARGET_KL = 0.002
 DAMPING = 0.05

@@ -10,7 +10,7 @@ from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 from sb3_trpo import TRPO
-from tests.environments import changed, policy_state
+from tests.small_models import changed, policy_state
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch.nn import functional as F
 
 from sb3_trpo import TRPO
-from tests.environments import DICT, DISCRETE, IMAGE, Case, make_env, small_model
+from tests.small_models import DICT, DISCRETE, IMAGE, Case, make_env, small_model
 
 
 def demonstrated(observations: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize, VecTransposeImage
 
 from sb3_trpo import TRPO, MlpPolicy
-from tests.environments import DICT, DISCRETE, IMAGE, Case, RandomEnv, changed, make_env, policy_state, small_model
+from tests.small_models import DICT, DISCRETE, IMAGE, Case, RandomEnv, changed, make_env, policy_state, small_model
 
 
 def saved_data(path: pathlib.Path) -> dict[str, Any]:

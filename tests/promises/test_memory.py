@@ -6,7 +6,7 @@ from gymnasium import spaces
 
 from benchmarks.memory import CAN_MEASURE, peak_above_rollout
 from sb3_trpo import TRPO
-from tests.environments import make_env
+from tests.small_models import make_env
 
 MIB = 2**20
 IMAGES = spaces.Box(0, 255, (4, 84, 84), np.uint8)

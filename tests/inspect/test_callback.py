@@ -32,7 +32,7 @@ from sb3_trpo.inspect.probe import sample
 from sb3_trpo.inspect.run_files import append, encode
 from sb3_trpo.trust_region import trust_region_step
 from tests.cases import QuadraticProblem, normal, spd_matrix
-from tests.environments import MULTI_BINARY, MULTI_DISCRETE, RandomEnv, changed, make_env, policy_state, small_model
+from tests.small_models import MULTI_BINARY, MULTI_DISCRETE, RandomEnv, changed, make_env, policy_state, small_model
 from tests.test_trpo import CASES
 
 # One of each kind of action, observation and number of environments

@@ -13,7 +13,7 @@ from benchmarks.settings import constructor_arguments
 from sb3_trpo import TRPO
 from sb3_trpo.zoo import linear_schedule
 
-HYPERPARAMETERS = pathlib.Path(__file__).parent.parent / "sb3_trpo" / "zoo" / "hyperparams" / "trpo.yml"
+HYPERPARAMETERS = pathlib.Path(__file__).parents[2] / "sb3_trpo" / "zoo" / "hyperparams" / "trpo.yml"
 SETTINGS: dict[str, dict[str, Any]] = yaml.safe_load(HYPERPARAMETERS.read_text(encoding="utf-8"))
 # What RL Zoo keeps for itself
 OF_THE_ZOO = {"n_timesteps", "n_envs", "normalize", "env_wrapper", "frame_stack", "policy"}

@@ -10,7 +10,7 @@ import sb3_trpo.objective
 import sb3_trpo.trust_region
 from sb3_trpo.metrics import METRICS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGE = (ROOT / "docs" / "trust_region.md").read_text(encoding="utf-8")
 PYTHON = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)

@@ -24,7 +24,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_trpo import TRPO
-from tests.environments import RandomEnv, changed, make_env, observed, policy_state, small_model
+from tests.small_models import RandomEnv, changed, make_env, observed, policy_state, small_model
 
 
 def monitored(n_envs: int = 1, **arguments: Any) -> VecEnv:

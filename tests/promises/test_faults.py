@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from sb3_trpo import TRPO
 from sb3_trpo.metrics import METRICS
 from sb3_trpo.objective import PolicyProblem
-from tests.environments import (
+from tests.small_models import (
     BOX,
     DISCRETE,
     MULTI_BINARY,

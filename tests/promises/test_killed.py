@@ -24,9 +24,9 @@ from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_trpo import TRPO
-from tests.environments import RandomEnv, changed, make_env, policy_state, small_model
+from tests.small_models import RandomEnv, changed, make_env, policy_state, small_model
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def python(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -99,7 +99,7 @@ def test_save_that_fails_leaves_the_old_file(
 
 KILLED_WHILE_SAVING = """
 import os, signal, sys, torch
-from tests.environments import small_model
+from tests.small_models import small_model
 model = small_model()
 model.save(sys.argv[1])
 print("saved", flush=True)
@@ -125,7 +125,7 @@ TRAIN = """
 import pathlib, sys
 from stable_baselines3.common.callbacks import CheckpointCallback
 from sb3_trpo import TRPO
-from tests.environments import make_env, small_model
+from tests.small_models import make_env, small_model
 folder = pathlib.Path(sys.argv[1])
 newest = max(folder.glob("*.zip"), key=lambda path: int(path.stem.split("_")[-2]), default=None)
 if newest is None:
@@ -189,7 +189,7 @@ def test_checkpoint_callback_saves_whole_files(tmp_path: pathlib.Path) -> None:
 # The same seed, the same weights
 
 DIGEST = """
-from tests.environments import make_env, small_model
+from tests.small_models import make_env, small_model
 from tests.test_killed import digest
 print(digest(small_model(env=make_env(n_envs=2), seed=5).learn(192)))
 """

@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
@@ -133,3 +134,32 @@ def changed(before: dict[str, th.Tensor], after: dict[str, th.Tensor]) -> set[st
     """Name the tensors that are not bit for bit the same."""
     assert before.keys() == after.keys()
     return {name for name in before if not th.equal(before[name], after[name])}
+
+
+GSDE: dict[str, Any] = {"use_sde": True}
+EVERY_CASE = {
+    "box-vector": Case(),
+    "box-vector-2": Case(n_envs=2),
+    "box-image": Case("CnnPolicy", IMAGE),
+    "box-dict": Case("MultiInputPolicy", DICT),
+    "discrete-vector": Case(action_space=DISCRETE),
+    "discrete-image-2": Case("CnnPolicy", IMAGE, DISCRETE, 2),
+    "discrete-dict": Case("MultiInputPolicy", DICT, DISCRETE),
+    "multi_discrete-vector-2": Case(action_space=MULTI_DISCRETE, n_envs=2),
+    "multi_discrete-image": Case("CnnPolicy", IMAGE, MULTI_DISCRETE),
+    "multi_binary-vector": Case(action_space=MULTI_BINARY),
+    "multi_binary-dict-2": Case("MultiInputPolicy", DICT, MULTI_BINARY, 2),
+    "gsde-vector": Case(arguments=GSDE),
+    "gsde-vector-sampled-2": Case(n_envs=2, arguments=GSDE | {"sde_sample_freq": 4}),
+    "gsde-vector-not_full": Case(arguments=GSDE | {"policy_kwargs": {"full_std": False}}),
+    "gsde-vector-expln": Case(arguments=GSDE | {"policy_kwargs": {"use_expln": True}}),
+    "gsde-vector-squashed": Case(arguments=GSDE | {"policy_kwargs": {"squash_output": True}}),
+    "gsde-image": Case("CnnPolicy", IMAGE, arguments=GSDE),
+    "gsde-dict": Case("MultiInputPolicy", DICT, arguments=GSDE),
+    "matrix-box": Case(action_space=spaces.Box(-2.0, 3.0, (2, 2))),
+    "discrete-observation": Case(observation_space=VECTOR, action_space=spaces.Discrete(2), n_envs=4),
+}
+
+
+def monitored(n_envs: int = 2) -> DummyVecEnv:
+    return DummyVecEnv([lambda: Monitor(RandomEnv())] * n_envs)

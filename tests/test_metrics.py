@@ -1,20 +1,23 @@
 """The log: SB3's outputs all get every update, the last one too, and contrib's keys mean what they mean there."""
 
 import copy
+import csv
 import json
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 import pytest
 import sb3_contrib
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_trpo.metrics import METRICS
-from tests.small_models import DISCRETE, Case, make_env, small_model
+from tests.small_models import DISCRETE, EVERY_CASE, Case, make_env, small_model
 
 
 def test_every_output_has_every_metric_of_every_update(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,3 +142,95 @@ def test_phases_fill_the_time_of_an_update() -> None:
     phases = model.last_update.phase_seconds
     assert list(phases) == ["gradient", "direction", "line_search", "critic"]
     assert min(phases.values()) > 0.0 and sum(phases.values()) <= seconds[-1]
+
+
+class CsvLog:
+    """A logger that writes a CSV file, and what it wrote."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.path = folder / "progress.csv"
+        self.logger = configure(str(folder), ["csv"])
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return each row by its keys."""
+        with open(self.path, newline="") as file:
+            return list(csv.DictReader(file))
+
+    def updates(self) -> list[str]:
+        """Return the number of the update that each row is about, of those that are about one."""
+        return [row["train/n_updates"] for row in self.rows() if row["train/n_updates"]]
+
+
+@pytest.fixture
+def log(tmp_path: pathlib.Path) -> Iterator[CsvLog]:
+    """Return a log in a folder of its own."""
+    csv_log = CsvLog(tmp_path)
+    yield csv_log
+    csv_log.logger.close()
+
+
+CONTRIB_KEYS = {
+    "train/policy_objective",
+    "train/value_loss",
+    "train/kl_divergence_loss",
+    "train/explained_variance",
+    "train/is_line_search_success",
+    "train/n_updates",
+    "train/learning_rate",
+}
+
+
+@pytest.mark.parametrize("name", ["box-vector", "discrete-vector", "gsde-vector-squashed"])
+def test_log_has_the_keys_of_contrib_and_of_the_table(name: str, log: CsvLog) -> None:
+    """Contrib's keys are there, and every metric of our table that has a value with that value, and no other."""
+    model = EVERY_CASE[name].model()
+    model.set_logger(log.logger)
+    model.learn(128)
+    assert model.last_update is not None
+    has_std = isinstance(model.action_space, spaces.Box)
+    (row,) = [row for row in log.rows() if row["train/n_updates"] == "2"]
+    recorded = {key for key, value in row.items() if value}
+    assert recorded >= CONTRIB_KEYS | ({"train/std"} if has_std else set())
+    values = {key: metric.of(model.last_update) for key, metric in METRICS.items()}
+    with_value = {key for key, value in values.items() if value is not None}
+    assert {key for key in recorded if key.startswith("train/")} <= with_value | {"train/learning_rate"}
+    assert recorded >= with_value
+    for key in with_value:
+        value = values[key]
+        assert row[key] == value if isinstance(value, str) else float(row[key]) == pytest.approx(float(value))
+    assert row["train/update_status"] == model.last_update.step.status
+    assert {row["train/critic_status"], row["train/cg_stopped_by"]} <= {"fitted", "max_iterations", "converged"}
+    assert ("train/std" in with_value) == has_std
+
+
+def test_log_has_a_row_for_every_update(log: CsvLog) -> None:
+    """The last update is in the log too, at the step it was made at, and no update is there twice."""
+    model = small_model()
+    model.set_logger(log.logger)
+    model.learn(3 * 64)
+    assert log.updates() == ["1", "2", "3"]
+    model.learn(64, reset_num_timesteps=False)
+    assert log.updates() == ["1", "2", "3", "4"]
+
+
+def test_log_of_every_second_rollout_still_has_the_last_update(log: CsvLog) -> None:
+    """A larger log_interval does not lose the end of the run."""
+    model = small_model()
+    model.set_logger(log.logger)
+    model.learn(3 * 64, log_interval=2)
+    assert log.rows()[-1]["train/n_updates"] == "3"
+
+
+def test_log_is_not_written_without_an_interval(log: CsvLog) -> None:
+    """log_interval=None means no log."""
+    model = small_model()
+    model.set_logger(log.logger)
+    model.learn(64, log_interval=None)  # type: ignore[arg-type]
+    assert log.rows() == []
+
+
+def test_tensorboard_log_is_written(tmp_path: pathlib.Path) -> None:
+    """tensorboard_log makes a run folder named after the algorithm."""
+    small_model(tensorboard_log=str(tmp_path)).learn(64).logger.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["TRPO_1"]
+    assert list((tmp_path / "TRPO_1").glob("events.*"))

@@ -10,8 +10,8 @@ import pytest
 import torch as th
 
 from sb3_trpo import TRPO
+from tests.one_rollout import UPDATES, check_same_steps, check_update, rolled_out
 from tests.small_models import DISCRETE, MULTI_BINARY, MULTI_DISCRETE, Case, make_env, small_model
-from tests.test_fast import UPDATES, check_same_steps, check_update, rolled_out
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device")]
 

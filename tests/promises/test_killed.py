@@ -1,4 +1,4 @@
-"""What is on the disk survives the process, and what comes from elsewhere runs nothing: files, kill -9, seeds."""
+"""What is on the disk survives the process, what comes from elsewhere runs nothing, and a seed is a seed in any process."""
 
 import base64
 import hashlib
@@ -9,7 +9,6 @@ import pathlib
 import pickle
 import random
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -17,7 +16,6 @@ import zipfile
 from typing import Any
 
 import cloudpickle
-import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.callbacks import CheckpointCallback
@@ -35,66 +33,6 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Popen[s
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     variables = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment
     return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, env=variables)
-
-
-# Saving
-
-
-@pytest.mark.parametrize("name", ["model", "model.zip", "model.v2", "folder/model"])
-@pytest.mark.parametrize("as_path", [True, False])
-def test_save_writes_where_sb3_does(name: str, as_path: bool, tmp_path: pathlib.Path) -> None:
-    """Suffix, folders and permissions are those of SB3's own save, and nothing else is left in the folder."""
-    model = small_model()
-    trees = []
-    for save, folder in ((model.save, tmp_path / "ours"), (super(TRPO, model).save, tmp_path / "theirs")):
-        folder.mkdir()
-        path = folder / name
-        if "/" in name:
-            with pytest.warns(UserWarning, match="does not exist. Will create it"):
-                save(path if as_path else str(path))
-        else:
-            save(path if as_path else str(path))
-        trees.append({str(p.relative_to(folder)): stat.S_IMODE(p.stat().st_mode) for p in folder.rglob("*")})
-    assert trees[0] == trees[1] and trees[0]
-
-
-def test_save_beside_a_folder_of_the_same_name(tmp_path: pathlib.Path) -> None:
-    """A folder is not replaced: as in SB3 the file goes beside it."""
-    (tmp_path / "model.zip").mkdir()
-    with pytest.warns(UserWarning, match="is a folder"):
-        small_model().save(tmp_path / "model.zip")
-    assert {path.name for path in tmp_path.iterdir()} == {"model.zip", "model.zip_2.zip"} or (
-        tmp_path / "model.zip_2"
-    ).exists()
-
-
-def test_save_takes_an_open_file() -> None:
-    """A file object is written to as it is."""
-    file = io.BytesIO()
-    model = small_model()
-    model.save(file)
-    file.seek(0)
-    assert not changed(policy_state(model), policy_state(TRPO.load(file, device="cpu")))
-
-
-@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_save_that_fails_leaves_the_old_file(
-    error: type[BaseException], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A full disk or Ctrl-C in the middle of saving: the file is the old one to the byte, and no other one is there."""
-    model = small_model()
-    model.save(tmp_path / "model")
-    before = (tmp_path / "model.zip").read_bytes()
-
-    def failing(state: Any, file: Any) -> None:
-        file.write(b"half of it")
-        raise error
-
-    monkeypatch.setattr(th, "save", failing)
-    with pytest.raises(error):
-        model.learn(64).save(tmp_path / "model")
-    assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
-    assert (tmp_path / "model.zip").read_bytes() == before
 
 
 KILLED_WHILE_SAVING = """
@@ -190,7 +128,7 @@ def test_checkpoint_callback_saves_whole_files(tmp_path: pathlib.Path) -> None:
 
 DIGEST = """
 from tests.small_models import make_env, small_model
-from tests.test_killed import digest
+from tests.promises.test_killed import digest
 print(digest(small_model(env=make_env(n_envs=2), seed=5).learn(192)))
 """
 
@@ -295,18 +233,3 @@ def test_set_parameters_refuses_weights_that_are_code(saved: pathlib.Path, tmp_p
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         model.set_parameters(str(rewritten(saved, "policy.pth", buffer.getvalue())), device="cpu")
     assert not marker.exists() and not changed(before, policy_state(model))
-
-
-def test_files_that_are_not_whole_are_refused(saved: pathlib.Path) -> None:
-    """Half a file is no model: an error says so, and a model that was to take its weights keeps its own."""
-    whole = saved.read_bytes()
-    model = small_model()
-    before = policy_state(model)
-    for size in np.linspace(0, len(whole) - 1, 12, dtype=int):
-        saved.write_bytes(whole[:size])
-        # Weights are zip files too: cut at the right place the last of them is found, and found to be no model
-        with pytest.raises((ValueError, AssertionError), match=r"is no saved model|No data found"):
-            TRPO.load(saved, device="cpu")
-        with pytest.raises(ValueError, match=r"wasn't a zip-file|do not match"):
-            model.set_parameters(str(saved))
-    assert not changed(before, policy_state(model))

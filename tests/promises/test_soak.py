@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from tests.from_outside import ROUNDING, MeasuredTRPO
 from tests.small_models import VECTOR, RandomEnv, policy_state, small_model
-from tests.test_trust_region_kept import ROUNDING, MeasuredTRPO
 
 
 class HostileWorld(RandomEnv):

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from sb3_trpo.metrics import METRICS
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGE = (ROOT / "docs" / "trust_region.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PYTHON = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
 
 
@@ -64,3 +66,48 @@ def test_readme_maps_equations_to_what_exists() -> None:
         for part in name.split("."):
             module = getattr(module, part, None) or getattr(sb3_trpo.trust_region, part)
         assert module is not None
+
+
+def files_named(page: str) -> list[str]:
+    """Return what a page names between backticks that is a file or a folder; rooms are named from ``sb3_trpo`` on."""
+    return [name for name in re.findall(r"`([\w./]+)`", page) if re.search(r"/$|\.(py|md|toml|cfg|yml)$", name)]
+
+
+def test_page_for_contributors_names_files_that_exist() -> None:
+    """Every room, test and page; and every module and room of the package is named there."""
+    names = files_named(CONTRIBUTING)
+    assert len(names) >= 20 and "fast/" in names and "tests/test_layers.py" in names
+    missing = [name for name in names if not (ROOT / name).exists() and not (ROOT / "sb3_trpo" / name).exists()]
+    assert not missing
+    rooms = [path for path in (ROOT / "sb3_trpo").iterdir() if path.name[0] not in "_."]
+    rooms = [path for path in rooms if path.suffix == ".py" or (path / "__init__.py").exists()]
+    unnamed = {f"{path.name}/" if path.is_dir() else path.name for path in rooms} - {*names}
+    assert not unnamed
+    assert files_named("`a.py` and `b/`, but no `c`") == ["a.py", "b/"]
+
+
+def test_page_for_contributors_names_commands_that_exist() -> None:
+    """Each make target is in the Makefile, and README and page agree that it is there."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"`make ([\w-]+)", CONTRIBUTING + README))
+    assert {"quick", "test", "test-slow", "mutation"} <= targets
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_page_for_contributors_names_the_hooks() -> None:
+    """Every hook below the heading in ``trpo.py``, in the same order, after what SB3 calls; and the example is a variant."""
+    source = (ROOT / "sb3_trpo" / "trpo.py").read_text(encoding="utf-8")
+    hooks = re.findall(r"    def (_\w+)", source.split("# Hooks:")[1])
+    named = re.findall(r"^\| `(_\w+)` \|", CONTRIBUTING, flags=re.MULTILINE)
+    assert named == ["_setup_model", *hooks] and len(hooks) >= 7
+    (code,) = PYTHON.findall(CONTRIBUTING)
+    names: dict[str, Any] = {}
+    exec(compile(code, "CONTRIBUTING.md", "exec"), names)
+    model = names["WinsorizedTRPO"]("MlpPolicy", "CartPole-v1", n_steps=256, seed=0, device="cpu").learn(256)
+    assert model.last_update.step.accepted and model._full_batch().advantages.abs().max() <= 3.0
+    assert model.paths_in_use == {"collection": "lean", "Fisher products": "Gauss-Newton", "critic fit": "written out"}
+
+
+def test_page_for_contributors_is_one_page() -> None:
+    """Whoever opens it reads it."""
+    assert len(CONTRIBUTING.splitlines()) <= 120

@@ -27,6 +27,12 @@ lint: $(INSTALLED)
 type: $(INSTALLED)
 	$(BIN)/mypy
 
+# What a change to one module needs, in seconds: make quick MODULE=objective, or a folder: make quick MODULE=trust_region
+quick: lint
+	@tests=$$(find tests -path 'tests/$(MODULE)/test_*.py' -o -name 'test_$(MODULE).py' -o -name 'test_$(MODULE)_*.py'); \
+	test -n "$$tests" || { echo "MODULE is '$(MODULE)', after which no test is named: say make quick MODULE=objective"; exit 1; }; \
+	set -x; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $$tests tests/test_layers.py
+
 test: lint type
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-fail-under=95
 
@@ -51,4 +57,4 @@ bench-returns: $(INSTALLED)
 
 commit-checks: format lint type
 
-.PHONY: install demo format lint type test test-slow mutation bench bench-returns commit-checks
+.PHONY: install demo format lint type quick test test-slow mutation bench bench-returns commit-checks

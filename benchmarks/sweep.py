@@ -33,10 +33,13 @@ def missing(jobs: Sequence[Run], results: Path = RESULTS) -> list[Run]:
     """
     Return the jobs that are not on record.
 
+    :raises KeyError: if one that is not on record is of a setting that there is not
     :raises ValueError: naming the run, if one is on record with other hyperparameters than its setting has now
     """
-    known = known_arguments(results)
+    known, names = known_arguments(results), settings.names()
     for run in jobs:
+        if run in known and run.setting not in names:
+            continue  # given up: the code it needs is gone, the record is not
         written = settings.load(run.algorithm, run.setting, run.env)
         now = settings.with_defaults(ALGORITHMS[run.algorithm], written)
         before = known.get(run, {})
@@ -106,6 +109,7 @@ def sweep(jobs: Sequence[Run], *, workers: int = 1, runs: Path = RUNS, results: 
             worker.process.terminate()
         for worker in busy:
             worker.process.wait()
+            worker.output.close()
     return failed
 
 

@@ -40,7 +40,6 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 
 import sb3_trpo
 from benchmarks import settings
-from benchmarks.prototype import PrototypeTRPO
 
 ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {"trpo": sb3_trpo.TRPO, "contrib": sb3_contrib.TRPO, "ppo": PPO}
 PACKAGES = ("stable_baselines3", "sb3_contrib", "torch", "gymnasium", "mujoco", "numpy")
@@ -104,13 +103,13 @@ def make_model(algorithm: str, hyperparameters: Mapping[str, Any], **kwargs: Any
     Build the algorithm.
 
     :param algorithm: key of ``ALGORITHMS``
-    :param hyperparameters: as ``settings.load`` returns them; with options under ``prototype`` it is the prototype
+    :param hyperparameters: as ``settings.load`` returns them
     :param kwargs: further arguments of the constructor
+    :raises ValueError: if they are of what was tried and given up
     """
-    arguments = settings.constructor_arguments(hyperparameters)
-    options = arguments.pop("prototype", {})
-    kind = PrototypeTRPO if options else ALGORITHMS[algorithm]
-    return kind(device="cpu", **arguments, **options, **kwargs)
+    if "prototype" in hyperparameters:
+        raise ValueError(f"{hyperparameters['prototype']} was tried and given up: benchmarks/README.md says where its code is")
+    return ALGORITHMS[algorithm](device="cpu", **settings.constructor_arguments(hyperparameters), **kwargs)
 
 
 def evaluate(model: OnPolicyAlgorithm, run: Run, hyperparameters: Mapping[str, Any]) -> list[float]:

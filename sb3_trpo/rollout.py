@@ -19,7 +19,7 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.guards.callback import PassedOn
+from sb3_trpo.guards.passed_on import PassedOn
 
 Observations = np.ndarray | dict[str, np.ndarray]
 

@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from sb3_trpo import TRPO, kl_old_new
 from sb3_trpo.contrib import from_contrib, n_averaged_dimensions, to_contrib
 from tests.cases import ACTION_SPACES, PolicyCase, shake
-from tests.environments import BOX, DICT, DISCRETE, IMAGE, MULTI_BINARY, MULTI_DISCRETE, Case, changed, make_env, policy_state
+from tests.small_models import BOX, DICT, DISCRETE, IMAGE, MULTI_BINARY, MULTI_DISCRETE, Case, changed, make_env, policy_state
 
 FACTORS = [
     (BOX, 3),

@@ -13,7 +13,7 @@ from sb3_trpo.inspect import check_health
 from sb3_trpo.inspect.run_files import record_of
 from sb3_trpo.metrics import UpdateReport
 from sb3_trpo.rollout import observation_spread
-from tests.environments import RandomEnv, make_env, small_model
+from tests.small_models import RandomEnv, make_env, small_model
 
 REPORT = small_model().learn(64).last_update
 assert REPORT is not None

@@ -16,20 +16,12 @@ from stable_baselines3.common.distributions import (
 from torch import nn
 
 import sb3_trpo
-from sb3_trpo.guards.process import unvalidated_distributions
-from sb3_trpo.objective import (
-    Batch,
-    PolicyProblem,
-    kl_old_new,
-    log_ratio,
-    normalize_advantages,
-    weighted_mean,
-)
+from sb3_trpo.objective import Batch, PolicyProblem, kl_old_new, log_ratio, normalize_advantages, weighted_mean
 from sb3_trpo.trust_region import flat_gradient, flatten
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct
 from tests.cases import DoubleExtractor, PolicyCase, make_case, normal, sample_actions, seeded, shake
-from tests.environments import small_model
 from tests.oracles import log_density, normal_kl, policy_gradient, relative_error
+from tests.small_models import small_model
 
 
 def categorical(*probabilities: float) -> CategoricalDistribution:
@@ -465,41 +457,6 @@ def test_normalize_advantages_does_not_see_padding(garbage: float) -> None:
     assert th.allclose(
         normalize_advantages(with_padding, weights)[:20], normalize_advantages(advantages, uniform(20)), rtol=1e-12, atol=0
     )
-
-
-# Distributions that are not finite
-
-
-def bad_gaussian() -> DiagGaussianDistribution:
-    return DiagGaussianDistribution(2).proba_distribution(th.full((1, 2), math.nan).double(), th.zeros(2).double())
-
-
-def test_unvalidated_distributions_yield_nan_instead_of_raising() -> None:
-    """Inside, a distribution of NaN has a KL of NaN; outside, torch refuses to make it, before and after."""
-    with pytest.raises(ValueError, match="Expected parameter loc"):
-        bad_gaussian()
-    with unvalidated_distributions():
-        old = DiagGaussianDistribution(2).proba_distribution(th.zeros(1, 2).double(), th.zeros(2).double())
-        assert math.isnan(float(kl_old_new(old, bad_gaussian())))
-    with pytest.raises(ValueError, match="Expected parameter loc"):
-        bad_gaussian()
-
-
-@pytest.mark.parametrize("validated", [True, False])
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_unvalidated_distributions_restore_torchs_setting(validated: bool, error: type[BaseException]) -> None:
-    """The process-wide flag is what it was, whatever it was and however the block was left."""
-    before = th.distributions.Distribution._validate_args
-    try:
-        th.distributions.Distribution.set_default_validate_args(validated)
-        with unvalidated_distributions():
-            assert th.distributions.Distribution._validate_args is False
-        assert th.distributions.Distribution._validate_args is validated
-        with pytest.raises(error), unvalidated_distributions():
-            raise error
-        assert th.distributions.Distribution._validate_args is validated
-    finally:
-        th.distributions.Distribution.set_default_validate_args(before)
 
 
 @pytest.mark.parametrize("scale", [1e4, 1e6])

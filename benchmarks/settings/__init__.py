@@ -9,6 +9,7 @@ The hyperparameters of every run, as data in RL Zoo's format: environment id -> 
 import inspect
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,14 @@ def environments(names: list[str]) -> list[str]:
     return [env_id for name in names for env_id in GROUPS.get(name, (name,))]
 
 
-def _read(name: str) -> dict[str, dict[str, Any]]:
-    path = SHIPPED if name == "trpo" else FOLDER / f"{name}.yml"
+@cache
+def _parsed(path: Path) -> dict[str, dict[str, Any]]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _read(name: str) -> dict[str, dict[str, Any]]:
+    """Return what is in a file, as a copy. A sweep asks for hundreds of entries, and parsing is slow."""
+    return deepcopy(_parsed(SHIPPED if name == "trpo" else FOLDER / f"{name}.yml"))
 
 
 def _shipped(env_id: str) -> dict[str, Any]:

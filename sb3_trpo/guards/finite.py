@@ -14,8 +14,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecNormalize, unwrap_vec_wrapper
 
-from sb3_trpo.guards.callback import PassedOn
 from sb3_trpo.guards.parameters import check_parameters
+from sb3_trpo.guards.passed_on import PassedOn
 from sb3_trpo.guards.process import unvalidated_distributions
 
 # Causes before their consequences: the first that is not finite names the update

@@ -1,0 +1,316 @@
+"""Arguments that cannot work are refused at once, by an error that names them and the value; the others are taken."""
+
+import inspect
+import math
+import pathlib
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import DQN
+
+from sb3_trpo import TRPO
+from sb3_trpo.hyperparameters import PER_DIMENSION
+from tests.guards.refusals import REFUSALS, assert_names
+from tests.small_models import DICT, IMAGE, VECTOR, RandomEnv, changed, make_env, policy_state, small_model
+
+NOT_A_NUMBER = ["0.1", None, True, False, [1], np.array([0.5, 0.5])]
+NEITHER_NUMBER_NOR_NONE = [value for value in NOT_A_NUMBER if value is not None]
+BAD_VALUES: dict[str, list[Any]] = {
+    "learning_rate": [-1e-3, math.nan, math.inf, *NOT_A_NUMBER],
+    "n_steps": [0, -1, 64.0, *NOT_A_NUMBER],
+    "batch_size": [0, -1, 32.0, *NOT_A_NUMBER],
+    "gamma": [-0.1, 1.1, math.nan, math.inf, *NOT_A_NUMBER],
+    "cg_max_steps": [0, -1, 1.5, *NOT_A_NUMBER],
+    "cg_damping": [-1e-9, -1, math.nan, math.inf, *NEITHER_NUMBER_NOR_NONE],
+    "line_search_shrinking_factor": [0, 1, 0.0, 1.0, -0.5, 1.5, math.nan, *NOT_A_NUMBER],
+    "line_search_max_iter": [0, -1, 1.5, *NOT_A_NUMBER],
+    "n_critic_updates": [-1, 1.5, *NOT_A_NUMBER],
+    "gae_lambda": [-0.1, 1.1, math.nan, math.inf, *NOT_A_NUMBER],
+    "use_sde": [1, "True", None],
+    "sde_sample_freq": [0, -2, 1.5, *NOT_A_NUMBER],
+    "normalize_advantage": [1, 0, "False", None],
+    "target_kl": [0, 0.0, -0.01, math.nan, math.inf, -math.inf, np.float64("nan"), *NEITHER_NUMBER_NOR_NONE],
+    "sub_sampling_factor": [0, -1, 1.5, *NOT_A_NUMBER],
+    "stats_window_size": [0, -1, 1.5, *NOT_A_NUMBER],
+    "seed": [-1, 1.5, "zero"],
+    "verbose": [-1, 1.5, *(value for value in NOT_A_NUMBER if not isinstance(value, bool))],
+    "fast": [1, "True", None],
+    "error_if_nonfinite": [0, "False", None],
+    "std_damping": [-1e-9, -1, math.nan, math.inf, *NEITHER_NUMBER_NOR_NONE],
+    "critic_gae_lambda": [-0.1, 1.1, math.nan, math.inf, *NEITHER_NUMBER_NOR_NONE],
+    "tensorboard_log": [1, True, [1]],
+    "policy_kwargs": ["net_arch", 1, [1]],
+    "rollout_buffer_class": ["RolloutBuffer", int, 1],
+    "rollout_buffer_kwargs": ["gamma", 1, [1]],
+    "device": ["nonsense", "cpu:x", 1.5, None, [1]],
+}
+BAD = [pytest.param(name, value, id=f"{name}={value!r}") for name, values in BAD_VALUES.items() for value in values]
+
+
+@pytest.mark.parametrize("name, value", BAD)
+def test_constructor_refuses(name: str, value: Any) -> None:
+    """A value that cannot work is refused at construction."""
+    with pytest.raises(REFUSALS) as refusal:
+        small_model(**{name: value})
+    assert_names(refusal.value, name, repr(value))
+
+
+@pytest.mark.parametrize("name", [name for name in BAD_VALUES if name != "seed"])
+def test_constructor_refuses_before_it_builds(name: str) -> None:
+    """The check does not wait for the networks: it holds without them too."""
+    value = BAD_VALUES[name][0]
+    with pytest.raises(REFUSALS) as refusal:
+        small_model(**{"_init_setup_model": False, name: value})
+    assert_names(refusal.value, name, repr(value))
+
+
+@pytest.mark.parametrize("name, value", BAD)
+def test_load_refuses(name: str, value: Any, saved: pathlib.Path) -> None:
+    """The same value is refused as a keyword of load."""
+    with pytest.raises(REFUSALS) as refusal:
+        TRPO.load(saved, **{"device": "cpu", name: value})
+    assert_names(refusal.value, name, repr(value))
+
+
+# Of these SB3 keeps another thing than the argument, or puts its own in place
+REPLACED = ("stats_window_size", "seed", "device", "policy_kwargs", "rollout_buffer_class")
+
+
+@pytest.mark.parametrize("name", [name for name in BAD_VALUES if name not in REPLACED])
+def test_load_refuses_what_a_zip_holds(name: str, tmp_path: pathlib.Path) -> None:
+    """A zip with a stored value that cannot work is refused, whoever wrote it."""
+    model = small_model()
+    value = BAD_VALUES[name][0]
+    setattr(model, name, value)
+    model.save(tmp_path / "model")
+    with pytest.raises(REFUSALS) as refusal:
+        TRPO.load(tmp_path / "model", device="cpu")
+    assert_names(refusal.value, name, repr(value))
+
+
+def test_load_repairs_what_a_zip_holds(tmp_path: pathlib.Path) -> None:
+    """A keyword of load replaces the stored value before it is checked."""
+    model = small_model()
+    model.target_kl = math.nan
+    model.save(tmp_path / "model")
+    assert TRPO.load(tmp_path / "model", device="cpu", target_kl=0.02).target_kl == 0.02
+
+
+@pytest.mark.parametrize("value", [math.nan, -1.0])
+def test_load_refuses_a_custom_object(value: float, saved: pathlib.Path) -> None:
+    """What custom_objects puts in place is checked as well."""
+    with pytest.raises(ValueError) as refusal:
+        TRPO.load(saved, device="cpu", custom_objects={"target_kl": value})
+    assert_names(refusal.value, "target_kl", value)
+
+
+def falling(remaining: float) -> float:
+    """Return a learning rate."""
+    return 1e-3 * remaining
+
+
+GOOD_VALUES: dict[str, list[Any]] = {
+    "learning_rate": [0, np.float32(1e-3), np.float64(1e-3), falling],
+    "n_steps": [np.int64(32)],
+    "batch_size": [1, np.int32(16), 10**6],
+    "gamma": [0, 1, np.float32(0.9)],
+    "cg_max_steps": [1, np.int64(3)],
+    "cg_damping": [0, 0.0, np.float64(0.1)],
+    "line_search_shrinking_factor": [1e-3, 0.999, np.float32(0.5)],
+    "line_search_max_iter": [1, np.int64(3)],
+    "n_critic_updates": [0, np.int64(1)],
+    "gae_lambda": [0, 1, np.float32(0.9)],
+    "sde_sample_freq": [-1],
+    "normalize_advantage": [False],
+    "target_kl": [1e-4, 1, np.float32(0.02), np.float64(0.02)],
+    "sub_sampling_factor": [3, 10**6, np.int64(2)],
+    "stats_window_size": [1, np.int64(5)],
+    "seed": [None, 0, np.int64(3)],
+    "std_damping": [None, 0, 1e3, np.float32(0.5)],
+    "critic_gae_lambda": [None, 0, 1, np.float32(0.9)],
+}
+
+
+GOOD = [
+    pytest.param(name, value, id=f"{name}={getattr(value, '__name__', repr(value))}")
+    for name, values in GOOD_VALUES.items()
+    for value in values
+]
+
+
+@pytest.mark.parametrize("name, value", GOOD)
+def test_constructor_takes(name: str, value: Any, tmp_path: pathlib.Path) -> None:
+    """The ends of each range and numpy's numbers work, through an update and through a zip."""
+    model = small_model(**({"n_steps": 32, "n_critic_updates": 1} | {name: value}))
+    model.learn(model.n_steps)
+    assert model.last_update is not None
+    model.save(tmp_path / "model")
+    loaded = TRPO.load(tmp_path / "model", make_env(), device="cpu")
+    assert not changed(policy_state(model), policy_state(loaded))
+
+
+def test_constructor_takes_the_positions_of_contrib() -> None:
+    """Arguments given by position end where contrib's do."""
+    model = TRPO("MlpPolicy", RandomEnv(), 1e-4, 32, 16, 0.9, 5, 0.2, 0.7, 6, 3, 0.8, False, -1, None, None, False, 0.03, 2)
+    assert (model.n_steps, model.batch_size, model.gamma, model.cg_max_steps, model.cg_damping) == (32, 16, 0.9, 5, 0.2)
+    assert (model.line_search_shrinking_factor, model.line_search_max_iter, model.n_critic_updates) == (0.7, 6, 3)
+    assert (model.gae_lambda, model.normalize_advantage, model.target_kl, model.sub_sampling_factor) == (0.8, False, 0.03, 2)
+
+
+def test_constructor_refuses_an_unknown_keyword() -> None:
+    """A typing error in a keyword does not go unnoticed."""
+    with pytest.raises(TypeError) as refusal:
+        small_model(taget_kl=0.01)
+    assert_names(refusal.value, "taget_kl")
+
+
+@pytest.mark.parametrize("name", ["taget_kl", "self", "policy", "_init_setup_model", "n_envs", "__dict__"])
+def test_load_refuses_an_unknown_keyword(name: str, saved: pathlib.Path) -> None:
+    """SB3 would write any keyword of load into the model; what the constructor does not know is refused."""
+    unknown: dict[str, Any] = {name: 0.125}
+    with pytest.raises(TypeError) as refusal:
+        TRPO.load(saved, device="cpu", **unknown)
+    assert_names(refusal.value, name, *([0.125] if name != "self" else []))
+
+
+@pytest.mark.parametrize("n_envs, n_steps", [(1, 1)])
+def test_constructor_refuses_to_normalise_a_single_advantage(n_envs: int, n_steps: int) -> None:
+    """One transition has no standard deviation."""
+    with pytest.raises(ValueError) as refusal:
+        small_model(env=make_env(n_envs=n_envs), n_steps=n_steps)
+    assert_names(refusal.value, "n_steps", "n_envs", "normalize_advantage", 1)
+
+
+def test_load_refuses_to_normalise_a_single_advantage(saved: pathlib.Path) -> None:
+    """One transition has no standard deviation, after loading neither."""
+    with pytest.raises(ValueError) as refusal:
+        TRPO.load(saved, make_env(), device="cpu", n_steps=1)
+    assert_names(refusal.value, "n_steps", "n_envs", "normalize_advantage", 1)
+
+
+@pytest.mark.parametrize("n_envs, n_steps, normalize_advantage", [(1, 2, True), (2, 1, True), (1, 1, False)])
+def test_constructor_takes_the_smallest_rollout(n_envs: int, n_steps: int, normalize_advantage: bool) -> None:
+    """Two transitions are enough, one is without normalisation."""
+    model = small_model(env=make_env(n_envs=n_envs), n_steps=n_steps, normalize_advantage=normalize_advantage)
+    model.learn(4)
+    assert all(bool(tensor.isfinite().all()) for tensor in policy_state(model).values())
+
+
+# Strange things, for every argument: each is refused by name or works
+
+ANYTHING: list[Any] = [
+    None, True, 0, 1, -1, 2**70, 0.5, 1e300, math.nan, 1j, "", "auto", "MlpPolicy", b"1", [], (), {}, {"a": 1}, object(), int,
+    RandomEnv, math.sqrt, np.float32(0.5), np.int8(3), np.zeros(2), th.tensor(1.0), pathlib.Path("x"), th.device("cpu"),
+]  # fmt: skip
+ARGUMENTS = [name for name in inspect.signature(TRPO.__init__).parameters if name != "self"]
+
+
+@pytest.mark.filterwarnings("ignore:sde_sample_freq")
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_constructor_refuses_by_name_or_takes(name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is given: an error that names the argument or its key, or a model that holds it and trains."""
+    monkeypatch.chdir(tmp_path)
+    n_taken = 0
+    for value in ANYTHING:
+        arguments = {"policy": "MlpPolicy", "env": RandomEnv(), "n_steps": 4, "n_critic_updates": 1, "device": "cpu"}
+        try:
+            model = TRPO(**(arguments | {name: value}))  # type: ignore[arg-type]
+        except (*REFUSALS, gymnasium.error.Error) as refusal:
+            if name == "env" and isinstance(value, str):
+                # An id that Gymnasium does not know
+                assert "environment" in str(refusal).lower()
+                continue
+            key = next(iter(value), name) if isinstance(value, dict) else name
+            assert name in str(refusal) or str(key) in str(refusal), f"{name}={value!r}: {refusal}"
+            continue
+        n_taken += 1
+        if name not in ("policy", "env", "device", "_init_setup_model"):
+            held = getattr(model, "_stats_window_size" if name == "stats_window_size" else name)
+            left_out = value is None and name in PER_DIMENSION  # and has a default by the action space
+            no_value = (name.endswith("_class") or name.endswith("_kwargs")) and not value
+            assert left_out or held is value or held == value or no_value
+    assert n_taken >= 1 or name == "env"
+    if name != "_init_setup_model" and n_taken:
+        model.learn(model.n_steps, log_interval=None)  # type: ignore[arg-type]
+        assert model.last_update is not None
+
+
+OF_LOAD = ["path", "env", "device", "custom_objects", "print_system_info", "force_reset"]
+
+
+@pytest.mark.filterwarnings("ignore:sde_sample_freq")
+@pytest.mark.parametrize("name", [*OF_LOAD, *(name for name in ARGUMENTS[2:] if name not in ("device", "_init_setup_model"))])
+def test_load_refuses_by_name_or_takes(name: str, saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The same for what load is given."""
+    for value in ANYTHING:
+        try:
+            arguments: dict[str, Any] = {"path": saved, "device": "cpu", name: value}
+            model = TRPO.load(**arguments)
+        except (*REFUSALS, OSError, gymnasium.error.Error) as refusal:
+            key = next(iter(value), name) if isinstance(value, dict) else name
+            assert any(word in str(refusal) for word in (name, name.capitalize(), str(key), str(value))), (
+                f"{value!r}: {refusal}"
+            )
+            continue
+        if name not in OF_LOAD:
+            held = getattr(model, "_stats_window_size" if name == "stats_window_size" else name)
+            left_out = value is None and name in PER_DIMENSION  # and has a default by the action space
+            assert left_out or held is value or held == value or name.endswith("_class") or name.endswith("_kwargs")
+
+
+def test_constructor_says_what_has_no_effect() -> None:
+    """An argument that another one switches off is not passed over in silence."""
+    with pytest.warns(UserWarning, match="sde_sample_freq=4 has no effect with use_sde=False"):
+        small_model(sde_sample_freq=4)
+    assert small_model(use_sde=True, sde_sample_freq=np.int64(4)).sde_sample_freq == 4
+
+
+@pytest.mark.parametrize("rate", [math.nan, -1.0, math.inf])
+def test_schedule_that_gives_no_learning_rate_is_refused_before_the_update(rate: float) -> None:
+    """A schedule is asked at every update: what it cannot mean changes nothing."""
+    model = small_model(learning_rate=lambda remaining: rate if remaining < 1.0 else 1e-3)
+    before = policy_state(model)
+    with pytest.raises(ValueError) as refusal:
+        model.learn(64)
+    assert_names(refusal.value, "learning_rate", rate)
+    assert not changed(before, policy_state(model))
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_verbose_may_be_a_flag(verbose: bool) -> None:
+    assert small_model(verbose=verbose).verbose == verbose
+
+
+@pytest.mark.parametrize("policy", ["MlpLstmPolicy", "mlppolicy", ""])
+def test_policy_name_that_is_unknown_is_refused(policy: str) -> None:
+    """The error lists the names there are."""
+    with pytest.raises(ValueError, match=r"'CnnPolicy', 'MlpPolicy', 'MultiInputPolicy'") as refusal:
+        small_model(policy=policy)
+    assert repr(policy) in str(refusal.value)
+
+
+@pytest.mark.parametrize("policy", [DQN.policy_aliases["MlpPolicy"], object, 3, None])
+def test_policy_that_is_no_actor_critic_is_refused(policy: Any) -> None:
+    """The error says of which kind a class must be."""
+    with pytest.raises(TypeError, match="subclass of ActorCriticPolicy"):
+        small_model(policy=policy)
+
+
+@pytest.mark.parametrize(
+    "policy, env, hint",
+    [
+        ("MlpPolicy", make_env(DICT), "MultiInputPolicy"),
+        ("CnnPolicy", make_env(DICT), "MultiInputPolicy"),
+        ("CnnPolicy", make_env(VECTOR), "image"),
+        ("MultiInputPolicy", make_env(VECTOR), "MultiInputPolicy is for Dict observations, got Box"),
+        ("MultiInputPolicy", make_env(IMAGE), "MultiInputPolicy is for Dict observations, got Box"),
+    ],
+    ids=["mlp-dict", "cnn-dict", "cnn-vector", "multi-vector", "multi-image"],
+)
+def test_policy_that_does_not_fit_the_observations_is_refused(policy: str, env: Any, hint: str) -> None:
+    """The error says which policy would, or what it expected to see."""
+    with pytest.raises((ValueError, AssertionError), match=hint):
+        small_model(policy=policy, env=env)

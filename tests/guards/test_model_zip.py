@@ -1,0 +1,160 @@
+"""What is no model is refused, and says what was expected; a file is there whole or not at all."""
+
+import io
+import pathlib
+import stat
+import zipfile
+from typing import Any
+
+import numpy as np
+import pytest
+import sb3_contrib
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import A2C, DQN, PPO, SAC
+
+from sb3_trpo import TRPO
+from tests.small_models import BOX, DISCRETE, changed, make_env, policy_state, small_model
+
+OTHERS: dict[str, tuple[Any, str, spaces.Space, dict[str, Any]]] = {
+    "PPO": (PPO, "MlpPolicy", BOX, {}),
+    "A2C": (A2C, "MlpPolicy", BOX, {}),
+    "DQN": (DQN, "MlpPolicy", DISCRETE, {"buffer_size": 10}),
+    "SAC": (SAC, "MlpPolicy", BOX, {"buffer_size": 10}),
+    "RecurrentPPO": (sb3_contrib.RecurrentPPO, "MlpLstmPolicy", BOX, {}),
+    "MaskablePPO": (sb3_contrib.MaskablePPO, "MlpPolicy", DISCRETE, {}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_load_refuses_the_zip_of_another_algorithm(name: str, tmp_path: pathlib.Path) -> None:
+    """The error says that it is one, and what was expected; the file stays as it was."""
+    algorithm, policy, action_space, arguments = OTHERS[name]
+    path = tmp_path / "other.zip"
+    algorithm(policy, make_env(action_space=action_space), device="cpu", **arguments).save(path)
+    written = path.read_bytes()
+    with pytest.raises(ValueError, match=r"another algorithm, expected one saved by sb3_trpo\.TRPO") as refusal:
+        TRPO.load(path, device="cpu")
+    assert str(path) in str(refusal.value) and "cg_max_steps" in str(refusal.value)
+    assert path.read_bytes() == written
+
+
+@pytest.fixture
+def saved(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Return the path of a saved model."""
+    path = tmp_path / "model.zip"
+    small_model(seed=8).save(path)
+    return path
+
+
+def damaged(saved: pathlib.Path) -> dict[str, bytes]:
+    """Return contents of files that are no models."""
+    policy = io.BytesIO()
+    small_model().policy.save(policy)  # type: ignore[arg-type]
+    empty, garbled = io.BytesIO(), io.BytesIO()
+    zipfile.ZipFile(empty, "w").close()
+    with zipfile.ZipFile(garbled, "w") as archive:
+        archive.writestr("data", "{")
+    return {
+        "text": b"a model",
+        "nothing": b"",
+        "half a zip": saved.read_bytes()[:-2000],
+        "empty zip": empty.getvalue(),
+        "garbled zip": garbled.getvalue(),
+        "policy": policy.getvalue(),
+    }
+
+
+@pytest.mark.parametrize("name", ["text", "nothing", "half a zip", "empty zip", "garbled zip", "policy"])
+def test_load_refuses_a_file_that_is_no_model(name: str, saved: pathlib.Path) -> None:
+    """The error names the file and says what would be a model; the file stays as it was."""
+    path = saved.parent / "file.zip"
+    content = damaged(saved)[name]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"no saved model.*expected a zip written by") as refusal:
+        TRPO.load(path, device="cpu")
+    assert str(path) in str(refusal.value)
+    assert path.read_bytes() == content
+    with pytest.raises(ValueError, match="no saved model"):
+        TRPO.load(io.BytesIO(content), device="cpu")
+
+
+def test_load_of_a_file_that_is_not_there_says_so(tmp_path: pathlib.Path) -> None:
+    """As everywhere in Python."""
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        TRPO.load(tmp_path / "nowhere", device="cpu")
+
+
+# Saving
+
+
+@pytest.mark.parametrize("name", ["model", "model.zip", "model.v2", "folder/model"])
+@pytest.mark.parametrize("as_path", [True, False])
+def test_save_writes_where_sb3_does(name: str, as_path: bool, tmp_path: pathlib.Path) -> None:
+    """Suffix, folders and permissions are those of SB3's own save, and nothing else is left in the folder."""
+    model = small_model()
+    trees = []
+    for save, folder in ((model.save, tmp_path / "ours"), (super(TRPO, model).save, tmp_path / "theirs")):
+        folder.mkdir()
+        path = folder / name
+        if "/" in name:
+            with pytest.warns(UserWarning, match="does not exist. Will create it"):
+                save(path if as_path else str(path))
+        else:
+            save(path if as_path else str(path))
+        trees.append({str(p.relative_to(folder)): stat.S_IMODE(p.stat().st_mode) for p in folder.rglob("*")})
+    assert trees[0] == trees[1] and trees[0]
+
+
+def test_save_beside_a_folder_of_the_same_name(tmp_path: pathlib.Path) -> None:
+    """A folder is not replaced: as in SB3 the file goes beside it."""
+    (tmp_path / "model.zip").mkdir()
+    with pytest.warns(UserWarning, match="is a folder"):
+        small_model().save(tmp_path / "model.zip")
+    assert {path.name for path in tmp_path.iterdir()} == {"model.zip", "model.zip_2.zip"} or (
+        tmp_path / "model.zip_2"
+    ).exists()
+
+
+def test_save_takes_an_open_file() -> None:
+    """A file object is written to as it is."""
+    file = io.BytesIO()
+    model = small_model()
+    model.save(file)
+    file.seek(0)
+    assert not changed(policy_state(model), policy_state(TRPO.load(file, device="cpu")))
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_save_that_fails_leaves_the_old_file(
+    error: type[BaseException], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk or Ctrl-C in the middle of saving: the file is the old one to the byte, and no other one is there."""
+    model = small_model()
+    model.save(tmp_path / "model")
+    before = (tmp_path / "model.zip").read_bytes()
+
+    def failing(state: Any, file: Any) -> None:
+        file.write(b"half of it")
+        raise error
+
+    monkeypatch.setattr(th, "save", failing)
+    with pytest.raises(error):
+        model.learn(64).save(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+    assert (tmp_path / "model.zip").read_bytes() == before
+
+
+def test_files_that_are_not_whole_are_refused(saved: pathlib.Path) -> None:
+    """Half a file is no model: an error says so, and a model that was to take its weights keeps its own."""
+    whole = saved.read_bytes()
+    model = small_model()
+    before = policy_state(model)
+    for size in np.linspace(0, len(whole) - 1, 12, dtype=int):
+        saved.write_bytes(whole[:size])
+        # Weights are zip files too: cut at the right place the last of them is found, and found to be no model
+        with pytest.raises((ValueError, AssertionError), match=r"is no saved model|No data found"):
+            TRPO.load(saved, device="cpu")
+        with pytest.raises(ValueError, match=r"wasn't a zip-file|do not match"):
+            model.set_parameters(str(saved))
+    assert not changed(before, policy_state(model))

@@ -1,0 +1,70 @@
+"""What is wrong with a run is found and said with advice, and a healthy one is left in peace."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sb3_trpo.inspect import PANELS, UpdateRecord, check_health
+from sb3_trpo.inspect.health import (
+    cg_converges,
+    critic_explains,
+    gain_is_measured,
+    kl_at_limit,
+    kl_far_below,
+    policy_explores,
+    steps_refused,
+)
+from sb3_trpo.trust_region import Candidate
+
+# Health
+
+
+Change = Callable[[UpdateRecord], UpdateRecord]
+UNHEALTHY: dict[Any, Change] = {
+    kl_at_limit: lambda update: update._replace(
+        mean_kl=0.0095, candidates=(*[Candidate(0.8**j, 0.1, 0.02, "kl") for j in range(4)], Candidate(0.41, 0.1, 0.0095, ""))
+    ),
+    kl_far_below: lambda update: update._replace(mean_kl=0.001),
+    steps_refused: lambda update: update._replace(status="line_search_failed", mean_kl=0.0),
+    cg_converges: lambda update: update._replace(cg_residual_norms=(1.0, 0.95, 0.9)),
+    gain_is_measured: lambda update: update._replace(candidates=(Candidate(1.0, 0.02, 0.009, ""),)),
+    policy_explores: lambda update: update._replace(entropy=0.01 if update.n_updates > 1 else 1.0),
+    critic_explains: lambda update: update._replace(explained_variance=-0.2),
+}
+
+
+def series(update: UpdateRecord, n: int = 30) -> list[UpdateRecord]:
+    return [update._replace(n_updates=number, num_timesteps=64 * number) for number in range(1, n + 1)]
+
+
+@pytest.mark.parametrize("rule", UNHEALTHY, ids=lambda rule: rule.__name__)
+def test_rule_of_health_triggers_on_its_trouble_and_not_without(rule: Any, healthy: UpdateRecord) -> None:
+    """What is wrong is found, with advice and a panel that shows it; a healthy run is left in peace by every rule."""
+    assert all(finding.healthy and not finding.advice for finding in check_health(series(healthy)))
+    updates = list(map(UNHEALTHY[rule], series(healthy)))
+    finding = rule(updates)
+    assert finding.healthy is False and finding.advice and finding.panel in PANELS
+    # The trouble of long ago is over
+    later = [update._replace(n_updates=100) for update in series(healthy)]
+    assert rule([*updates[:5], *later]).healthy is True
+
+
+def test_rules_judge_a_standard_deviation_where_there_is_one(healthy: UpdateRecord) -> None:
+    """Entropy of a continuous policy may be negative: its standard deviation is what counts."""
+    updates = series(healthy._replace(std=1.0, entropy=-3.0))
+    assert policy_explores(updates).healthy is True and policy_explores(updates).panel == "std"
+    updates[-1] = updates[-1]._replace(std=0.05)
+    assert policy_explores(updates).healthy is False
+
+
+def test_rules_say_when_they_cannot_tell(healthy: UpdateRecord) -> None:
+    """Without the numbers a rule is silent on health instead of guessing, and none fails."""
+    nothing = healthy._replace(
+        status="gradient_not_finite", candidates=(), cg_residual_norms=(), entropy=math.nan, explained_variance=math.nan
+    )
+    by_name = {finding.panel: finding.healthy for finding in check_health([nothing])}
+    assert by_name["kl"] is by_name["cg_residual"] is by_name["gain"] is by_name["entropy"] is None
+    assert by_name["explained_variance"] is None and steps_refused([nothing]).healthy is False
+    assert check_health([]) == []

@@ -1,0 +1,84 @@
+"""``python -m sb3_trpo.inspect``: draws a record or a saved model, and says what is wrong."""
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from sb3_trpo import TRPO
+from sb3_trpo.inspect import Run, figures_of, read_run
+from sb3_trpo.inspect.__main__ import main
+from sb3_trpo.inspect.run_files import append
+
+# The command line
+
+
+def test_command_draws_a_record_and_reports_what_is_damaged(
+    recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Figures where they are wanted, with the health in words; damaged lines by file and line on the error stream."""
+    folder, out = tmp_path / "damaged", tmp_path / "out"
+    shutil.copytree(recorded, folder)
+    for name, line in (("updates.jsonl", 3), ("slices.jsonl", 1)):
+        lines = (folder / name).read_text().splitlines()
+        lines[line - 1] = lines[line - 1][:100]
+        (folder / name).write_text("\n".join(lines) + "\n")
+    assert main([str(folder / "updates.jsonl"), "--output", str(out)]) == 0
+    output, error = capsys.readouterr()
+    assert f"{folder / 'updates.jsonl'}:3: " in error and f"{folder / 'slices.jsonl'}:1: " in error
+    names = {"run", "ladder", "convergence", "bubble", "bars", "kl_per_state"}
+    assert {path.name for path in out.iterdir()} == {f"{name}.png" for name in names}
+    assert all(imread(path).std() > 0.01 for path in out.iterdir())
+    assert str(out / "bubble.png") in output and "✓ Do the conjugate gradients converge?" in output
+
+
+def test_command_inspects_a_saved_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A zip and the name of an environment are enough; the file is what it was."""
+    path = tmp_path / "model.zip"
+    TRPO("MlpPolicy", "CartPole-v1", n_steps=128, seed=0, device="cpu").learn(128).save(path)
+    before = path.read_bytes()
+    assert main([str(path), "--env", "CartPole-v1", "--html"]) == 0
+    assert path.read_bytes() == before
+    page = (tmp_path / "model_figures" / "report.html").read_text(encoding="utf-8")
+    # Of a single update there is no run to draw
+    assert "model on CartPole-v1" in page and "<h2>One update</h2>" in page and "<h2>The run</h2>" not in page
+    assert "✓ Do the conjugate gradients converge?" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nowhere"], r"updates\.jsonl does not exist"),
+        (["model.zip"], "--env"),
+        (["folder", "--env", "CartPole-v1"], "saved model"),
+        (["nowhere.zip", "--env", "CartPole-v1"], "nowhere"),
+        (["empty"], "no update"),
+        (["empty", "--html"], "no update"),
+    ],
+)
+def test_command_says_what_is_wrong(
+    arguments: Sequence[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Missing records, models and options: one line that names them, and status 1."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "updates.jsonl").write_text("")
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and re.search(message, error)
+
+
+def test_command_names_an_update_that_there_is_not(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The updates that there are stand in the message."""
+    assert main([str(recorded), "--update", "77"]) == 1
+    assert "update 77" in capsys.readouterr().err
+
+
+def test_figures_of_an_update_whose_line_is_damaged_are_still_drawn(run: Run, tmp_path: Path) -> None:
+    """The plane of an update is drawn though its record is lost."""
+    append(tmp_path / "slices.jsonl", run.slices[-1])
+    (tmp_path / "updates.jsonl").write_text("garbage\n")
+    assert [name for name, _ in figures_of(read_run(tmp_path))] == ["bubble"]

@@ -1,0 +1,29 @@
+"""How figures look is no one else's business: the user's Matplotlib is left alone, and is not needed to record."""
+
+import sys
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+from sb3_trpo.inspect import Run, TrustRegionRecorder, draw_ladder, draw_run, read_run
+from tests.small_models import small_model
+
+
+def test_figures_are_spared_where_nobody_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without TensorBoard nothing is drawn: recording needs no Matplotlib, and drawing without it says what to install."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    small_model().learn(64, callback=TrustRegionRecorder(tmp_path, pictures_every=1))
+    with pytest.raises(ImportError, match=r"pip install sb3_trpo\[plots\]"):
+        draw_ladder(read_run(tmp_path).updates[0])
+
+
+def test_figures_leave_the_users_matplotlib_alone(run: Run) -> None:
+    """No figure is open in pyplot afterwards, no setting has changed, and a style of the user's own does not show."""
+    from matplotlib import pyplot as plt
+
+    with matplotlib.rc_context({"font.size": 33.0, "axes.facecolor": "black"}):
+        before = dict(matplotlib.rcParams)
+        figure = draw_run(run, ["kl"])
+        assert dict(matplotlib.rcParams) == before and plt.get_fignums() == []
+    assert figure.axes[0].get_facecolor()[:3] == (1.0, 1.0, 1.0) and figure.axes[0].xaxis.label.get_fontsize() == 10.0

@@ -1,0 +1,127 @@
+"""Pictures of one update say what the record says, and overlap nowhere."""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sb3_trpo.inspect import (
+    Run,
+    StateChange,
+    UpdateRecord,
+    change_of_probabilities,
+    draw_bars,
+    draw_bubble,
+    draw_kl_histogram,
+    draw_ladder,
+)
+from sb3_trpo.inspect.run_files import ActionDistribution, SliceRecord
+from sb3_trpo.trust_region import Candidate
+from tests.inspect.legible import assert_legible
+
+
+def test_ladder_marks_each_step_with_its_reason(healthy: UpdateRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each candidate has its share, its verdict and the number that decided."""
+    candidates = (
+        Candidate(1.0, 0.1, 0.35, "kl"),
+        Candidate(0.8, math.nan, math.nan, "not_finite"),
+        Candidate(0.64, -0.2, 0.02, "kl+gain"),
+        Candidate(0.51, -0.03, 0.008, "gain"),
+        Candidate(0.41, 0.04, 0.004, ""),
+    )
+    text = assert_legible(draw_ladder(healthy._replace(candidates=candidates)), monkeypatch)
+    for expected in (
+        "1.00\n", "0.41\n", "✗ KL 0.35 > δ", "✗ not finite", "✗ KL 0.02 > δ, gain -0.2", "✗ gain -0.03 ≤ 0", "✓ KL 0.004, kept"
+    ):  # fmt: skip
+        assert expected in text
+    assert "limit δ = 0.01" in text
+
+
+def test_ladder_of_ten_candidates_is_legible(healthy: UpdateRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest ladder of the defaults fits."""
+    candidates = tuple(Candidate(0.8**j, 0.1, 0.3 * 0.8 ** (2 * j), "kl") for j in range(10))
+    assert_legible(draw_ladder(healthy._replace(candidates=candidates, status="line_search_failed")), monkeypatch)
+
+
+def exact_plane(**fields: Any) -> SliceRecord:
+    """Return a plane in which both models are exact."""
+    x = np.linspace(-1.5, 1.5, 25)
+    first, second = np.meshgrid(x, x)
+    candidates = (Candidate(1.0, 0.1, 0.0101, "kl"), Candidate(0.8, 0.08, 0.0064, ""))
+    plane = SliceRecord(7, 0.01, "gradient", x, 0.01 * (first**2 + second**2), 0.1 * first, candidates, (0.9, 1.1), 0.02, 64)
+    return plane._replace(**fields)
+
+
+def test_bubble_draws_the_measured_limit_and_what_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thick contour is where the KL is δ, the dotted one the unit circle; refused and kept steps lie on the axis."""
+    figure = draw_bubble(exact_plane())
+    text = assert_legible(figure, monkeypatch)
+    axes: Any = figure.axes[0]
+    limit = max(axes.collections, key=lambda collection: float(np.max(collection.get_linewidths(), initial=0.0)))
+    radii = np.hypot(*np.concatenate([path.vertices for path in limit.get_paths()]).T)
+    np.testing.assert_allclose(radii, 1.0, atol=0.01)
+    (circle,) = [line for line in axes.lines if line.get_linestyle() == ":" and len(np.atleast_1d(line.get_xdata())) > 10]
+    np.testing.assert_allclose(np.hypot(circle.get_xdata(), circle.get_ydata()), 1.0)
+    (refused,) = [line for line in axes.lines if line.get_label() == "step refused"]
+    (kept,) = [line for line in axes.lines if line.get_label() == "new policy: step kept"]
+    assert list(refused.get_xdata()) == [1.0] and list(kept.get_xdata()) == [0.8]
+    assert "KL = 2 δ" in text and "measured KL = δ = 0.01" in text and "full steps away" not in text
+
+
+def test_bubble_copes_with_a_gradient_far_away_and_with_what_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An arrow that leaves the picture says how far it goes; a corner without numbers, a flat surrogate do no harm."""
+    text = assert_legible(draw_bubble(exact_plane(gradient_step=(3.0, 4.0), gradient_step_kl=0.251)), monkeypatch)
+    assert "KL = 25 δ, ends 5 full steps away" in text
+    plane = exact_plane(second_direction="random", gain=np.zeros((25, 25)))
+    plane.kl[0, :3] = math.nan
+    plane.gain[0, :3] = math.nan
+    assert "random direction" in assert_legible(draw_bubble(plane), monkeypatch)
+
+
+def test_bars_of_the_two_examples_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.2 to 0.6 is three times as likely and 33 δ, 0.2 to 0.25 stays within δ."""
+    changes = [
+        change_of_probabilities([0.2, 0.8], [0.6, 0.4], "too big"),
+        change_of_probabilities([0.2, 0.8], [0.25, 0.75], "small"),
+    ]
+    figure = draw_bars(changes, 0.01, action_names=["left", "right"])
+    text = assert_legible(figure, monkeypatch)
+    for expected in ("too big: 0.335 nats = 33 δ", "×3\n", "×0.5\n", "small: 0.007 nats = 0.7 δ", "×1.25", "left", "right"):
+        assert expected in text
+    bars: Any = figure.axes[0].patches
+    heights = [bar.get_height() for bar in bars]
+    assert heights == [0.2, 0.8, 0.6, 0.4]
+
+
+def test_bars_choose_the_dimensions_that_changed_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many continuous dimensions four are drawn, those with the largest KL, and the figure says so."""
+    old = ActionDistribution(mean=(0.0,) * 17, std=(1.0,) * 17)
+    mean = np.zeros(17)
+    mean[[2, 5, 11, 16]] = 1.0
+    change = StateChange("state", 2.0, old, ActionDistribution(mean=tuple(mean), std=old.std), "[" + "1.23e-05, " * 7 + "1]")
+    text = assert_legible(draw_bars([change, change], 0.01), monkeypatch)
+    assert re.findall(r"action (\d+)", text) == ["2", "5", "11", "16"] * 2 and "4 of 17 action dimensions" in text
+    with pytest.raises(ValueError, match="no states"):
+        draw_bars([], 0.01)
+
+
+def test_bars_of_eighteen_actions_are_legible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many actions as Atari has, one of which was impossible before."""
+    old = np.append(np.full(17, 1 / 17), 0.0)
+    new = np.random.default_rng(0).dirichlet(np.ones(18))
+    assert "new\n" in assert_legible(
+        draw_bars([change_of_probabilities(old.tolist(), new.tolist(), "Atari")], 0.01), monkeypatch
+    )
+
+
+def test_histogram_shows_mean_and_limit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every state is in a bar, and the mean is that of the states."""
+    states = run.states[-1]
+    figure = draw_kl_histogram(states)
+    assert f"mean {states.kl.mean():.3g}" in assert_legible(figure, monkeypatch)
+    bars: Any = figure.axes[0].patches
+    assert sum(bar.get_height() for bar in bars) == len(states.kl)
+    unchanged = states._replace(kl=np.zeros(5))
+    assert "the same in every state" in assert_legible(draw_kl_histogram(unchanged), monkeypatch)

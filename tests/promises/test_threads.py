@@ -1,0 +1,91 @@
+"""Models that learn side by side in threads: nothing of the process is left changed, and each learns what it learns alone."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from sb3_trpo import TRPO
+from tests.small_models import BOX, DISCRETE, MULTI_BINARY, MULTI_DISCRETE, changed, make_env, policy_state, small_model
+
+
+def blas_threads() -> set[int]:
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+def process_state() -> tuple[Any, ...]:
+    """Everything of the process that learning could leave changed."""
+    return (
+        th.distributions.Distribution._validate_args,
+        blas_threads(),
+        np.geterr(),
+        th.is_grad_enabled(),
+        th.get_num_threads(),
+        th.get_default_dtype(),
+    )
+
+
+class InStep(BaseCallback):
+    """Has threads wait for each other at every step, so that each is inside whatever the other is inside of."""
+
+    def __init__(self, barrier: threading.Barrier):
+        super().__init__()
+        self.barrier = barrier
+
+    def _wait(self) -> None:
+        self.barrier.wait(timeout=60)
+
+    def _on_step(self) -> bool:
+        self._wait()
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._wait()
+
+
+def learned(seed: int, space: Any, callback: BaseCallback | None = None, **arguments: Any) -> TRPO:
+    env = make_env(action_space=space, n_envs=2)
+    return small_model(env=env, seed=seed, **arguments).learn(192, callback)
+
+
+def together(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        return [future.result() for future in [pool.submit(job) for job in jobs]]
+
+
+@pytest.mark.parametrize("space", [BOX, DISCRETE, MULTI_DISCRETE, MULTI_BINARY], ids=str)
+def test_models_in_threads_learn_what_they_learn_alone(space: Any) -> None:
+    """Made, trained and thinned at the same time, with steps that alternate: bit for bit the same."""
+    arguments: dict[str, Any] = {"sub_sampling_factor": 2, "n_critic_updates": 5}
+    alone = [policy_state(learned(seed, space, **arguments)) for seed in range(3)]
+    barrier = threading.Barrier(3)
+    jobs = [partial(learned, seed, space, InStep(barrier), **arguments) for seed in range(3)]
+    for state, model in zip(alone, together(jobs), strict=True):
+        assert not changed(state, policy_state(model))
+    assert changed(alone[0], alone[1])
+
+
+def test_process_is_as_before_when_threads_have_learned() -> None:
+    """Also with another number of BLAS threads than one, and when one of the threads ends in an error."""
+
+    class Failing(InStep):
+        def _on_rollout_end(self) -> None:
+            self.barrier.abort()
+            raise RuntimeError("on purpose")
+
+    with threadpool_limits(2, user_api="blas"):
+        before = process_state()
+        barrier = threading.Barrier(2)
+        together([partial(learned, seed, BOX, InStep(barrier), error_if_nonfinite=False) for seed in range(2)])
+        assert process_state() == before
+        failing = threading.Barrier(2)
+        with pytest.raises((RuntimeError, threading.BrokenBarrierError)):
+            together([partial(learned, seed, BOX, Failing(failing), error_if_nonfinite=False) for seed in range(2)])
+        assert process_state() == before

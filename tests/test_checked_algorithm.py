@@ -1,0 +1,320 @@
+"""The manners of a careful algorithm serve others than TRPO: here PPO, written as for SB3, with one rule of its own."""
+
+import csv
+import math
+import pathlib
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch.nn import functional as F
+
+from sb3_trpo import TRPO
+from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
+from sb3_trpo.guards.arguments import COUNT, RULES, Rule, Rules, check_arguments
+from tests.cases import generator
+from tests.guards.refusals import REFUSALS, assert_names
+from tests.hostile import Fault, HostileEnv
+from tests.small_models import BOX, DISCRETE, VECTOR, RandomEnv, changed, make_env, small_model
+
+State = dict[str, th.Tensor]
+
+
+class Clipped(CheckedOnPolicyAlgorithm):
+    """
+    PPO with a clipped objective; Schulman et al. 2017, equation 7.
+
+    :param policy: its class or alias
+    :param env: what to learn from
+    :param n_epochs: passes over the rollout
+    :param clip_factor: how far a probability may change, it can be a function of the current progress remaining
+    :param learning_rate: of everything
+    :param n_steps: of a rollout, for each environment
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ActorCriticPolicy}
+    rules: ClassVar[Rules] = {
+        **RULES,
+        "n_epochs": COUNT,
+        "clip_factor": Rule(Real, lambda value: 0 < value < 1, "a number in (0, 1) or a schedule", schedule=True),
+    }
+    expected_in_zip: ClassVar[frozenset[str]] = frozenset({"clip_factor"})
+    saved_by: ClassVar[str] = "Clipped"
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-3,
+        n_steps: int = 32,
+        n_epochs: int = 2,
+        clip_factor: float | Schedule = 0.2,
+        normalize_advantage: bool = True,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        gamma: float = 0.99,
+        error_if_nonfinite: bool = True,
+    ):
+        check_arguments(self.rules, locals())
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=0.95,
+            ent_coef=0.0,
+            vf_coef=0.5,
+            max_grad_norm=0.5,
+            use_sde=False,
+            sde_sample_freq=-1,
+            rollout_buffer_class=rollout_buffer_class,
+            policy_kwargs=policy_kwargs,
+            seed=seed,
+            device=device,
+            error_if_nonfinite=error_if_nonfinite,
+            _init_setup_model=False,
+        )
+        self.n_epochs = n_epochs
+        self.clip_factor = clip_factor
+        self.normalize_advantage = normalize_advantage
+        if _init_setup_model:
+            self._setup_model()
+
+    def train(self) -> None:
+        """Update actor and critic with the gradient of one loss."""
+        clip_factor = self._now("clip_factor")
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        for _ in range(self.n_epochs):
+            for data in self.rollout_buffer.get(batch_size=16):
+                actions = data.actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else data.actions
+                values, log_prob, _ = self.policy.evaluate_actions(data.observations, actions)
+                advantages = data.advantages
+                if self.normalize_advantage:
+                    advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+                ratio = (log_prob - data.old_log_prob).exp()
+                gain = th.min(ratio * advantages, ratio.clamp(1 - clip_factor, 1 + clip_factor) * advantages).mean()
+                loss = self.vf_coef * F.mse_loss(values.flatten(), data.returns) - gain
+                self.policy.optimizer.zero_grad()
+                loss.backward()
+                th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                self.policy.optimizer.step()
+        self._n_updates += 1
+        self.logger.record("train/loss", loss.item())
+        self.logger.record("train/n_updates", self._n_updates)
+
+
+def clipped(env: Any = None, **arguments: Any) -> Clipped:
+    return Clipped("MlpPolicy", make_env() if env is None else env, **{"seed": 0, "device": "cpu", **arguments})
+
+
+def state_of(model: Clipped) -> State:
+    return {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Return the path of a saved model, which nobody writes to."""
+    path = tmp_path_factory.mktemp("clipped") / "model.zip"
+    clipped().learn(32).save(path)
+    return path
+
+
+BAD: list[tuple[str, Any]] = [
+    ("clip_factor", 0.0),
+    ("clip_factor", 1.5),
+    ("clip_factor", math.nan),
+    ("clip_factor", "0.2"),
+    ("clip_factor", None),
+    ("n_epochs", 0),
+    ("n_epochs", 1.5),
+    ("n_steps", 0),
+    ("gamma", 1.5),
+    ("learning_rate", -1.0),
+    ("policy_kwargs", [1]),
+    ("rollout_buffer_class", int),
+    ("error_if_nonfinite", 1),
+    ("device", "nonsense"),
+]
+
+
+@pytest.mark.parametrize("action_space, best", [(BOX, th.ones(64, 3)), (DISCRETE, th.full((64,), 3))], ids=["box", "discrete"])
+def test_algorithm_of_another_kind_learns(action_space: spaces.Space, best: th.Tensor) -> None:
+    """It is an algorithm: what is paid for most becomes more likely."""
+    model = clipped(make_env(action_space=action_space, n_envs=2), n_steps=64, n_epochs=5)
+    observations = th.rand(64, 3, generator=generator(0))
+
+    @th.no_grad()
+    def log_prob_of_best() -> float:
+        return float(model.policy.get_distribution(observations).log_prob(best).mean())
+
+    before = log_prob_of_best()
+    model.learn(4 * 128)
+    assert log_prob_of_best() > before + 0.1
+
+
+@pytest.mark.parametrize("name, value", BAD, ids=str)
+def test_algorithm_refuses_a_bad_argument_at_construction(name: str, value: Any) -> None:
+    """Its own rules count beside those of every algorithm."""
+    with pytest.raises(REFUSALS) as refusal:
+        clipped(**{name: value})
+    assert_names(refusal.value, name, repr(value))
+
+
+@pytest.mark.parametrize("name, value", BAD, ids=str)
+def test_algorithm_refuses_a_bad_argument_at_load(name: str, value: Any, saved: pathlib.Path) -> None:
+    """The same rules, for what replaces a saved argument."""
+    with pytest.raises(REFUSALS) as refusal:
+        Clipped.load(saved, **{"device": "cpu", name: value})
+    assert_names(refusal.value, name, repr(value))
+
+
+@pytest.mark.parametrize("name", ["clip_faktor", "cg_damping", "policy", "arguments"])
+def test_algorithm_refuses_an_unknown_keyword_of_load(name: str, saved: pathlib.Path) -> None:
+    """Known is what its own constructor takes, and nothing of TRPO."""
+    unknown: dict[str, Any] = {name: 0.1}
+    with pytest.raises(TypeError) as refusal:
+        Clipped.load(saved, device="cpu", **unknown)
+    assert_names(refusal.value, name, "clip_factor", "n_epochs")
+
+
+def test_algorithm_refuses_what_a_zip_holds(tmp_path: pathlib.Path) -> None:
+    """Whoever wrote it there; an argument of load repairs it."""
+    model = clipped()
+    model.clip_factor = math.nan
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="clip_factor"):
+        Clipped.load(tmp_path / "model", device="cpu")
+    assert Clipped.load(tmp_path / "model", device="cpu", clip_factor=0.3).clip_factor == 0.3
+
+
+@pytest.mark.parametrize("other", [lambda: PPO("MlpPolicy", make_env(), device="cpu"), small_model], ids=["PPO", "TRPO"])
+def test_algorithm_refuses_the_zip_of_another(other: Any, saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """It says who should have saved it; TRPO does not open its zips either."""
+    other().save(tmp_path / "other")
+    with pytest.raises(ValueError, match="another algorithm, expected one saved by Clipped"):
+        Clipped.load(tmp_path / "other", device="cpu")
+    with pytest.raises(ValueError, match="another algorithm"):
+        TRPO.load(saved, device="cpu")
+
+
+@pytest.mark.parametrize("policy", ["CnnPolicy", int, 3])
+def test_algorithm_refuses_a_policy_that_it_does_not_have(policy: Any) -> None:
+    """The names are those of its own aliases."""
+    with pytest.raises(REFUSALS, match=r"policy must be one of \['MlpPolicy'\]"):
+        Clipped(policy, make_env(), device="cpu")
+
+
+def test_algorithm_refuses_environments_that_it_cannot_learn_from() -> None:
+    """Things that are none, action spaces without a distribution, and other spaces than its own."""
+    with pytest.raises(TypeError, match="env must be"):
+        clipped(3)
+    with pytest.raises(ValueError, match=r"env\.action_space must be"):
+        clipped(RandomEnv(action_space=spaces.Text(3)))
+    with pytest.raises(ValueError, match="ction spaces do not match"):
+        clipped().set_env(make_env(action_space=DISCRETE))
+
+
+def test_schedule_that_cannot_work_is_refused_when_it_is_used() -> None:
+    """At the update, before anything moves: the error names the argument and what it was."""
+    model = clipped(clip_factor=lambda remaining: 0.2 if remaining > 0.4 else math.nan)
+    with pytest.raises(ValueError, match="clip_factor must be a finite number >= 0, got nan"):
+        model.learn(64)
+    assert model._n_updates == 1
+    with pytest.raises(ValueError, match="clip_factor"):
+        clipped(clip_factor=lambda remaining: -1.0)
+
+
+def test_algorithm_comes_back_from_its_zip_and_goes_on(tmp_path: pathlib.Path) -> None:
+    """Weights, optimizer and arguments are those that were saved: the next update is that of one that was not saved."""
+    model = clipped(clip_factor=0.3, n_epochs=3).learn(64)
+    model.save(tmp_path / "model")
+    loaded = Clipped.load(tmp_path / "model", make_env(), device="cpu")
+    assert (loaded.clip_factor, loaded.n_epochs) == (0.3, 3) and not changed(state_of(model), state_of(loaded))
+    model.set_env(make_env())
+    for each in (model, loaded):
+        each.set_random_seed(7)
+        each.learn(32, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 96 and not changed(state_of(model), state_of(loaded))
+
+
+def test_algorithm_leaves_a_whole_file_when_it_cannot_save(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old one to the byte, and no other."""
+    model = clipped()
+    model.save(tmp_path / "model")
+    before = (tmp_path / "model.zip").read_bytes()
+
+    def failing(*_: Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr(th, "save", failing)
+    with pytest.raises(OSError):
+        model.save(tmp_path / "model")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+
+
+@pytest.mark.parametrize(
+    "given", [{"policy": {"log_std": th.full((3,), math.nan)}}, {"policy": {"log_std": th.zeros(4)}}, {"nothing": {}}], ids=str
+)
+def test_algorithm_refuses_parameters_that_do_not_fit(given: Mapping[str, Any]) -> None:
+    """By name, and with every parameter as it was."""
+    model = clipped()
+    before = state_of(model)
+    with pytest.raises(ValueError, match=r"log_std|nothing"):
+        model.set_parameters(dict(given), exact_match=False)
+    assert not changed(before, state_of(model))
+
+
+@pytest.mark.parametrize("place", ["observation", "reward"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_algorithm_learns_from_finite_rollouts_only(place: str, value: str) -> None:
+    """The error names the environment and the step, nothing was updated, and without the fault training goes on."""
+    env = HostileEnv(VECTOR, termination_probability=0.0)
+    model = clipped(DummyVecEnv([lambda: env]))
+    env.fault, env.place = Fault(value, 1), place
+    before = state_of(model)
+    with pytest.raises(ValueError, match=rf"{place} .*environment 0 at step 5 of the rollout must be finite, got .*{value}"):
+        with np.errstate(all="ignore"):
+            model.learn(64)
+    assert model._n_updates == 0 and not changed(before, state_of(model))
+    env.fault = None
+    assert model.learn(64)._n_updates == 2
+
+
+def test_algorithm_does_not_act_with_weights_that_are_not_finite() -> None:
+    """Before an environment is given what they make of it: the error names the parameter."""
+    env = RandomEnv()
+    model = clipped(env).learn(32)
+    with th.no_grad():
+        model.policy.value_net.bias.fill_(math.inf)
+    n_steps = env.n_steps
+    with pytest.raises(ValueError, match=r"value_net\.bias"):
+        model.learn(32, reset_num_timesteps=False)
+    assert env.n_steps == n_steps
+
+
+@pytest.mark.parametrize("log_interval, rows", [(1, ["1", "2", "3"]), (2, ["1", "3"]), (None, [])])
+def test_log_has_the_row_of_the_last_update(log_interval: int | None, rows: list[str], tmp_path: pathlib.Path) -> None:
+    """SB3 writes a row before each update: the last one would never be told."""
+    model = clipped()
+    logger = configure(str(tmp_path), ["csv"])
+    model.set_logger(logger)
+    model.learn(3 * 32, log_interval=log_interval)  # type: ignore[arg-type]
+    logger.close()
+    with open(tmp_path / "progress.csv", newline="") as file:
+        assert [row["train/n_updates"] for row in csv.DictReader(file) if row["train/n_updates"]] == rows

@@ -202,7 +202,7 @@ class TRPO(TrustRegionUpdate):
 
         self._n_updates += 1
         self.last_update = self._report(problem, step, critic, clock.seconds)
-        self.last_update.record(self.logger)
+        self._log(self.last_update)
 
     def _setup_model(self) -> None:
         super()._setup_model()

@@ -126,6 +126,13 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             phase_seconds=phase_seconds,
         )
 
+    def _log(self, report: UpdateReport) -> None:
+        """Hand the numbers of an update to the logger, and say in words what was not as usual."""
+        report.record(self.logger)
+        remark = report.remark()
+        if remark and self.verbose >= 1:
+            self.logger.info(remark)
+
     def _note_path(self, phase: str, path: str) -> None:
         """Keep which way a phase is going, and say so when it changes."""
         if self.paths_in_use.get(phase) != path:

@@ -33,6 +33,11 @@ test: lint type
 test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
+# imitation asks for an older SB3 and works with this one: it is no extra, since its own requirements would take SB3 down with it
+test-imitation: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps imitation==1.0.1
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m imitation tests/test_imitation.py
+
 # Each of several hundred mistakes in the numerics must be noticed by a test; half an hour
 mutation: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[mutation]"
@@ -51,4 +56,4 @@ bench-returns: $(INSTALLED)
 
 commit-checks: format lint type
 
-.PHONY: install demo format lint type test test-slow mutation bench bench-returns commit-checks
+.PHONY: install demo format lint type test test-slow test-imitation mutation bench bench-returns commit-checks

@@ -20,7 +20,7 @@ from sb3_trpo.fast.actors import lean_actor
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
 from sb3_trpo.guards.arguments import Rules, check_arguments
 from sb3_trpo.guards.finite import unvalidated_distributions
-from sb3_trpo.hyperparameters import OF_EVERY_TRPO, SCHEDULES, TRPO_RULES
+from sb3_trpo.hyperparameters import OF_EVERY_TRPO, TRPO_RULES
 from sb3_trpo.metrics import PhaseClock, UpdateReport
 from sb3_trpo.objective import Batch, normalize_advantages
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -184,8 +184,7 @@ class TRPO(TrustRegionUpdate):
 
     def train(self) -> None:
         """Update the policy inside the trust region, then the critic, using the current rollout buffer."""
-        for name in SCHEDULES:
-            self._now(name)  # before anything moves: a schedule may return what cannot work
+        self._check_before_update()
         # Eval mode throughout: with dropout or batch statistics the ratio would not start at 1
         self.policy.set_training_mode(False)
         self._update_learning_rate(self.policy.optimizer)
@@ -204,8 +203,8 @@ class TRPO(TrustRegionUpdate):
         self.last_update = self._report(problem, step, critic, clock.seconds)
         self._log(self.last_update)
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
+    def _check_attributes(self) -> None:
+        super()._check_attributes()
         if self.std_damping is not None and not hasattr(self.policy, "log_std"):
             raise ValueError(
                 f"std_damping is for actions with a standard deviation, those of a Box, got {self.std_damping} for "

@@ -38,6 +38,12 @@ test-imitation: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps imitation==1.0.1
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m imitation tests/test_imitation.py
 
+# The old Gym lies in a folder of its own, where SB3 finds it in this run only
+test-gym: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/old_gym gym==0.26.2 gym_notices
+	$(BIN)/python -m pip install --quiet "shimmy>=2.0"
+	PYTHONPATH=$(VENV)/old_gym OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_environments_accepted.py
+
 # Each of several hundred mistakes in the numerics must be noticed by a test; half an hour
 mutation: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[mutation]"
@@ -56,4 +62,4 @@ bench-returns: $(INSTALLED)
 
 commit-checks: format lint type
 
-.PHONY: install demo format lint type test test-slow test-imitation mutation bench bench-returns commit-checks
+.PHONY: install demo format lint type test test-slow test-imitation test-gym mutation bench bench-returns commit-checks

@@ -67,7 +67,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.error_if_nonfinite = error_if_nonfinite
         made = made_env(env, verbose)
         with closed_if_refused(made, env):
-            super().__init__(policy, made, verbose=verbose, **arguments)  # type: ignore[arg-type]
+            super().__init__(policy, made, verbose=verbose, **arguments)
         # Ours to close, until the model is built and the user's with it
         self._made_env = None if made is env else made
 
@@ -89,8 +89,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _check_numbers(self) -> None:
         """Turn NumPy's numbers into Python's, and refuse those that cannot work together."""
-        for name in self.rules:
-            value = vars(self).get(name)
+        for name, value in list(vars(self).items()):
             if isinstance(value, np.generic):
                 # Not all of SB3 and torch takes NumPy's numbers, and they keep a zip from being loaded with weights only
                 setattr(self, name, value.item())
@@ -109,8 +108,10 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         :raises TypeError: naming the attribute and its value, if that is not of the right type
         :raises ValueError: the same, if it is out of range, or if the model was built with another and cannot take it over
         """
-        check_arguments(self.rules, vars(self), ask_schedules=False)
-        self._check_numbers()
+        if self._as_built.is_anything_set(self, self.rules):
+            check_arguments(self.rules, vars(self), ask_schedules=False)
+            self._check_numbers()
+            self._as_built.note(self, self.rules)
         self._as_built.take_over(self)
 
     def _check_before_update(self) -> None:

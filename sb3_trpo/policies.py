@@ -46,9 +46,12 @@ class CountsFromZero(BasePolicy):
     It is done in the policy and not in the environment, since people evaluate it in environments of their own.
     """
 
-    def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
+    def extract_features(  # type: ignore[override]
+        self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
+    ) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
         """Preprocess observations and extract features (see SB3's ``BaseModel.extract_features`` for the parameters)."""
-        return super().extract_features(from_zero(obs, self.observation_space), features_extractor)
+        counted = from_zero(obs, self.observation_space)
+        return super().extract_features(counted, features_extractor)  # type: ignore[arg-type]
 
 
 class MlpPolicy(ActorCriticPolicy, CountsFromZero):

@@ -60,7 +60,7 @@ class WithoutReward(RandomEnv):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.after -= 1
         observation, reward, *rest = super().step(action)
-        return (observation, reward if self.after >= 0 else math.nan, *rest)  # type: ignore[return-value]
+        return (observation, reward if self.after >= 0 else math.nan, *rest)
 
 
 def with_ledger(model: TRPO) -> Ledger:

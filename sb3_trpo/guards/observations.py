@@ -56,7 +56,7 @@ def _extractor_of(policy_class: type[BasePolicy], policy_kwargs: Mapping[str, An
     for cls in policy_class.__mro__:
         if "__init__" not in vars(cls):
             continue
-        parameter = inspect.signature(cls.__init__).parameters.get("features_extractor_class")
+        parameter = inspect.signature(vars(cls)["__init__"]).parameters.get("features_extractor_class")
         if parameter is not None and isinstance(parameter.default, type):
             return parameter.default
         if cls.__module__.split(".")[0] not in ("stable_baselines3", "sb3_contrib", "sb3_trpo"):

@@ -1,5 +1,6 @@
 """What user code sets while a model trains: looked at where it is used, and refused before anything moves."""
 
+from collections.abc import Iterable
 from operator import attrgetter, is_
 from typing import Any
 
@@ -36,9 +37,18 @@ class AsBuilt:
 
     def __init__(self, model: OnPolicyAlgorithm):
         self.values = {name: getattr(model, name, None) for name in (*FIXED, *COPIED, "learning_rate", "lr_schedule")}
+        self.noted: list[Any] | None = None
         # A buffer or a policy of the user's own may have ways of its own
         self.buffer_has_n_steps = model.rollout_buffer.buffer_size == model.n_steps
         self.policy_has_use_sde = getattr(model.policy, "use_sde", None) == model.use_sde
+
+    def is_anything_set(self, model: OnPolicyAlgorithm, names: Iterable[str]) -> bool:
+        """Whether an attribute is another object than when they were noted last; most times none is, and nothing to check."""
+        return self.noted is None or not all(map(is_, map(vars(model).get, names), self.noted))
+
+    def note(self, model: OnPolicyAlgorithm, names: Iterable[str]) -> None:
+        """Keep the attributes as they are, found to be good."""
+        self.noted = list(map(vars(model).get, names))
 
     def _is_set(self, model: OnPolicyAlgorithm, name: str) -> bool:
         return not _is_same(getattr(model, name, None), self.values[name])
@@ -101,7 +111,14 @@ class WatchedAttributes:
     def on_step(self) -> bool:
         """Pass the step on, and look again if what the next one uses was set."""
         goes_on = self.callback.on_step()
-        if goes_on and not all(map(is_, _used_at_a_step(self.model), self.used)):
+        model, (gamma, gae_lambda, use_sde, sde_sample_freq) = self.model, self.used
+        # By identity and one by one, since this is done at every step
+        if goes_on and not (
+            model.gamma is gamma
+            and model.gae_lambda is gae_lambda
+            and model.use_sde is use_sde
+            and model.sde_sample_freq is sde_sample_freq
+        ):
             try:
                 self._look()
             except (TypeError, ValueError):

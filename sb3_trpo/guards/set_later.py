@@ -20,7 +20,7 @@ FIXED = {
 # What the rollout buffer holds copies of
 COPIED = ("gamma", "gae_lambda")
 # What each step of a rollout uses
-_used_at_a_step = attrgetter("gamma", "gae_lambda", "use_sde", "sde_sample_freq")
+_used_at_a_step = attrgetter("gamma", "gae_lambda", "use_sde", "sde_sample_freq", "device")
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -111,13 +111,14 @@ class WatchedAttributes:
     def on_step(self) -> bool:
         """Pass the step on, and look again if what the next one uses was set."""
         goes_on = self.callback.on_step()
-        model, (gamma, gae_lambda, use_sde, sde_sample_freq) = self.model, self.used
+        model, (gamma, gae_lambda, use_sde, sde_sample_freq, device) = self.model, self.used
         # By identity and one by one, since this is done at every step
         if goes_on and not (
             model.gamma is gamma
             and model.gae_lambda is gae_lambda
             and model.use_sde is use_sde
             and model.sde_sample_freq is sde_sample_freq
+            and model.device is device
         ):
             try:
                 self._look()

@@ -35,7 +35,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
     ``train()`` as for SB3, and may override :meth:`_collect` and :meth:`_finish_load`.
 
     :param policy: The policy model to use: one of ``policy_aliases``, or a class
-    :param env: The environment to learn from (if registered in Gymnasium, can be str)
+    :param env: The environment to learn from (if registered in Gymnasium, can be str or EnvSpec)
     :param error_if_nonfinite: Whether a reward, observation or action that is NaN or infinite is an error, raised at once
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :param arguments: those of SB3's ``OnPolicyAlgorithm``

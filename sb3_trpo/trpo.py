@@ -39,7 +39,7 @@ class TRPO(TrustRegionUpdate):
     in their meaning is said here and in the README.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
-    :param env: The environment to learn from (if registered in Gymnasium, can be str)
+    :param env: The environment to learn from (if registered in Gymnasium, can be str or EnvSpec)
     :param learning_rate: The learning rate of the value function, it can be a function of the current progress remaining
         (from 1 to 0). The policy has none: its step is as long as the trust region allows
     :param n_steps: The number of steps to run for each environment per update

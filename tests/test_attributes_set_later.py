@@ -96,8 +96,8 @@ def test_every_argument_that_is_an_attribute_is_set_below() -> None:
     assert set(BAD) == set(TRPO.rules) & set(vars(small_model()))
 
 
-# Each name in each hook, each value in one
-CASES = [(name, values[0], hook) for name, values in BAD.items() for hook in HOOKS]
+# Each name in two hooks of the four, each further value in one
+CASES = [(name, values[0], hook) for index, (name, values) in enumerate(BAD.items()) for hook in HOOKS[index % 2 :: 2]]
 CASES += [(name, value, "rollout_end") for name, values in BAD.items() for value in values[1:]]
 
 
@@ -144,7 +144,7 @@ FIXED: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("hook", ["rollout_start", "step"])
 @pytest.mark.parametrize("case", FIXED)
 def test_value_that_comes_too_late_is_refused(case: str, hook: str) -> None:
     """What policy and buffer were built from would go unheard, or crash; the error says what was there and what came."""
@@ -227,7 +227,7 @@ class Returns(BaseCallback):
         self.kept.append((self.model.rollout_buffer.returns.ravel().copy(), expected))
 
 
-@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("hook", ["rollout_start", "step", "rollout_end"])
 @pytest.mark.parametrize("name, value", [("gamma", 0.5), ("gae_lambda", 0.2), ("gamma", np.float32(0.25))])
 @pytest.mark.parametrize("fast", [True, False])
 def test_discount_set_later_is_that_of_the_returns(name: str, value: Any, hook: str, fast: bool) -> None:

@@ -160,7 +160,10 @@ def test_value_that_comes_too_late_is_refused(case: str, hook: str) -> None:
 @pytest.mark.parametrize("fast", [True, False])
 def test_noise_switched_on_in_the_middle_of_a_rollout_is_refused(fast: bool) -> None:
     """SB3 asks for it at each step."""
-    both = lambda model: (setattr(model, "sde_sample_freq", 4), setattr(model, "use_sde", True))  # noqa: E731
+
+    def both(model: TRPO) -> None:
+        model.sde_sample_freq, model.use_sde = 4, True
+
     with pytest.raises(ValueError, match="use_sde must stay False, as the policy was built, got True"):
         small_model(fast=fast).learn(128, callback=At("step", both))
     model = small_model(use_sde=True, fast=fast)
@@ -199,6 +202,7 @@ def slow_returns(model: TRPO, gamma: float, gae_lambda: float) -> np.ndarray:
     with th.no_grad():
         last = model.policy.predict_values(th.as_tensor(model._last_obs)).numpy().ravel()
     values = np.append(buffer.values.ravel(), last)
+    assert model._last_episode_starts is not None
     starts = np.append(buffer.episode_starts.ravel(), model._last_episode_starts)
     n = len(values) - 1
     errors = buffer.rewards.ravel() + gamma * values[1:] * (1 - starts[1:]) - values[:-1]

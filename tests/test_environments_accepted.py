@@ -28,7 +28,9 @@ from tests.environments import BOX, DISCRETE, IMAGE, VECTOR, RandomEnv, make_env
 class Counted(RandomEnv):
     """Counts how many of it are made and closed."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "human"]}
+    metadata: dict[str, Any] = {  # noqa: RUF012 - as Gymnasium declares it
+        "render_modes": ["rgb_array", "human"]
+    }
     made: ClassVar[list[str | None]] = []
     n_closed: ClassVar[int] = 0
 
@@ -44,7 +46,9 @@ class Counted(RandomEnv):
 class Unrenderable(RandomEnv):
     """Takes no render mode, whatever it says."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+    metadata: dict[str, Any] = {  # noqa: RUF012 - as Gymnasium declares it
+        "render_modes": ["rgb_array"]
+    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +71,7 @@ def registered() -> Iterator[None]:
     }
     for name, arguments in kinds.items():
         gymnasium.register(name, entry_point=Counted, kwargs=arguments, disable_env_checker=True)
-    gymnasium.register("Unrenderable-v0", entry_point=Unrenderable, disable_env_checker=True)
+    gymnasium.register("Unrenderable-v0", entry_point=f"{__name__}:Unrenderable", disable_env_checker=True)
     yield
     for name in (*kinds, "Unrenderable-v0"):
         del gymnasium.registry[name]
@@ -276,7 +280,7 @@ def real_gym(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     return gym.Env, lambda shape: gym.spaces.Box(-1.0, 1.0, shape, np.float32)
 
 
-def old_envs(base: Any, box: Any, action_shape: tuple[int, ...] = (3,)) -> tuple[type, type]:
+def old_envs(base: Any, box: Any, action_shape: tuple[int, ...] = (3,)) -> tuple[Any, Any]:
     """Return environments of Gym 0.26 and of Gym 0.21, which differ in what reset and step give."""
 
     class Old26(base):

@@ -96,9 +96,9 @@ def test_prediction_is_of_the_state_and_not_of_its_label(name: str, tmp_path: pa
     from_zero_env, labelled_env = pair_of_envs(name)
     theirs, ours = trained(from_zero_env, name), trained(labelled_env, name)
     ours.save(tmp_path / "model")
-    ours.policy.save(tmp_path / "policy.pt")
+    ours.policy.save(str(tmp_path / "policy.pt"))
     loaded = TRPO.load(tmp_path / "model", device="cpu")
-    alone = type(ours.policy).load(tmp_path / "policy.pt", device="cpu")
+    alone = type(ours.policy).load(str(tmp_path / "policy.pt"), device="cpu")
     labels, plain = samples(ours.observation_space), samples(theirs.observation_space)
     assert str(labels) != str(plain)
     for label, state in zip(labels, plain, strict=True):
@@ -113,16 +113,19 @@ def test_prediction_is_of_the_state_and_not_of_its_label(name: str, tmp_path: pa
     for ask in ("predict_values", "extract_features"):
         values = [getattr(model.policy, ask)(one) for model, one in zip((ours, theirs), tensors, strict=True)]
         np.testing.assert_array_equal(*[part[0].detach().numpy() for part in values])
-    distributions = [m.policy.get_distribution(t).distribution.logits for m, t in zip((ours, theirs), tensors, strict=True)]
-    assert th.equal(*distributions)
+    logits: list[Any] = []
+    for model, one in zip((ours, theirs), tensors, strict=True):
+        distribution: Any = model.policy.get_distribution(one).distribution
+        logits.append(distribution.logits)
+    assert th.equal(*logits)
 
 
 def test_prediction_of_python_numbers() -> None:
     """A state may be an int, as an environment of a user's own gives it."""
     _, env = pair_of_envs("below zero")
-    model = trained(env, "below zero")
+    predict: Any = trained(env, "below zero").predict
     for state in range(-3, 1):
-        assert model.predict(state, deterministic=True)[0] == model.predict(np.int64(state), deterministic=True)[0]
+        assert predict(state, deterministic=True)[0] == predict(np.array(state), deterministic=True)[0]
 
 
 @pytest.mark.parametrize("name", ["discrete", "dict"])
@@ -161,7 +164,7 @@ REFUSED: dict[str, tuple[spaces.Space, str, str]] = {
     "empty": (spaces.Box(0.0, 5.0, (0,)), "env.observation_space", "constant"),
     "empty axis": (spaces.Box(0.0, 5.0, (4, 0)), "env.observation_space", "constant"),
     "no factors": (spaces.MultiDiscrete(np.zeros(0, dtype=np.int64)), "env.observation_space", "constant"),
-    "two axes": (spaces.MultiDiscrete([[4, 5]]), "env.observation_space", "FlattenObservation"),
+    "two axes": (spaces.MultiDiscrete(np.array([[4, 5]])), "env.observation_space", "FlattenObservation"),
     "tuple": (spaces.Tuple([spaces.Discrete(3), VECTOR]), "env.observation_space", "FlattenObservation"),
     "nested tuple": (spaces.Tuple([spaces.Dict(a=VECTOR)]), "env.observation_space", "FlattenObservation"),
     "text": (spaces.Text(4), "env.observation_space", "encode it as a Box"),
@@ -176,7 +179,11 @@ REFUSED: dict[str, tuple[spaces.Space, str, str]] = {
         "env.observation_space['none']",
         "leave it out",
     ),
-    "two axes in a dict": (spaces.Dict(b=spaces.MultiDiscrete([[4, 5]])), "env.observation_space['b']", "FlattenObservation"),
+    "two axes in a dict": (
+        spaces.Dict(b=spaces.MultiDiscrete(np.array([[4, 5]]))),
+        "env.observation_space['b']",
+        "FlattenObservation",
+    ),
     "dict in a dict": (spaces.Dict(a=VECTOR, arm=spaces.Dict(b=VECTOR)), "env.observation_space['arm']", "FlattenObservation"),
     "tuple in a dict": (spaces.Dict(hand=spaces.Tuple([VECTOR])), "env.observation_space['hand']", "FlattenObservation"),
     "text in a dict": (spaces.Dict(a=VECTOR, said=spaces.Text(4)), "env.observation_space['said']", "encode it as a Box"),
@@ -240,7 +247,7 @@ def test_dict_is_refused_for_a_perceptron_given_as_a_class() -> None:
 
 WAYS_OUT: dict[str, Any] = {
     "scalar": (spaces.Box(0.0, 5.0, ()), lambda env: ReshapeObservation(env, (1,))),
-    "two axes": (spaces.MultiDiscrete([[4, 5], [2, 2]]), FlattenObservation),
+    "two axes": (spaces.MultiDiscrete(np.array([[4, 5], [2, 2]])), FlattenObservation),
     "tuple": (spaces.Tuple([spaces.Discrete(3), VECTOR]), FlattenObservation),
     "dict in a dict": (spaces.Dict(a=VECTOR, arm=spaces.Dict(b=VECTOR)), FlattenObservation),
 }

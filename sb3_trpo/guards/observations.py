@@ -127,5 +127,7 @@ def _check_network(name: str, space: spaces.Space, *, convolutions: bool) -> Non
         _refuse(name, space, "have bounds", "infinite ones, where there are none")
     if convolutions and min((space.shape or ())[1:]) < SMALLEST_IMAGE:
         must = f"be an image of at least {SMALLEST_IMAGE} x {SMALLEST_IMAGE} for SB3's NatureCNN"
-        way_out = "enlarge it (gymnasium.wrappers.ResizeObservation), or do without convolutions: 'MlpPolicy', a features_extractor_class of your own"
+        way_out = (
+            "enlarge it (gymnasium.wrappers.ResizeObservation), or take 'MlpPolicy' or a features_extractor_class of yours"
+        )
         _refuse(name, space, must, way_out)

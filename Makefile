@@ -39,6 +39,17 @@ test: lint type
 test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
+# imitation asks for an older SB3 and works with this one: it is no extra, since its own requirements would take SB3 down with it
+test-imitation: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps imitation==1.0.1
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m imitation tests/promises/test_imitation.py
+
+# The old Gym lies in a folder of its own, where SB3 finds it in this run only
+test-gym: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/old_gym gym==0.26.2 gym_notices
+	$(BIN)/python -m pip install --quiet "shimmy>=2.0"
+	PYTHONPATH=$(VENV)/old_gym OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/promises/test_environments_accepted.py
+
 # Each of several hundred mistakes in the numerics must be noticed by a test; half an hour
 mutation: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[mutation]"
@@ -57,4 +68,4 @@ bench-returns: $(INSTALLED)
 
 commit-checks: format lint type
 
-.PHONY: install demo format lint type quick test test-slow mutation bench bench-returns commit-checks
+.PHONY: install demo format lint type quick test test-slow test-imitation test-gym mutation bench bench-returns commit-checks

@@ -17,11 +17,13 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.guards.arguments import RULES, Rules, check_arguments, check_policy, check_policy_fits, value_at
-from sb3_trpo.guards.environments import checked_env
+from sb3_trpo.guards.environments import as_env, closed_if_refused, made_env, wrapped_env
 from sb3_trpo.guards.finite import NonFiniteError, finite_rollout, finite_statistics
 from sb3_trpo.guards.model_zip import path_to_write, saved_names, written_whole
+from sb3_trpo.guards.observations import check_observation_space
 from sb3_trpo.guards.parameters import check_parameters
 from sb3_trpo.guards.process import building
+from sb3_trpo.guards.set_later import AsBuilt, WatchedAttributes
 from sb3_trpo.randomness import RandomNumbers
 
 SelfChecked = TypeVar("SelfChecked", bound="CheckedOnPolicyAlgorithm")
@@ -35,7 +37,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
     ``train()`` as for SB3, and may override :meth:`_collect` and :meth:`_finish_load`.
 
     :param policy: The policy model to use: one of ``policy_aliases``, or a class
-    :param env: The environment to learn from (if registered in Gymnasium, can be str)
+    :param env: The environment to learn from (if registered in Gymnasium, can be str or EnvSpec)
     :param error_if_nonfinite: Whether a reward, observation or action that is NaN or infinite is an error, raised at once
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :param arguments: those of SB3's ``OnPolicyAlgorithm``
@@ -49,6 +51,10 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
     expected_in_zip: ClassVar[Set[str]] = frozenset()
     saved_by: ClassVar[str] = "an on-policy algorithm"
 
+    # Which model is in `learn`, if any
+    _learning: int | None = None
+    _made_env: Any = None
+
     def __init__(
         self,
         policy: str | type,
@@ -60,17 +66,37 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
     ):
         check_arguments(self.rules, {"error_if_nonfinite": error_if_nonfinite, "verbose": verbose, **arguments})
         check_policy(policy, self.policy_aliases)
-        if env is not None:
-            env = checked_env(env, verbose)
         self.error_if_nonfinite = error_if_nonfinite
-        super().__init__(policy, env, verbose=verbose, **arguments)  # type: ignore[arg-type]
+        made = made_env(env, verbose)
+        with closed_if_refused(made, env):
+            super().__init__(policy, made, verbose=verbose, **arguments)
+        # Ours to close, until the model is built and the user's with it
+        self._made_env = None if made is env else made
 
     def _setup_model(self) -> None:
         # Also what `load` calls once it has put saved and given arguments in place
-        if getattr(self, "observation_space", None) is None:
-            checked_env(None)
-        check_arguments(self.rules, vars(self))
-        for name, value in vars(self).items():
+        with closed_if_refused(self._made_env, None):
+            if getattr(self, "observation_space", None) is None:
+                as_env(None)
+            check_arguments(self.rules, vars(self))
+            self._check_numbers()
+            check_policy_fits(self.policy_class, self.observation_space, self.policy_kwargs)
+            check_observation_space(self.observation_space, self.policy_class, self.policy_kwargs)
+            saved = vars(self).get("_random")
+            with building:
+                super()._setup_model()
+            if saved is not None and saved.seed == self.seed:
+                # A model that was saved goes on with the numbers that it would have drawn
+                self._random = saved
+            self._as_built = AsBuilt(self)
+            self._check_attributes()
+        self._made_env = None
+
+    # What is set later is checked when it is used
+
+    def _check_numbers(self) -> None:
+        """Turn NumPy's numbers into Python's, and refuse those that cannot work together."""
+        for name, value in list(vars(self).items()):
             if isinstance(value, np.generic):
                 # Not all of SB3 and torch takes NumPy's numbers, and they keep a zip from being loaded with weights only
                 setattr(self, name, value.item())
@@ -79,13 +105,6 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 f"n_steps * n_envs must be at least 2 with normalize_advantage=True, "
                 f"got n_steps={self.n_steps} and n_envs={self.n_envs}"
             )
-        check_policy_fits(self.policy_class, self.observation_space, self.policy_kwargs)
-        saved = vars(self).get("_random")
-        with building:
-            super()._setup_model()
-        if saved is not None and saved.seed == self.seed:
-            # A model that was saved goes on with the numbers that it would have drawn
-            self._random = saved
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
@@ -101,7 +120,31 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         if self.verbose >= 1:
             print(message)  # noqa: T201
 
-    # What is set later is checked when it is used
+    def _check_attributes(self) -> None:
+        """
+        Refuse what user code has set to what cannot work. A hook for algorithms that have more to check.
+
+        Called at each rollout and update, and after a step whose callback has set one that the next step uses.
+
+        :raises TypeError: naming the attribute and its value, if that is not of the right type
+        :raises ValueError: the same, if it is out of range, or if the model was built with another and cannot take it over
+        """
+        if self._as_built.is_anything_set(self, self.rules):
+            check_arguments(self.rules, vars(self), ask_schedules=False)
+            self._check_numbers()
+            self._as_built.note(self, self.rules)
+        self._as_built.take_over(self)
+
+    def _check_before_update(self) -> None:
+        """Refuse what cannot work before anything moves, what a schedule returns now included."""
+        self._check_attributes()
+        for name, rule in self.rules.items():
+            if rule.schedule:
+                self._now(name)
+        # What the optimizer follows, and users set
+        if not callable(self.lr_schedule):
+            raise TypeError(f"lr_schedule must be a function of the progress remaining, got {self.lr_schedule!r}")
+        value_at("lr_schedule", self.lr_schedule, progress_remaining=self._current_progress_remaining)
 
     def _now(self, name: str) -> float:
         """Return what an argument that may be a schedule is at this point of the training."""
@@ -120,15 +163,21 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         Collect experience with the current policy (see SB3's ``OnPolicyAlgorithm.collect_rollouts`` for the parameters).
 
         :raises ValueError: with ``error_if_nonfinite``, naming the environment and the step of the rollout, or the parameter
+        :raises TypeError: naming an attribute that a callback has set, and its value (also a ``ValueError``)
         """
+        self._check_attributes()
         try:
             watched = finite_rollout(self, env, callback, rollout_buffer, required=self.error_if_nonfinite)
             with finite_statistics(self), watched as watched_callback:
-                return self._collect(env, watched_callback, rollout_buffer, n_rollout_steps)
+                goes_on = self._collect(env, WatchedAttributes(watched_callback, self), rollout_buffer, n_rollout_steps)
         except NonFiniteError:
             # The next call of `learn` is not to go on in the middle of it
             self._last_obs = None
             raise
+        if not goes_on or self.num_timesteps >= self._total_timesteps:
+            # The last one: who is called once training has ended may set another environment
+            self._learning = None
+        return goes_on
 
     def _collect(self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         """Fill the buffer: a hook for algorithms that do not collect as SB3 does; parameters and result as there."""
@@ -151,7 +200,11 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         SB3 writes its log before each update; here what the last one did is written too, once training has ended.
         """
         self._logs_anything = log_interval is not None
-        super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        self._learning = id(self)
+        try:
+            super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        finally:
+            self._learning = None
         if self._logs_anything and self.logger.name_to_value:
             super().dump_logs()
         return self
@@ -167,16 +220,30 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         Set the environment to learn from (see SB3's ``BaseAlgorithm.set_env`` for the parameters).
 
+        :raises TypeError: if it is no environment
         :raises ValueError: if its spaces or the number of its copies are not those of the model, which stays as it is
+        :raises RuntimeError: while the model learns
         """
-        env = checked_env(env, self.verbose)
-        n_envs = env.num_envs if isinstance(env, VecEnv) else 1
-        if n_envs != self.n_envs:
-            raise ValueError(
-                f"env must hold {self.n_envs} environments as the model's own does, got {n_envs}; "
-                "`load(path, env)` takes a model to another number of them"
+        # Of this very model: a copy that a callback makes of it is not learning
+        if self._learning == id(self):
+            raise RuntimeError(
+                "set_env cannot be called while the model learns: a rollout is of one environment. Call set_env between two "
+                "calls of learn, the second with reset_num_timesteps=False; a callback ends the first by returning False"
             )
-        super().set_env(env, force_reset)
+        made = made_env(env, self.verbose)
+        with closed_if_refused(made, env):
+            wrapped = self._wrap_env(made, self.verbose)
+            if wrapped.num_envs != self.n_envs:
+                raise ValueError(
+                    f"env must hold {self.n_envs} environments as the model's own does, got {wrapped.num_envs}; "
+                    "`load(path, env)` takes a model to another number of them"
+                )
+            super().set_env(wrapped, force_reset)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        # What constructor, `load` and `set_env` all come by
+        return wrapped_env(env, lambda converted: OnPolicyAlgorithm._wrap_env(converted, verbose, monitor_wrapper))
 
     def save(
         self,
@@ -195,7 +262,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             super().save(file, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_logs_anything"]
+        return [*super()._excluded_save_params(), "_logs_anything", "_learning", "_made_env", "_as_built"]
 
     @classmethod
     def _names_of_arguments(cls) -> set[str]:
@@ -228,22 +295,23 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 raise TypeError(f"load() got an unexpected keyword argument {name}={value!r}, expected one of {sorted(known)}")
         given = {"device": device, "custom_objects": custom_objects}
         check_arguments(cls.rules, kwargs | given | {"print_system_info": print_system_info, "force_reset": force_reset})
-        if env is not None:
-            env = checked_env(env)
         if "stats_window_size" in kwargs:
             # SB3 keeps it under another name, and the buffer that it sizes apart
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
             kwargs["ep_info_buffer"] = kwargs["ep_success_buffer"] = None
         for name in {"policy_kwargs", "rollout_buffer_kwargs"} & kwargs.keys():
             kwargs[name] = kwargs[name] or {}
-        try:
-            model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-        except (TypeError, ValueError) as error:
-            # SB3 and the networks name what does not fit, not whose doing it is
-            in_place = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise (kind(f"{error} (with {in_place} in place of what was saved)") if kwargs else error) from error
-        model._finish_load(names, {*kwargs, *(custom_objects or {})})
+        made = made_env(env)
+        with closed_if_refused(made, env):
+            converted = None if made is None else as_env(made)
+            try:
+                model = super().load(path, converted, device, custom_objects, print_system_info, force_reset, **kwargs)
+            except (TypeError, ValueError) as error:
+                # SB3 and the networks name what does not fit, not whose doing it is
+                in_place = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise (kind(f"{error} (with {in_place} in place of what was saved)") if kwargs else error) from error
+            model._finish_load(names, {*kwargs, *(custom_objects or {})})
         return model
 
     def _finish_load(self, saved: Collection[str], given: Collection[str]) -> None:

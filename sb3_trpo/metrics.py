@@ -9,6 +9,39 @@ from stable_baselines3.common.logger import Logger
 from sb3_trpo.critic import CriticFit
 from sb3_trpo.trust_region import TrustRegionStep
 
+# The logger gets numbers, since its readers average and plot them: words stand here, in the report and in its remark
+UPDATE_STATUSES = {
+    "accepted": "the policy moved",
+    "parameters_not_finite": "a parameter of the policy is NaN or infinite",
+    "observations_not_finite": "an observation of the rollout is NaN or infinite",
+    "actions_not_finite": "an action of the rollout is NaN or infinite",
+    "log_probabilities_not_finite": "a log-probability of the rollout is NaN or infinite",
+    "values_not_finite": "a value of the rollout is NaN or infinite",
+    "rewards_not_finite": "a reward of the rollout is NaN or infinite",
+    "advantages_not_finite": "an advantage of the rollout is NaN or infinite",
+    "returns_not_finite": "a return of the rollout is NaN or infinite",
+    "gradient_zero": "the surrogate has no slope here: advantages that are all the same, for one",
+    "gradient_not_finite": "the surrogate's gradient is NaN or infinite",
+    "limit_zero": "a schedule of `target_kl` has come to its end",
+    "curvature_not_positive": "the Fisher matrix gives the step no length",
+    "direction_not_ascent": "the direction found does not lead up",
+    "line_search_failed": "no candidate kept the limit and improved the surrogate",
+}
+CRITIC_STATUSES = {
+    "fitted": "every minibatch made its step",
+    "steps_skipped": "some minibatches made no step, since their loss or gradient was not finite",
+    "undone": "the fit led away from the finite numbers or moved the policy: the critic is bit for bit what it was",
+}
+# Ways in which the conjugate gradients can end that say that something is wrong with the Fisher products
+CG_FAILURES = {
+    "curvature": "a direction had no positive curvature",
+    "not_finite": "the next iterate was not finite",
+}
+
+
+def _in_words(status: str, meanings: dict[str, str]) -> str:
+    return f"{status} ({meanings[status]})" if status in meanings else status
+
 
 class PhaseClock:
     """Measures the wall time of phases that follow each other: each begins where the one before it ends."""
@@ -66,13 +99,24 @@ class UpdateReport(NamedTuple):
             if value is not None:
                 logger.record(key, value, exclude=metric.exclude)
 
+    def remark(self) -> str | None:
+        """Say in one line what was not as usual in this update, ``None`` if there is nothing to say."""
+        step, critic, remarks = self.step, self.critic, []
+        if not step.accepted:
+            remarks.append(f"{_in_words(step.status, UPDATE_STATUSES)}, the policy is bit for bit what it was")
+        elif step.conjugate_gradient is not None and step.conjugate_gradient.stopped_by in CG_FAILURES:
+            remarks.append(f"conjugate gradients stopped by {_in_words(step.conjugate_gradient.stopped_by, CG_FAILURES)}")
+        if critic is not None and critic.status != "fitted":
+            remarks.append(f"critic {_in_words(critic.status, CRITIC_STATUSES)}")
+        return f"update {self.n_updates}: {'; '.join(remarks)}" if remarks else None
+
 
 class Metric(NamedTuple):
     """
     One row of the table of metrics.
 
     :param meaning: what the number says, with its unit
-    :param of: takes it out of a report, ``None`` where there is none
+    :param of: takes it out of a report: a number whose mean over several updates says something, ``None`` where there is none
     :param exclude: SB3's logger formats that do not get it
     """
 
@@ -82,16 +126,11 @@ class Metric(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-    "train/update_status": Metric(
-        "`accepted`, or why the policy is bit for bit what it was. Of the policy: `parameters_not_finite`. Of the rollout: "
-        "`observations_not_finite`, `actions_not_finite`, `log_probabilities_not_finite`, `values_not_finite`, "
-        "`rewards_not_finite`, `advantages_not_finite`, `returns_not_finite`. Of the step: `gradient_zero`, "
-        "`gradient_not_finite`, `limit_zero` (a schedule of `target_kl` has come to its end), `curvature_not_positive`, "
-        "`direction_not_ascent`, `line_search_failed` (no candidate kept the limit and improved the surrogate)",
-        lambda report: report.step.status,
-        exclude="tensorboard",
+    "train/update_accepted": Metric(
+        "1 if the policy moved, 0 if it is bit for bit what it was; why it is, is in `model.last_update.step.status`",
+        lambda report: int(report.step.accepted),
     ),
-    "train/is_line_search_success": Metric("1 if the policy moved, else 0", lambda report: int(report.step.accepted)),
+    "train/is_line_search_success": Metric("the same, under contrib's name", lambda report: int(report.step.accepted)),
     "train/kl_divergence_loss": Metric(
         "measured mean KL(old ‖ new) of the step kept, in nats, summed over action dimensions; 0 if none was kept",
         lambda report: report.step.mean_kl,
@@ -123,21 +162,18 @@ METRICS: dict[str, Metric] = {
         lambda report: report.step.conjugate_gradient and report.step.conjugate_gradient.n_iterations,
     ),
     "train/cg_damping": Metric("β, `cg_damping` as it was for this update", lambda report: report.damping),
-    "train/cg_stopped_by": Metric(
-        "`converged`, `max_iterations`, or what was wrong with the next iterate: `curvature` (not positive), `stagnated`, "
-        "`not_finite`",
-        lambda report: report.step.conjugate_gradient and report.step.conjugate_gradient.stopped_by,
-        exclude="tensorboard",
+    "train/cg_converged": Metric(
+        "1 if they reached their tolerance, 0 if they were stopped before, mostly by `cg_max_steps`",
+        lambda report: report.step.conjugate_gradient and int(report.step.conjugate_gradient.stopped_by == "converged"),
     ),
     "train/cg_residual": Metric(
         "‖g − (F + βI)s‖ / ‖g‖ when they stopped; 1 means no progress",
         lambda report: report.step.conjugate_gradient and report.step.conjugate_gradient.residual_norms[-1],
     ),
-    "train/critic_status": Metric(
-        "`fitted`, `steps_skipped`, or `undone`: the fit led away from the finite numbers or moved the policy, and the critic "
-        "is bit for bit what it was",
-        lambda report: report.critic and report.critic.status,
-        exclude="tensorboard",
+    "train/critic_fitted": Metric(
+        "1 if every minibatch of the critic's fit made its step, 0 if some were skipped or the fit was undone: "
+        "`model.last_update.critic.status`",
+        lambda report: report.critic and int(report.critic.status == "fitted"),
     ),
     "train/value_loss": Metric(
         "mean squared error of the critic over all of its minibatches",

@@ -1,11 +1,60 @@
-"""SB3's actor-critic policies, with a feature extractor of its own for the critic where there is one to learn."""
+"""
+SB3's actor-critic policies, with two additions.
+
+There is a feature extractor of its own for the critic where there is one to learn, and discrete observations may start
+elsewhere than at 0.
+"""
 
 from typing import Any
 
-from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
 
 
-class MlpPolicy(ActorCriticPolicy):
+def from_zero(observations: PyTorchObs, space: spaces.Space) -> PyTorchObs:
+    """
+    Return observations with those of Discrete and MultiDiscrete spaces counted from 0, as SB3's one-hot encoding takes them.
+
+    :param observations: as the environment gives them, in a tensor or a dict of tensors
+    :param space: the observation space
+    :return: the same object where there is nothing to shift
+    """
+    if isinstance(observations, dict):
+        assert isinstance(space, spaces.Dict)
+        return {key: from_zero(part, space[key]) for key, part in observations.items()}  # type: ignore[misc]
+    if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete) or not np.any(space.start):
+        return observations
+    # Integers first: those of a buffer may be unsigned, or floats
+    return observations.long() - th.as_tensor(space.start, dtype=th.long, device=observations.device)
+
+
+class CountsFromZero(BasePolicy):
+    """
+    What lets a policy take Discrete and MultiDiscrete observations that start elsewhere than at 0.
+
+    SB3 encodes them one-hot by their value, whatever the space starts at. Put it *after* SB3's class among the bases of a
+    policy, ``class MyPolicy(ActorCriticPolicy, CountsFromZero)``: every method of SB3's that reads observations comes by here.
+    It is done in the policy and not in the environment, since people evaluate it in environments of their own.
+    """
+
+    def extract_features(  # type: ignore[override]
+        self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
+    ) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
+        """Preprocess observations and extract features (see SB3's ``BaseModel.extract_features`` for the parameters)."""
+        counted = from_zero(obs, self.observation_space)
+        return super().extract_features(counted, features_extractor)  # type: ignore[arg-type]
+
+
+class MlpPolicy(ActorCriticPolicy, CountsFromZero):
     """SB3's ``ActorCriticPolicy``, saved with all of its arguments (see there for them)."""
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

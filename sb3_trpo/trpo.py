@@ -19,7 +19,7 @@ from sb3_trpo.fast.actors import lean_actor
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
 from sb3_trpo.guards.arguments import Rules, check_arguments
 from sb3_trpo.guards.process import unvalidated_distributions
-from sb3_trpo.hyperparameters import OF_EVERY_TRPO, PER_DIMENSION, SCHEDULES, TRPO_RULES, default_of
+from sb3_trpo.hyperparameters import OF_EVERY_TRPO, PER_DIMENSION, TRPO_RULES, default_of
 from sb3_trpo.metrics import PhaseClock, UpdateReport
 from sb3_trpo.objective import Batch, normalize_advantages
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -38,7 +38,7 @@ class TRPO(TrustRegionUpdate):
     in their meaning is said here and in the README.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
-    :param env: The environment to learn from (if registered in Gymnasium, can be str)
+    :param env: The environment to learn from (if registered in Gymnasium, can be str or EnvSpec)
     :param learning_rate: The learning rate of the value function, it can be a function of the current progress remaining
         (from 1 to 0). The policy has none: its step is as long as the trust region allows
     :param n_steps: The number of steps to run for each environment per update
@@ -184,8 +184,7 @@ class TRPO(TrustRegionUpdate):
 
     def train(self) -> None:
         """Update the policy inside the trust region, then the critic, using the current rollout buffer."""
-        for name in SCHEDULES:
-            self._now(name)  # before anything moves: a schedule may return what cannot work
+        self._check_before_update()
         # Eval mode throughout: with dropout or batch statistics the ratio would not start at 1
         self.policy.set_training_mode(False)
         self._update_learning_rate(self.policy.optimizer)
@@ -202,15 +201,16 @@ class TRPO(TrustRegionUpdate):
 
         self._n_updates += 1
         self.last_update = self._report(problem, step, critic, clock.seconds)
-        self.last_update.record(self.logger)
-        self._give_hints(self.last_update)
+        self._log(self.last_update)
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        for name in PER_DIMENSION:
-            if getattr(self, name) is None:
-                setattr(self, name, default_of(name, self.action_space))
-                self._say(f"{name}={getattr(self, name):g}, the default for {self.action_space}")
+        for name in [name for name in PER_DIMENSION if getattr(self, name) is None]:
+            setattr(self, name, default_of(name, self.action_space))
+            self._say(f"{name}={getattr(self, name):g}, the default for {self.action_space}")
+
+    def _check_attributes(self) -> None:
+        super()._check_attributes()
         if self.std_damping is not None and not hasattr(self.policy, "log_std"):
             raise ValueError(
                 f"std_damping is for actions with a standard deviation, those of a Box, got {self.std_damping} for "

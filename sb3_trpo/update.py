@@ -129,11 +129,15 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             observation_spread=observation_spread(self.rollout_buffer),
         )
 
-    def _give_hints(self, update: UpdateReport) -> None:
-        """Say once a run what a newcomer misses."""
+    def _log(self, report: UpdateReport) -> None:
+        """Hand the numbers of an update to the logger, and say in words what was not as usual."""
+        report.record(self.logger)
+        remark = report.remark()
+        if remark and self.verbose >= 1:
+            self.logger.info(remark)
         if self._hints is None or self.num_timesteps <= self.n_steps * self.n_envs:
             self._hints = Hints()  # a run begins
-        for line in self._hints.after(update, progress=1.0 - self._current_progress_remaining):
+        for line in self._hints.after(report, progress=1.0 - self._current_progress_remaining):
             if self.verbose >= 1:
                 self.logger.info(line)
 

@@ -11,6 +11,8 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor, NatureCNN
 from torch import nn
 
+from sb3_trpo.policies import from_zero
+
 # Weights times inputs up to which NumPy on the CPU is quicker than a GPU, which has to start its kernels: measured on an H100
 # with a critic's minibatches, forward and back
 MOST_ON_CPU = 2**23
@@ -128,8 +130,9 @@ def is_quicker_on_gpu(parameters: list[nn.Parameter], n: int) -> bool:
 
 
 def network_input(policy: ActorCriticPolicy, observations: th.Tensor) -> th.Tensor:
-    """Return what the first layer is given: floats, images scaled, discrete observations one-hot, as SB3 does."""
-    processed = preprocess_obs(observations, policy.observation_space, normalize_images=policy.normalize_images)
+    """Return what the first layer is given: floats, images scaled, discrete observations one-hot, as our policies do."""
+    counted = from_zero(observations, policy.observation_space)
+    processed = preprocess_obs(counted, policy.observation_space, normalize_images=policy.normalize_images)
     assert isinstance(processed, th.Tensor)
     return processed
 

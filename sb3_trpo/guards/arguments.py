@@ -78,12 +78,13 @@ RULES: dict[str, Rule] = {
 }
 
 
-def check_arguments(rules: Rules, arguments: Mapping[str, Any]) -> None:
+def check_arguments(rules: Rules, arguments: Mapping[str, Any], *, ask_schedules: bool = True) -> None:
     """
-    Refuse arguments that cannot work.
+    Refuse arguments that cannot work. It takes microseconds, so that it can be done again at each rollout.
 
     :param rules: what each argument must be
     :param arguments: values by name; names without a rule are passed over
+    :param ask_schedules: whether a schedule is asked for its first value
     :raises TypeError: naming the argument and the value, if it is not of the right type
     :raises ValueError: naming the argument and the value, if it is out of range or not a number
     """
@@ -94,13 +95,13 @@ def check_arguments(rules: Rules, arguments: Mapping[str, Any]) -> None:
         if rule.optional and value is None:
             continue
         if rule.schedule and callable(value):
-            value_at(name, value, progress_remaining=1.0)
+            if ask_schedules:
+                value_at(name, value, progress_remaining=1.0)
             continue
-        message = f"{name} must be {rule.expected}, got {value!r}"
         if not isinstance(value, rule.kind) or (isinstance(value, bool | np.bool_) and not rule.flag):
-            raise TypeError(message)
+            raise TypeError(f"{name} must be {rule.expected}, got {value!r}")
         if not rule.holds(value):
-            raise ValueError(message)
+            raise ValueError(f"{name} must be {rule.expected}, got {value!r}")
 
 
 def check_policy(policy: Any, aliases: Mapping[str, type[BasePolicy]]) -> None:

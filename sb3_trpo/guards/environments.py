@@ -1,13 +1,19 @@
 """What an environment may be: one that SB3 takes, with spaces that its policies have networks and distributions for."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.patch_gym import _patch_env
+
+from sb3_trpo.guards.observations import check_structure
 
 
 def check_action_space(action_space: spaces.Space) -> None:
@@ -34,17 +40,71 @@ def check_action_space(action_space: spaces.Space) -> None:
         )
 
 
-def checked_env(env: Any, verbose: int = 0) -> gym.Env | VecEnv:
+def made_env(env: Any, verbose: int = 0) -> Any:
     """
-    Return an environment that can be learned from.
+    Make the environment that an id or a specification names.
 
-    :param env: a Gymnasium environment, its id or a vectorised environment
+    :param env: whatever the user gave for an environment
     :param verbose: whether to say so when one is made from its id
-    :raises TypeError: if it is anything else
-    :raises ValueError: if there is no action distribution for its actions
+    :return: the environment made, and of anything else what was given
     """
-    made = maybe_make_env(env, verbose)
-    if not isinstance(made, gym.Env | VecEnv):
-        raise TypeError(f"env must be a Gymnasium environment, its id or a VecEnv, got {env!r}")
-    check_action_space(made.action_space)
-    return made
+    if not isinstance(env, EnvSpec):
+        return maybe_make_env(env, verbose)
+    if "render_mode" in env.kwargs:
+        return gym.make(env)
+    try:
+        # As SB3 does with an id: videos can be recorded
+        return gym.make(env, render_mode="rgb_array")
+    except TypeError:
+        return gym.make(env)
+
+
+@contextmanager
+def closed_if_refused(made: Any, given: Any) -> Iterator[None]:
+    """
+    Close an environment that we made, if what follows refuses it: nobody else could.
+
+    :param made: what :func:`made_env` returned
+    :param given: what it was given
+    """
+    try:
+        yield
+    except BaseException:
+        if made is not given:
+            made.close()
+        raise
+
+
+def as_env(env: Any) -> gym.Env | VecEnv:
+    """
+    Return an environment of a kind that SB3 takes, converted as it does: that of an old Gym through Shimmy.
+
+    :param env: an environment, made already
+    :raises TypeError: if it is none of those
+    :raises ImportError: SB3's, if it needs Shimmy and that is not installed
+    """
+    if isinstance(env, VecEnv):
+        return env
+    try:
+        return _patch_env(env)
+    except ValueError as error:
+        raise TypeError(
+            f"env must be a Gymnasium environment, its id or EnvSpec, one of the old Gym, or a VecEnv, got {env!r}"
+        ) from error
+
+
+def wrapped_env(env: Any, wrap: Callable[[Any], VecEnv]) -> VecEnv:
+    """
+    Return an environment that can be learned from, vectorised. It is looked at once SB3 has converted it.
+
+    :param env: an environment, made already
+    :param wrap: SB3's ``_wrap_env``
+    :raises TypeError: if it is no environment
+    :raises ValueError: if there is no action distribution for its actions, or no network for its observations
+    """
+    converted = as_env(env)
+    # Before the wrapping, which stumbles over some of them
+    check_structure(converted.observation_space)
+    vectorised = wrap(converted)
+    check_action_space(vectorised.action_space)
+    return vectorised

@@ -135,11 +135,13 @@ class TrustRegionRecorder(BaseCallback):
 
     def _log_figures(self, states: tuple[StatesRecord, ...], plane: tuple[SliceRecord, ...]) -> None:
         """Hand the figures to TensorBoard, if SB3's logger writes to it."""
-        if not any(isinstance(output, TensorBoardOutputFormat) for output in self.logger.output_formats):
+        boards = [output for output in self.logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
+        if not boards:
             return
         from sb3_trpo.inspect.gallery import figures_of
 
         run: Run = read_run(self.folder)._replace(states=states, slices=plane)
-        for name, figure in figures_of(run):
-            others = ("stdout", "log", "json", "csv")
-            self.logger.record(f"trust_region/{name}", LoggedFigure(figure, close=False), exclude=others)
+        figures = {f"trust_region/{name}": LoggedFigure(figure, close=False) for name, figure in figures_of(run)}
+        # Not by way of the logger: its other outputs, those of users too, take numbers
+        for board in boards:
+            board.write(figures, dict.fromkeys(figures, ()), step=self.num_timesteps)

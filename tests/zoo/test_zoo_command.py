@@ -37,7 +37,7 @@ def test_zoo_trains_with_our_hyperparameters(tmp_path: pathlib.Path) -> None:
     said = run(
         tmp_path, "sb3_trpo.zoo", "train", "--env", "CartPole-v1", *TINY, "target_kl:'lin_0.02'", "cg_damping:'lin_0.4'"
     )
-    assert "sb3_trpo/zoo/hyperparams/trpo.yml" in said and "train/" in said and "update_status" in said
+    assert "sb3_trpo/zoo/hyperparams/trpo.yml" in said and "train/" in said and "update_accepted" in said
     folder = tmp_path / "logs" / "trpo" / "CartPole-v1_1"
     config = (folder / "CartPole-v1" / "config.yml").read_text()
     assert "lin_0.02" in config and "lin_0.4" in config
@@ -60,7 +60,7 @@ def test_zoo_of_rl_zoo_itself_trains_with_ours(tmp_path: pathlib.Path) -> None:
     """RL Zoo's train with our plugin among its gym packages: our class, our file, in processes too; training goes on."""
     plugin = ("--algo", "trpo", "--gym-packages", "sb3_trpo.zoo")
     said = run(tmp_path, "rl_zoo3.train", *plugin, "--env", "Pendulum-v1", "--vec-env", "subproc", *TINY)
-    assert "sb3_trpo/zoo/hyperparams/trpo.yml" in said and "update_status" in said
+    assert "sb3_trpo/zoo/hyperparams/trpo.yml" in said and "update_accepted" in said
     path = tmp_path / "logs" / "trpo" / "Pendulum-v1_1" / "Pendulum-v1.zip"
     assert load(path).sde_sample_freq == 4
     run(tmp_path, "rl_zoo3.train", *plugin, "--env", "Pendulum-v1", "-i", str(path), *TINY)

@@ -1,0 +1,132 @@
+"""What user code sets while a model trains: looked at where it is used, and refused before anything moves."""
+
+from collections.abc import Iterable
+from operator import attrgetter, is_
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from sb3_trpo.guards.passed_on import PassedOn
+
+# What a model is built from, and what to do instead of setting it
+FIXED = {
+    "policy_kwargs": "the policy is built already",
+    "rollout_buffer_class": "`load(path, env, rollout_buffer_class=...)` gives a saved model another one",
+    "rollout_buffer_kwargs": "`load(path, env, rollout_buffer_kwargs=...)` gives a saved model another buffer",
+    "stats_window_size": "`load(path, env, stats_window_size=...)` gives a saved model another one",
+    "seed": "`set_random_seed(seed)` seeds a model that is built",
+}
+# What the rollout buffer holds copies of
+COPIED = ("gamma", "gae_lambda")
+# What each step of a rollout uses
+_used_at_a_step = attrgetter("gamma", "gae_lambda", "use_sde", "sde_sample_freq", "device")
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    # Numbers are not the same object any more once a model was pickled; of other things nobody knows what `==` does
+    return one is other or (isinstance(one, int | float) and isinstance(other, int | float) and one == other)
+
+
+class AsBuilt:
+    """
+    What a model was built from, to tell later what has been set since.
+
+    :param model: as it was just built
+    """
+
+    def __init__(self, model: OnPolicyAlgorithm):
+        self.values = {name: getattr(model, name, None) for name in (*FIXED, *COPIED, "learning_rate", "lr_schedule")}
+        self.noted: list[Any] | None = None
+        # A buffer or a policy of the user's own may have ways of its own
+        self.buffer_has_n_steps = model.rollout_buffer.buffer_size == model.n_steps
+        self.policy_has_use_sde = getattr(model.policy, "use_sde", None) == model.use_sde
+
+    def is_anything_set(self, model: OnPolicyAlgorithm, names: Iterable[str]) -> bool:
+        """Whether an attribute is another object than when they were noted last; most times none is, and nothing to check."""
+        return self.noted is None or not all(map(is_, map(vars(model).get, names), self.noted))
+
+    def note(self, model: OnPolicyAlgorithm, names: Iterable[str]) -> None:
+        """Keep the attributes as they are, found to be good."""
+        self.noted = list(map(vars(model).get, names))
+
+    def _is_set(self, model: OnPolicyAlgorithm, name: str) -> bool:
+        return not _is_same(getattr(model, name, None), self.values[name])
+
+    def take_over(self, model: OnPolicyAlgorithm) -> None:
+        """
+        Give what has been set to those who hold copies of it, and refuse what the model cannot take over any more.
+
+        :param model: whose attributes may have been set; they are numbers and flags that can work
+        :raises ValueError: naming the attribute and its value
+        """
+        n_stored = model.rollout_buffer.buffer_size
+        if self.buffer_has_n_steps and n_stored != model.n_steps:
+            raise ValueError(
+                f"n_steps must stay {n_stored}, which the rollout buffer was built for, got {model.n_steps}: "
+                "`load(path, env, n_steps=...)` gives a saved model another buffer"
+            )
+        if self.policy_has_use_sde and getattr(model.policy, "use_sde", None) != model.use_sde:
+            raise ValueError(f"use_sde must stay {not model.use_sde}, as the policy was built, got {model.use_sde}")
+        for name, way_out in FIXED.items():
+            if self._is_set(model, name):
+                raise ValueError(
+                    f"{name} must stay {self.values[name]!r} once the model is built, got {getattr(model, name)!r}: {way_out}"
+                )
+        for name in COPIED:
+            # A buffer that was given a value of its own keeps it
+            if self._is_set(model, name):
+                self.values[name] = getattr(model, name)
+                setattr(model.rollout_buffer, name, self.values[name])
+        if self._is_set(model, "learning_rate"):
+            if not self._is_set(model, "lr_schedule"):
+                model._setup_lr_schedule()
+            self.values.update(learning_rate=model.learning_rate, lr_schedule=model.lr_schedule)
+
+
+class WatchedAttributes(PassedOn):
+    """
+    A callback around the user's, after which the attributes of the model are looked at.
+
+    :param callback: the user's, or one that is around it already
+    :param model: the algorithm that collects; its ``_check_attributes`` does the looking
+    """
+
+    def __init__(self, callback: BaseCallback | PassedOn, model: Any):
+        super().__init__(callback)
+        self.model = model
+        self.used = _used_at_a_step(model)
+
+    def on_rollout_start(self) -> None:
+        """Look at what the first step uses."""
+        super().on_rollout_start()
+        self._look()
+
+    def on_step(self) -> bool:
+        """Pass the step on, and look again if what the next one uses was set."""
+        goes_on = self.callback.on_step()
+        model, (gamma, gae_lambda, use_sde, sde_sample_freq, device) = self.model, self.used
+        # By identity and one by one, since this is done at every step
+        if goes_on and not (
+            model.gamma is gamma
+            and model.gae_lambda is gae_lambda
+            and model.use_sde is use_sde
+            and model.sde_sample_freq is sde_sample_freq
+            and model.device is device
+        ):
+            try:
+                self._look()
+            except (TypeError, ValueError):
+                # In the middle of a step: the environment is further on
+                self.model._last_obs = None
+                raise
+        return goes_on
+
+    def on_rollout_end(self) -> None:
+        """Look at what the returns and the update use."""
+        super().on_rollout_end()
+        self._look()
+
+    def _look(self) -> None:
+        self.model._check_attributes()
+        self.used = _used_at_a_step(self.model)

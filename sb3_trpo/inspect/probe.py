@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 
+from sb3_trpo.distributions import detached
 from sb3_trpo.guards.finite import unvalidated_distributions
 from sb3_trpo.inspect.run_files import (
     ActionDistribution,
@@ -23,7 +24,7 @@ from sb3_trpo.inspect.run_files import (
     record_of,
 )
 from sb3_trpo.metrics import PhaseClock
-from sb3_trpo.objective import Batch, PolicyProblem, detached, kl_old_new
+from sb3_trpo.objective import Batch, PolicyProblem, kl_old_new
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.trust_region import TrustRegionProblem, TrustRegionStep, flatten, unflatten
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct
@@ -264,7 +265,7 @@ def slice_ahead(model: TRPO) -> SliceRecord | None:
 
     :param model: with the old policy, and the rollout in its buffer
     """
-    with _at_the_update(model), as_they_were(list(model.policy.parameters())), unvalidated_distributions():
+    with _at_the_update(model), as_they_were(list(model.policy.parameters())), model._update_of_the_policy():
         batch = model._full_batch()
         parameters, _ = model._split_parameters(batch)
         # Both problems are thinned alike: each begins with the random state that the update will find
@@ -324,9 +325,9 @@ def inspect_model(model: TRPO, *, states: Any = None, name: str = "model") -> Ru
         collect_seconds = _collect(model)
         n_updates, clock = model._n_updates + 1, PhaseClock()
         batch = model._full_batch()
-        parameters, _ = model._split_parameters(batch)
         watched = WatchedStates(model, states)
-        with as_they_were(parameters), unvalidated_distributions():
+        with as_they_were(list(model.policy.parameters())), model._update_of_the_policy():
+            parameters, _ = model._split_parameters(batch)
             problem = model._policy_problem(batch, parameters)
             step = model._trust_region_step(problem, clock.begin)
             clock.stop()
@@ -338,5 +339,6 @@ def inspect_model(model: TRPO, *, states: Any = None, name: str = "model") -> Ru
             phase_seconds={"collect": collect_seconds},
             **episode_statistics(model.ep_info_buffer or (), None),
         )
-        plane = slice_of_model(model, batch, model._policy_problem(batch, parameters), step, n_updates)
+        with model._update_of_the_policy():
+            plane = slice_of_model(model, batch, model._policy_problem(batch, parameters), step, n_updates)
     return Run(name, (update,), (changes,), () if plane is None else (plane,))

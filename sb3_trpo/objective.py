@@ -283,6 +283,7 @@ class PolicyProblem:
         return self._central_differences(chunks)
 
     def _central_differences(self, chunks: Sequence[Batch], shorten: float = 1.0) -> CentralDifferences:
+        self.graph = None  # the parameters will be moved
         with th.no_grad():
             kl_terms = [partial(self._kl_from, frozen(self._same_draw(chunk)), chunk) for chunk in chunks]
         return CentralDifferences(kl_terms, self.parameters, shorten=shorten)

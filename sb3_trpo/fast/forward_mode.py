@@ -6,29 +6,31 @@ mode pushes the tangent J v through the network, one backward pass pulls :math:`
 these tensors alone, so that the network needs no second derivative.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 from torch import nn
 from torch.autograd import forward_ad
-from torch.func import functional_call
 
 from sb3_trpo.distributions import frozen, tensors_of, with_tensors
 from sb3_trpo.objective import Batch, kl_term
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatten, unflatten
 
 
-class _Asked(nn.Module):
-    """A policy whose call is a question for its action distribution, for ``functional_call``."""
-
-    def __init__(self, policy: nn.Module, distribution_of: Callable[[Batch], Distribution]):
-        super().__init__()
-        self.policy = policy
-        self.distribution_of = distribution_of
-
-    def forward(self, batch: Batch) -> Distribution:
-        return self.distribution_of(batch)
+@contextmanager
+def _in_place_of(parameters: Parameters, others: Sequence[th.Tensor], policy: nn.Module) -> Iterator[None]:
+    """Let a policy compute with other tensors; not ``functional_call``, which forgets one of two names of a shared module."""
+    other = dict(zip(parameters, others, strict=True))
+    places = [(m._parameters, name, p) for m in policy.modules() for name, p in m._parameters.items() if p in other]
+    try:
+        for of_module, name, parameter in places:
+            of_module[name] = other[parameter]  # type: ignore[assignment]
+        yield
+    finally:
+        for of_module, name, parameter in places:
+            of_module[name] = parameter
 
 
 def forward_mode_fisher(
@@ -45,18 +47,14 @@ def forward_mode_fisher(
     :param parameters: the actor's trainable parameters, in the order of the vectors
     :param distribution_of: maps a batch to the action distribution that the algorithm uses
     """
-    asked = _Asked(policy, distribution_of)
-    name_of = {parameter: name for name, parameter in asked.named_parameters()}
-    names = [name_of[parameter] for parameter in parameters]
 
     def tangents(chunk: Batch, vector: th.Tensor) -> list[th.Tensor | None]:
         """Return J v for every tensor of the distribution, ``None`` for those that do not move."""
         with th.no_grad(), forward_ad.dual_level():
-            duals = {
-                name: forward_ad.make_dual(parameter.detach(), tangent)
-                for name, parameter, tangent in zip(names, parameters, unflatten(vector, parameters), strict=True)
-            }
-            moving = tensors_of(functional_call(asked, duals, (chunk,)))
+            steps = zip(parameters, unflatten(vector, parameters), strict=True)
+            duals = [forward_ad.make_dual(parameter.detach(), step) for parameter, step in steps]
+            with _in_place_of(parameters, duals, policy):
+                moving = tensors_of(distribution_of(chunk))
             return [forward_ad.unpack_dual(tensor).tangent for tensor in moving]
 
     def of_chunk(chunk: Batch, vector: th.Tensor) -> th.Tensor:

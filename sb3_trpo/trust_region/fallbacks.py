@@ -15,7 +15,7 @@ from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flat_g
 Way = tuple[str, Callable[[], MatrixVectorProduct]]
 
 # Beyond this share of itself a measured product contradicts another one; what it is off by itself is far below
-CONTRADICTION = 0.1
+CONTRADICTION = 0.05
 # Two measurements that differ by more than this share measure no derivative: the network has steps, or is rounded
 AGREEMENT = 0.03
 # As many attempts to find a distance at which the KL is small
@@ -32,7 +32,8 @@ class CentralDifferences:
 
     :param kl_terms: functions without argument that sum to the mean KL from the policy at θ_old, held fixed, to that at the
         present parameters, one for each chunk of the batch; the memory needed is that of a chunk
-    :param parameters: the parameters θ, with the values θ_old; they are moved, and given back bit for bit
+    :param parameters: the parameters θ, with the values θ_old; they are moved, and given back bit for bit. A graph made
+        before a product is of no use after it
     :param shorten: factor on the distance
     """
 
@@ -95,6 +96,21 @@ class CentralDifferences:
         curvature = (kl_ahead + kl_behind) * (float(norm) / distance) ** 2
         return (ahead - behind) * (norm / (2.0 * distance)), curvature
 
+    def balanced(self, vector: th.Tensor) -> th.Tensor:
+        """Return a vector of which every parameter's part changes the policy as much as any other's, if it changes it."""
+        parts = unflatten(vector, self.parameters)
+        try:
+            return flatten([part * self._scale(i, part) for i, part in enumerate(parts)])
+        finally:
+            self._restore()
+
+    def _scale(self, i: int, part: th.Tensor) -> float:
+        step = [part / part.norm() if j == i else th.zeros_like(p) for j, p in enumerate(self.parameters)]
+        distance = self._distance(step)
+        length = self._natural_length(step, distance)
+        # Below that it is rounding
+        return distance / (length * float(part.norm())) if length > 0.01 * self.small else 0.0
+
     @th.no_grad()
     def _restore(self) -> None:
         for parameter, start in zip(self.parameters, self.origin, strict=True):
@@ -105,22 +121,28 @@ class _Measurement:
     """
     What a product must be, as far as central differences can tell.
 
+    The vector is one to which every parameter contributes: a large part would hide that a small one is missing.
     They cannot where a network has steps, and where a gradient is not that of the network on purpose (``detach``, straight
     through a rounding): what is measured then differs from distance to distance, or from what the KL itself says.
     """
 
     def __init__(self, differences: Callable[[float], CentralDifferences], vector: th.Tensor):
-        self.product, curvature = differences(1.0).measure(vector)
-        nearer, _ = differences(0.5).measure(vector)
-        self.size = float(self.product.double().norm())
+        self.vector = differences(1.0).balanced(vector)
+        self.product, curvature = differences(1.0).measure(self.vector)
         self.is_sure = (
-            float((self.product - nearer).double().norm()) <= AGREEMENT * self.size
-            and abs(float(self.product.double() @ vector.double()) - curvature) <= AGREEMENT * curvature
+            _differ_by(self.product, differences(0.5)(self.vector)) <= AGREEMENT
+            and abs(float(self.product.double() @ self.vector.double()) - curvature) <= AGREEMENT * curvature
         )
 
     def contradicts(self, product: th.Tensor) -> bool:
         """Whether a product is another one; one that is not finite is."""
-        return self.is_sure and not float((product - self.product).double().norm()) <= CONTRADICTION * self.size
+        return self.is_sure and not _differ_by(self.product, product) <= CONTRADICTION
+
+
+def _differ_by(expected: th.Tensor, other: th.Tensor) -> float:
+    """Return the norm of the difference in units of what is expected; zero between zeros."""
+    difference, size = float((other - expected).double().norm()), float(expected.double().norm())
+    return difference / size if size > 0.0 else difference
 
 
 def first_that_works(ways: Sequence[Way], differences: Callable[[float], CentralDifferences], vector: th.Tensor) -> str:
@@ -129,18 +151,19 @@ def first_that_works(ways: Sequence[Way], differences: Callable[[float], Central
 
     :param ways: in the order in which they are asked; each raises where it does not work
     :param differences: maps a factor on the distance to central differences, which decide
-    :param vector: to multiply with, shape (n_params,)
+    :param vector: with a part for each parameter, shape (n_params,); its direction is what counts
     :return: the name, ``""`` if none of them works
     """
     measurement: _Measurement | None = None
     for name, build in ways:
         try:
-            product = build()(vector)
+            build()(vector)  # before anything is measured: most of what does not work says so
+            measurement = measurement or _Measurement(differences, vector)
+            product = build()(measurement.vector)  # anew: what was kept is of parameters that have been moved since
         except th.OutOfMemoryError:
             raise
         except Exception:
             continue  # torch and its compilers say it in many ways
-        measurement = measurement or _Measurement(differences, vector)
         if not measurement.contradicts(product):
             return name
     return ""

@@ -267,11 +267,11 @@ class PolicyProblem:
         """Try the ways to a Fisher product on a few states, and measure there whether what they give is right."""
         chunk = self.fisher_chunks[0]
         few = [chunk.select(chunk.weights.nonzero().squeeze(1)[:N_TRIED])]
-        n_params = sum(parameter.numel() for parameter in self.parameters)
-        vector = th.randn(n_params, generator=th.Generator().manual_seed(0)).to(self.parameters[0])
         ways = [TWICE, FORWARD_MODE] if self.forward_fisher else [TWICE]
         found = first_that_works(
-            [(name, partial(self._fisher_by, name, few)) for name in ways], partial(self._central_differences, few), vector
+            [(name, partial(self._fisher_by, name, few)) for name in ways],
+            partial(self._central_differences, few),
+            self.parameters,
         )
         return found or DIFFERENCES
 

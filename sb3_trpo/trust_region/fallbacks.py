@@ -5,7 +5,8 @@ Fused attention, compiled modules, some activations and recurrent layers have no
 asked for one. Others have one that is wrong, which nobody says.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch as th
 
@@ -20,6 +21,12 @@ CONTRADICTION = 0.05
 AGREEMENT = 0.03
 # As many attempts to find a distance at which the KL is small
 MOST_ATTEMPTS = 12
+
+
+@th.no_grad()
+def _put_back(parameters: Parameters, origin: list[th.Tensor]) -> None:
+    for parameter, start in zip(parameters, origin, strict=True):
+        parameter.copy_(start)
 
 
 class CentralDifferences:
@@ -69,7 +76,7 @@ class CentralDifferences:
 
     def _distance(self, step: list[th.Tensor]) -> float:
         """Choose h for a step of length one: small beside the parameters, and small as the policy sees it."""
-        distance, wanted = self.farthest, 4.0 * self.small
+        distance, wanted = self.farthest, 10.0 * self.small
         for _ in range(MOST_ATTEMPTS):
             length = self._natural_length(step, distance)
             if length <= 0.5:
@@ -92,7 +99,7 @@ class CentralDifferences:
             distance = self._distance(step) * self.shorten
             (kl_ahead, ahead), (kl_behind, behind) = (self._kl_and_gradient(step, at) for at in (distance, -distance))
         finally:
-            self._restore()
+            _put_back(self.parameters, self.origin)
         curvature = (kl_ahead + kl_behind) * (float(norm) / distance) ** 2
         return (ahead - behind) * (norm / (2.0 * distance)), curvature
 
@@ -102,7 +109,7 @@ class CentralDifferences:
         try:
             return flatten([part * self._scale(i, part) for i, part in enumerate(parts)])
         finally:
-            self._restore()
+            _put_back(self.parameters, self.origin)
 
     def _scale(self, i: int, part: th.Tensor) -> float:
         step = [part / part.norm() if j == i else th.zeros_like(p) for j, p in enumerate(self.parameters)]
@@ -110,11 +117,6 @@ class CentralDifferences:
         length = self._natural_length(step, distance)
         # Below that it is rounding
         return distance / (length * float(part.norm())) if length > 0.01 * self.small else 0.0
-
-    @th.no_grad()
-    def _restore(self) -> None:
-        for parameter, start in zip(self.parameters, self.origin, strict=True):
-            parameter.copy_(start)
 
 
 class _Measurement:
@@ -145,25 +147,42 @@ def _differ_by(expected: th.Tensor, other: th.Tensor) -> float:
     return difference / size if size > 0.0 else difference
 
 
-def first_that_works(ways: Sequence[Way], differences: Callable[[float], CentralDifferences], vector: th.Tensor) -> str:
+@contextmanager
+def _somewhere_else(parameters: Parameters, generator: th.Generator) -> Iterator[None]:
+    """Move parameters away for a moment: where a last layer is almost zero, what is wrong behind it does not show."""
+    origin = [parameter.detach().clone() for parameter in parameters]
+    try:
+        with th.no_grad():
+            for parameter in parameters:
+                scale = 0.3 / max(1.0, parameter.numel() / (len(parameter) if parameter.dim() else 1)) ** 0.5
+                parameter.add_(scale * th.randn(parameter.shape, generator=generator).to(parameter))
+        yield
+    finally:
+        _put_back(parameters, origin)
+
+
+def first_that_works(ways: Sequence[Way], differences: Callable[[float], CentralDifferences], parameters: Parameters) -> str:
     """
     Return the name of the first way to make Fisher products that gives one, and not one that a measurement contradicts.
 
     :param ways: in the order in which they are asked; each raises where it does not work
     :param differences: maps a factor on the distance to central differences, which decide
-    :param vector: with a part for each parameter, shape (n_params,); its direction is what counts
+    :param parameters: the parameters θ; they are moved, and given back bit for bit
     :return: the name, ``""`` if none of them works
     """
-    measurement: _Measurement | None = None
-    for name, build in ways:
-        try:
-            build()(vector)  # before anything is measured: most of what does not work says so
-            measurement = measurement or _Measurement(differences, vector)
-            product = build()(measurement.vector)  # anew: what was kept is of parameters that have been moved since
-        except th.OutOfMemoryError:
-            raise
-        except Exception:
-            continue  # torch and its compilers say it in many ways
-        if not measurement.contradicts(product):
-            return name
+    generator = th.Generator().manual_seed(0)
+    vector = flatten([th.randn(p.shape, generator=generator).to(p) for p in parameters])
+    with _somewhere_else(parameters, generator):
+        measurement: _Measurement | None = None
+        for name, build in ways:
+            try:
+                build()(vector)  # before anything is measured: most of what does not work says so
+                measurement = measurement or _Measurement(differences, vector)
+                product = build()(measurement.vector)  # anew: what was kept is of parameters that have been moved since
+            except th.OutOfMemoryError:
+                raise
+            except Exception:
+                continue  # torch and its compilers say it in many ways
+            if not measurement.contradicts(product):
+                return name
     return ""

@@ -15,6 +15,8 @@ from torch.distributions.utils import lazy_property
 
 from sb3_trpo import TRPO, kl_old_new
 from sb3_trpo.distributions import copied, detached, frozen, in_double, named
+from sb3_trpo.inspect import inspect_model
+from sb3_trpo.inspect.probe import action_distribution
 from sb3_trpo.objective import log_ratio
 from tests.cases import normal, shake
 from tests.environments import changed, make_env, policy_state, small_model
@@ -464,3 +466,16 @@ def test_named_says_what_a_distribution_is_made_of() -> None:
     distribution = Built(MOVING["nested lists"], 4).proba_distribution(normal(2, 4, seed=0))
     assert named(distribution) == "Built of [[Beta(Dirichlet)], [[Independent(Normal)]]]"
     assert named(deep(normal(2, 4, seed=0))).startswith("Independent(TransformedDistribution(Transformed")
+
+
+@pytest.mark.parametrize("name", ["beta", "deep", "multivariate", "nested lists", "dirichlet"])
+def test_inspect_shows_a_policy_of_any_distribution(name: str) -> None:
+    """In one state by means and standard deviations, one for each dimension of the action."""
+    distribution = Built(MOVING[name], 4).proba_distribution(normal(3, 4, seed=0))
+    shown = action_distribution(distribution, 1)
+    assert len(shown.mean) == len(shown.std) == 2 and not shown.probabilities
+    assert all(math.isfinite(number) for number in (*shown.mean, *shown.std))
+    if name == "beta":
+        assert shown.mean == pytest.approx(tuple(beta(normal(3, 4, seed=0)).mean[1].tolist()))
+    run = inspect_model(own_model(MOVING[name]))
+    assert run.updates[0].status == "accepted"

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 
-from sb3_trpo.distributions import detached
+from sb3_trpo.distributions import detached, factors_of
 from sb3_trpo.guards.finite import unvalidated_distributions
 from sb3_trpo.inspect.run_files import (
     ActionDistribution,
@@ -69,15 +69,29 @@ def sample(batch: Batch, n: int) -> Batch:
 # Policies in single states
 
 
+def _moments(factor: Any) -> tuple[th.Tensor, th.Tensor]:
+    """Return mean and standard deviation of a factor, each shape (n, ...); of what is transformed those before it."""
+    try:
+        return factor.mean, factor.stddev
+    except NotImplementedError:
+        return _moments(factor.base_dist) if hasattr(factor, "base_dist") else (th.full(factor.batch_shape, math.nan),) * 2
+
+
 def action_distribution(distribution: Distribution, row: int) -> ActionDistribution:
-    """Return one state's part of an SB3 action distribution in numbers."""
-    inner: Any = distribution.distribution
-    if isinstance(inner, th.distributions.Normal):
-        return ActionDistribution(mean=tuple(inner.mean[row].tolist()), std=tuple(inner.stddev[row].tolist()))
-    if isinstance(inner, th.distributions.Bernoulli):
-        return ActionDistribution(probabilities=tuple((1.0 - p, p) for p in inner.probs[row].tolist()))
-    factors = inner if isinstance(inner, list) else [inner]
-    return ActionDistribution(probabilities=tuple(tuple(factor.probs[row].tolist()) for factor in factors))
+    """Return one state's part of an SB3 action distribution in numbers; beside continuous factors discrete ones are left out."""
+    probabilities: list[tuple[float, ...]] = []
+    means: list[float] = []
+    stds: list[float] = []
+    for factor in factors_of(distribution):
+        if isinstance(factor, th.distributions.Bernoulli):
+            probabilities += [(1.0 - p, p) for p in factor.probs[row].flatten().tolist()]
+        elif isinstance(factor, th.distributions.Categorical | th.distributions.OneHotCategorical):
+            probabilities += [tuple(p) for p in factor.probs[row].reshape(-1, factor.probs.shape[-1]).tolist()]
+        else:
+            mean, std = _moments(factor)
+            means += mean[row].flatten().tolist()
+            stds += std[row].flatten().tolist()
+    return ActionDistribution(() if means else tuple(probabilities), tuple(means), tuple(stds))
 
 
 def change_of_probabilities(old: Sequence[float], new: Sequence[float], label: str = "") -> StateChange:

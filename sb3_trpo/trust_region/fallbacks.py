@@ -155,7 +155,7 @@ def _somewhere_else(parameters: Parameters, generator: th.Generator) -> Iterator
         with th.no_grad():
             for parameter in parameters:
                 scale = 0.3 / max(1.0, parameter.numel() / (len(parameter) if parameter.dim() else 1)) ** 0.5
-                parameter.add_(scale * th.randn(parameter.shape, generator=generator).to(parameter))
+                parameter.add_(scale * th.randn(parameter.shape, generator=generator, device="cpu").to(parameter))
         yield
     finally:
         _put_back(parameters, origin)
@@ -170,8 +170,8 @@ def first_that_works(ways: Sequence[Way], differences: Callable[[float], Central
     :param parameters: the parameters θ; they are moved, and given back bit for bit
     :return: the name, ``""`` if none of them works
     """
-    generator = th.Generator().manual_seed(0)
-    vector = flatten([th.randn(p.shape, generator=generator).to(p) for p in parameters])
+    generator = th.Generator("cpu").manual_seed(0)
+    vector = flatten([th.randn(p.shape, generator=generator, device="cpu").to(p) for p in parameters])
     with _somewhere_else(parameters, generator):
         measurement: _Measurement | None = None
         for name, build in ways:

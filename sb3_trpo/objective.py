@@ -1,18 +1,30 @@
 """The bridge between reinforcement learning and the trust-region step: surrogate and KL of SB3's action distributions."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_trpo.trust_region import fisher_vector_product, flat_gradient
+from sb3_trpo.distributions import copied, detached, factors_of, frozen, in_double, moved, named, per_state
+from sb3_trpo.guards.random_network import SameNoise
+from sb3_trpo.trust_region import CentralDifferences, first_that_works, fisher_vector_product, flat_gradient
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
+
+# Makes the product v -> F v from the pieces of a batch and the variables, or ``None`` where it does not cover the policy
+FisherBuilder = Callable[[Sequence["Batch"], Parameters], MatrixVectorProduct | None]
+# The same for every policy whose network has a forward mode, given what maps a batch to its action distribution
+ForwardBuilder = Callable[[Sequence["Batch"], Parameters, Callable[["Batch"], Distribution]], MatrixVectorProduct]
+
+# The ways to a Fisher product, as they are asked: the quickest first, the one that always works last
+WRITTEN_OUT, TWICE, FORWARD_MODE, DIFFERENCES = "Gauss-Newton", "plain", "Gauss-Newton by autograd", "finite differences"
+
+# Transitions on which the ways are tried
+N_TRIED = 16
 
 
 class Batch(NamedTuple):
@@ -105,28 +117,8 @@ def normalize_advantages(advantages: th.Tensor, weights: th.Tensor) -> th.Tensor
     return th.where(std <= rounding, th.zeros_like(centred), centred / std)
 
 
-def _changed(
-    distribution: Distribution, change: Callable[[th.distributions.Distribution], th.distributions.Distribution]
-) -> Distribution:
-    """Return a copy of an SB3 action distribution with every factor of it changed."""
-    inner = distribution.distribution
-    distribution = copy.copy(distribution)
-    if isinstance(inner, th.distributions.Distribution):
-        distribution.distribution = change(inner)
-    else:
-        distribution.distribution = [change(factor) for factor in inner]
-    return distribution
-
-
-def detached(distribution: Distribution) -> Distribution:
-    """Return a copy of an SB3 action distribution that has no graph and stays what it is when the policy changes."""
-
-    def without_graph(factor: th.distributions.Distribution) -> th.distributions.Distribution:
-        factor = copy.copy(factor)
-        vars(factor).update({k: v.detach() for k, v in vars(factor).items() if isinstance(v, th.Tensor)})
-        return factor
-
-    return _changed(distribution, without_graph)
+class NoKLError(NotImplementedError, ValueError):
+    """Nobody has told torch what the KL between two distributions is."""
 
 
 def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
@@ -138,8 +130,8 @@ def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
     :param old: SB3 action distribution of the old policy, for n states
     :param new: that of the new policy, of the same type and for the same states
     :return: in nats, shape (n,)
-    :raises ValueError: if the types differ, or if both are one object: ``policy.get_distribution`` hands out the same each
-        time, so take a ``copy.copy`` of the old one
+    :raises ValueError: if the types differ, if torch knows no KL between the two, or if both are one object:
+        ``policy.get_distribution`` hands out the same each time, so take a ``copy.copy`` of the old one
     """
     if old is new:
         raise ValueError(
@@ -147,15 +139,44 @@ def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
         )
     if type(old) is not type(new):
         raise ValueError(f"old and new must be distributions of one type, got {type(old).__name__} and {type(new).__name__}")
-    olds, news = ([d] if isinstance(d, th.distributions.Distribution) else d for d in (old.distribution, new.distribution))
-    per_factor = [th.distributions.kl_divergence(p, q) for p, q in zip(olds, news, strict=True)]
-    # (n, action_dim) for independent dimensions, (n,) for a single categorical
-    return th.stack([kl if kl.dim() == 1 else kl.sum(dim=1) for kl in per_factor]).sum(dim=0)
+    olds, news = list(factors_of(old)), list(factors_of(new))
+    try:
+        per_factor = [per_state(th.distributions.kl_divergence(p, q)) for p, q in zip(olds, news, strict=True)]
+    except NotImplementedError as error:
+        raise NoKLError(
+            f"the step of TRPO is limited by the KL between the old policy and the new one, and torch knows none for "
+            f"{named(old)}: {error or 'the transforms of the two differ'}. Register one with torch.distributions.register_kl, "
+            "or take a distribution that has one"
+        ) from error
+    return th.stack(per_factor).sum(dim=0)
+
+
+def check_kl(distribution: Distribution) -> None:
+    """
+    Fail unless a KL is known between a policy's distribution and what it becomes when the policy moves.
+
+    :param distribution: with a graph to the parameters, for a few states
+    :raises NoKLError: naming it
+    """
+    try:
+        # Transforms that depend on the policy differ from then on, and torch knows no KL across them
+        kl_old_new(detached(distribution), moved(distribution))
+    except NoKLError:
+        raise
+    except Exception:
+        pass  # numbers that are not those of a policy may be refused: that does not count here
 
 
 def log_ratio(distribution: Distribution, batch: Batch) -> th.Tensor:
     """Return log π(a|s) - log π_old(a|s) of a batch's actions, shape (n,)."""
-    return distribution.log_prob(batch.actions) - batch.old_log_prob
+    log_prob = distribution.log_prob(batch.actions)
+    if log_prob.shape != batch.old_log_prob.shape:
+        # Torch would make a table of all pairs of two such shapes
+        raise ValueError(
+            f"log_prob of {named(distribution)} must have one number for each state, shape {tuple(batch.old_log_prob.shape)}, "
+            f"got {tuple(log_prob.shape)}"
+        )
+    return log_prob - batch.old_log_prob
 
 
 def surrogate_term(distribution: Distribution, batch: Batch) -> th.Tensor:
@@ -163,25 +184,6 @@ def surrogate_term(distribution: Distribution, batch: Batch) -> th.Tensor:
     # Before the product and the exponential: a gradient of zero times an infinite slope is not a number
     ratio = without_padding(log_ratio(distribution, batch), batch.weights).exp()
     return weighted_mean(ratio * without_padding(batch.advantages, batch.weights), batch.weights)
-
-
-def in_double(distribution: Distribution) -> Distribution:
-    """
-    Return a copy of an SB3 action distribution that computes in float64; what is built of the user's own factors as it is.
-
-    A normalised logit of ten thousand is rounded to a thousandth in float32, and so would be the KL.
-    """
-
-    def doubled(factor: th.distributions.Distribution) -> th.distributions.Distribution:
-        # Exact types: of a class of the user's own there is more to copy than is known here
-        kind: Any = type(factor)
-        if kind in (th.distributions.Categorical, th.distributions.Bernoulli):
-            return kind(logits=cast(Any, factor).logits.double())
-        if kind is th.distributions.Normal:
-            return kind(factor.mean.double(), factor.stddev.double())
-        return factor
-
-    return _changed(distribution, doubled)
 
 
 def kl_term(old: Distribution, new: Distribution, batch: Batch) -> th.Tensor:
@@ -207,7 +209,10 @@ class PolicyProblem:
         always see the whole batch
     :param chunk_size: largest number of transitions to hold a graph of, by default all of them
     :param fast_fisher: maps chunks and parameters to the product v -> F v, or to ``None`` where it does not cover the
-        policy; then, and by default, the product is made by differentiating the KL twice
+        policy; then, and by default, the product is made by differentiating the KL twice, or as it can be made
+    :param forward_fisher: what makes products without a second derivative of the network, if that has a forward mode
+    :param fisher_path: the way to make the product where the fast one does not cover the policy, if it is known; else it is
+        found by trying
     """
 
     def __init__(
@@ -218,24 +223,29 @@ class PolicyProblem:
         *,
         fisher_batch: Batch | None = None,
         chunk_size: int | None = None,
-        fast_fisher: Callable[[Sequence[Batch], Parameters], MatrixVectorProduct | None] | None = None,
+        fast_fisher: FisherBuilder | None = None,
+        forward_fisher: ForwardBuilder | None = None,
+        fisher_path: str = "",
     ):
         self.distribution_of = distribution_of
         self.parameters = parameters
         self.chunks = batch.split(chunk_size)
         self.fisher_chunks = self.chunks if fisher_batch is None or fisher_batch is batch else fisher_batch.split(chunk_size)
         self.fast_fisher = fast_fisher
+        self.forward_fisher = forward_fisher
+        self.known_path = fisher_path
+        self.fisher_path = ""
         # A single chunk's graph serves the gradient too; those of several would not fit in memory together
-        self.graph = copy.copy(distribution_of(batch)) if len(self.chunks) == 1 else None
+        self.graph = copied(distribution_of(batch)) if len(self.chunks) == 1 else None
         self.old_distributions = [self.frozen_distribution(chunk) for chunk in self.chunks if self.graph is None]
         if self.graph is not None:
-            self.old_distributions.append(in_double(detached(self.graph)))
+            self.old_distributions.append(frozen(self.graph))
         self.new_distributions = self.old_distributions
 
     @th.no_grad()
     def frozen_distribution(self, batch: Batch) -> Distribution:
         """Return the present policy's distribution without a graph, as a copy: SB3 hands out the same object each time."""
-        return in_double(self.distribution_of(batch))
+        return frozen(self.distribution_of(batch))
 
     def surrogate_gradient(self) -> tuple[float, th.Tensor]:
         """Return L(θ_old) and its gradient, shape (n_params,)."""
@@ -248,15 +258,52 @@ class PolicyProblem:
         return surrogate, gradient
 
     def fisher_vector_product(self) -> MatrixVectorProduct:
-        """Return v -> F v at θ_old, both of shape (n_params,)."""
+        """Return v -> F v at θ_old, both of shape (n_params,); ``fisher_path`` then says how it is made."""
         product = self.fast_fisher and self.fast_fisher(self.fisher_chunks, self.parameters)
-        return product or fisher_vector_product(
-            [partial(self._kl_to_here, chunk) for chunk in self.fisher_chunks], self.parameters
+        if product:
+            self.fisher_path = WRITTEN_OUT
+            return product
+        self.noise = SameNoise(self.parameters[0].device)
+        self.known_path = self.fisher_path = self.known_path or self._path_that_works()
+        return self._fisher_by(self.fisher_path, self.fisher_chunks)
+
+    def _path_that_works(self) -> str:
+        """Try the ways to a Fisher product on a few states, and measure there whether what they give is right."""
+        chunk = self.fisher_chunks[0]
+        few = [chunk.select(chunk.weights.nonzero().squeeze(1)[:N_TRIED])]
+        ways = [TWICE, FORWARD_MODE] if self.forward_fisher else [TWICE]
+        found = first_that_works(
+            [(name, partial(self._fisher_by, name, few)) for name in ways],
+            partial(self._central_differences, few),
+            self.parameters,
         )
+        return found or DIFFERENCES
+
+    def _fisher_by(self, path: str, chunks: Sequence[Batch]) -> MatrixVectorProduct:
+        if path == TWICE:
+            return fisher_vector_product([partial(self._kl_to_here, chunk) for chunk in chunks], self.parameters)
+        if path == FORWARD_MODE and self.forward_fisher:
+            return self.forward_fisher(chunks, self.parameters, self._same_draw)
+        return self._central_differences(chunks)
+
+    def _central_differences(self, chunks: Sequence[Batch], shorten: float = 1.0) -> CentralDifferences:
+        self.graph = None  # the parameters will be moved
+        with th.no_grad():
+            kl_terms = [partial(self._kl_from, frozen(self._same_draw(chunk)), chunk) for chunk in chunks]
+        return CentralDifferences(kl_terms, self.parameters, shorten=shorten)
+
+    def _same_draw(self, chunk: Batch) -> Distribution:
+        """Return the policy's distribution; if the network is random, with the same noise each time, else F is no matrix."""
+        with self.noise:
+            return self.distribution_of(chunk)
+
+    def _kl_from(self, old: Distribution, chunk: Batch) -> th.Tensor:
+        """Return a chunk's share of the mean KL from a policy to the present one, with a graph."""
+        return kl_term(old, in_double(self._same_draw(chunk)), chunk)
 
     def _kl_to_here(self, chunk: Batch) -> th.Tensor:
         """Return a chunk's share of the mean KL from the present policy, held fixed, to itself: 0, with a graph of its own."""
-        distribution = self.distribution_of(chunk)
+        distribution = self._same_draw(chunk)
         return kl_term(detached(distribution), distribution, chunk)
 
     @th.no_grad()
@@ -278,8 +325,11 @@ class PolicyProblem:
         """
         total = 0.0
         for chunk, distribution in zip(self.chunks, self.new_distributions if of_new else self.old_distributions, strict=True):
-            entropy = distribution.entropy()
+            try:
+                entropy = distribution.entropy()
+            except NotImplementedError:
+                return None  # what torch says where it knows none
             if entropy is None:
                 return None
-            total += float(weighted_mean(entropy, chunk.weights))
+            total += float(weighted_mean(per_state(entropy), chunk.weights))
         return total

@@ -18,7 +18,6 @@ from sb3_trpo.critic import Pass, ValueBatch
 from sb3_trpo.fast.actors import lean_actor
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
 from sb3_trpo.guards.arguments import Rules, check_arguments
-from sb3_trpo.guards.process import unvalidated_distributions
 from sb3_trpo.hyperparameters import OF_EVERY_TRPO, PER_DIMENSION, TRPO_RULES, default_of
 from sb3_trpo.metrics import PhaseClock, UpdateReport
 from sb3_trpo.objective import Batch, normalize_advantages
@@ -191,7 +190,7 @@ class TRPO(TrustRegionUpdate):
         clock = PhaseClock()
 
         batch = self._full_batch()
-        with unvalidated_distributions():
+        with self._update_of_the_policy():
             actor_parameters, critic_parameters = self._split_parameters(batch)
             problem = self._policy_problem(batch, actor_parameters)
             step = self._trust_region_step(problem, clock.begin)

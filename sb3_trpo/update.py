@@ -1,21 +1,33 @@
 """The parts of one update of TRPO, in the order in which ``TRPO.train`` calls them."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
 from sb3_trpo.critic import CriticFit, ValueBatch, fit_critic
+from sb3_trpo.distributions import drop_graphs, factors_of
+from sb3_trpo.fast.forward_mode import forward_mode_fisher
 from sb3_trpo.fast.mlp_critic import mlp_critic
 from sb3_trpo.fast.network import is_a_chain
 from sb3_trpo.guards.finite import unusable
+from sb3_trpo.guards.gradients import check_actor, check_gradients
+from sb3_trpo.guards.process import unvalidated_distributions
+from sb3_trpo.guards.random_network import N_ASKED, WARNING, is_random
 from sb3_trpo.hints import Hints
 from sb3_trpo.metrics import UpdateReport
-from sb3_trpo.objective import Batch, PolicyProblem
+from sb3_trpo.objective import Batch, PolicyProblem, check_kl
 from sb3_trpo.rollout import explained_by_values, observation_spread
 from sb3_trpo.trust_region import TrustRegionStep, flatten, reached_by, refused_step, trust_region_step
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
+
+# Distributions, of SB3's policies, between which torch knows the KL
+KNOWN_KL = (th.distributions.Normal, th.distributions.Categorical, th.distributions.Bernoulli)
 
 
 class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
@@ -35,11 +47,37 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     paths_in_use: dict[str, str]
     _hints: Hints | None = None
 
+    # What was found out about the policy: whether its distribution is random, and how Fisher products are made for which parts
+    _is_random = False
+    _warned_of_randomness = False
+    _known_fisher_path: tuple[Any, str] | None = None
+
     _distribution: Callable[[Batch], Distribution]
     _values: Callable[[ValueBatch], th.Tensor]
     _value_epochs: Callable[[Batch], Iterator[Iterable[ValueBatch]]]
     _fast_fisher: Callable[[Sequence[Batch], Parameters], MatrixVectorProduct | None]
     _chunk_size: Callable[[], int]
+
+    @contextmanager
+    def _update_of_the_policy(self) -> Iterator[None]:
+        """
+        Make an update, or try one: with gradients that are seen, and numbers that are not finite as no error.
+
+        However it ends, no graph stays behind on the policy, which can be copied and sent to another process as before.
+        """
+        check_gradients(self.policy)
+        try:
+            with unvalidated_distributions():
+                yield
+        finally:
+            drop_graphs(self.policy)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        check_gradients(self.policy)  # before a rollout is collected for nothing
+        return super()._setup_learn(*args, **kwargs)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_is_random", "_warned_of_randomness", "_known_fisher_path"]
 
     def _split_parameters(self, batch: Batch) -> tuple[list[th.nn.Parameter], list[th.nn.Parameter]]:
         """
@@ -48,12 +86,29 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         A parameter of both is the actor's: if the value fit moved it, the policy would leave the trust region.
         """
         # What a chain of layers depends on does not depend on the state; other networks may take a branch
-        probe = batch.select(slice(0, 1 if is_a_chain(self.policy) else self._chunk_size()))
+        is_chain = is_a_chain(self.policy)
+        probe = batch.select(slice(0, 1 if is_chain else self._chunk_size()))
         everything = list(self.policy.parameters())
-        actor = reached_by(self._distribution(probe).log_prob(probe.actions), everything)
+        distribution = self._distribution(probe)
+        actor = reached_by(distribution.log_prob(probe.actions), everything)
+        if any(type(factor) not in KNOWN_KL for factor in factors_of(distribution)):
+            check_kl(distribution)
         values = reached_by(self._values(ValueBatch(probe.observations, probe.returns)), everything)
+        check_actor(self.policy, actor, values, lambda: self._distribution(probe).log_prob(probe.actions))
+        self._is_random = not is_chain and self._notice_randomness(batch.select(slice(0, N_ASKED)))
         actors = set(actor)
         return actor, [parameter for parameter in values if parameter not in actors]
+
+    def _notice_randomness(self, few: Batch) -> bool:
+        """Return whether the action distribution is random; if it or the values are, warn once."""
+        of_actor = is_random(lambda: self._distribution(few).log_prob(few.actions))
+        of_values = is_random(lambda: self._values(ValueBatch(few.observations, few.returns)))
+        if (of_actor or of_values) and not self._warned_of_randomness:
+            self._warned_of_randomness = True
+            both = {"another action distribution": of_actor, "other values": of_values}
+            what = " and ".join(name for name, differs in both.items() if differs)
+            warnings.warn(WARNING.format(what=what), stacklevel=2)
+        return of_actor
 
     def _policy_problem(self, batch: Batch, parameters: Parameters) -> PolicyProblem:
         """Return the trust-region problem of a rollout, around the present policy."""
@@ -63,20 +118,31 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             parameters,
             fisher_batch=batch.thinned(self.sub_sampling_factor, self._random.permutation),
             chunk_size=self._chunk_size(),
-            fast_fisher=self._quick_fisher,
+            fast_fisher=self._fast_fisher if self.fast else None,
+            forward_fisher=partial(forward_mode_fisher, self.policy),
+            fisher_path=self._known_path(parameters),
         )
 
-    def _quick_fisher(self, chunks: Sequence[Batch], parameters: Parameters) -> MatrixVectorProduct | None:
-        product = self._fast_fisher(chunks, parameters) if self.fast else None
-        self._note_path("Fisher products", "plain" if product is None else "Gauss-Newton")
-        return product
+    def _known_path(self, parameters: Parameters) -> str:
+        """Return how Fisher products were made for this policy the last time, if it still has the same parts."""
+        parts = tuple((id(module), type(module), *vars(module)) for module in self.policy.modules())
+        kinds = tuple((id(p), p.shape, p.dtype, p.device) for p in parameters)
+        if self._known_fisher_path is None or self._known_fisher_path[0] != (parts, kinds):
+            self._known_fisher_path = (parts, kinds), ""
+        return self._known_fisher_path[1]
+
+    def _note_fisher_path(self, problem: PolicyProblem) -> None:
+        if problem.fisher_path:
+            self._note_path("Fisher products", problem.fisher_path)
+        if self._known_fisher_path is not None:
+            self._known_fisher_path = self._known_fisher_path[0], problem.known_path
 
     def _trust_region_step(self, problem: PolicyProblem, phase: Callable[[str], None] = lambda name: None) -> TrustRegionStep:
         """Move the policy's parameters as far as the arguments of this model allow; ``phase`` hears what begins."""
         status = unusable(self.rollout_buffer, problem.parameters)
         if status:
             return refused_step(status)
-        return trust_region_step(
+        step = trust_region_step(
             problem,
             max_kl=self._now("target_kl"),
             damping=self._damping(problem.parameters),
@@ -85,6 +151,8 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             max_candidates=self.line_search_max_iter,
             phase=phase,
         )
+        self._note_fisher_path(problem)
+        return step
 
     def _damping(self, parameters: Parameters) -> float | th.Tensor:
         """Return what to add to the diagonal of the Fisher matrix: a number, or one for each variable, shape (n_params,)."""
@@ -107,6 +175,8 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
 
     def _is_kept(self, problem: PolicyProblem, step: TrustRegionStep) -> bool:
         """Whether the policy is still what the step made of it: a critic may move what no graph shows (detached features)."""
+        if self._is_random:
+            return True  # as far as can be seen: it is another one each time
         _, mean_kl = problem.evaluate()
         max_kl = self._now("target_kl")
         return (mean_kl <= max_kl or not step.accepted) and not abs(mean_kl - step.mean_kl) > 1e-3 * max_kl

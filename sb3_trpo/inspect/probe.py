@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 
+from sb3_trpo.distributions import detached, factors_of
 from sb3_trpo.guards.process import unvalidated_distributions
 from sb3_trpo.inspect.run_files import (
     ActionDistribution,
@@ -23,7 +24,7 @@ from sb3_trpo.inspect.run_files import (
     record_of,
 )
 from sb3_trpo.metrics import PhaseClock
-from sb3_trpo.objective import Batch, PolicyProblem, detached, kl_old_new
+from sb3_trpo.objective import Batch, PolicyProblem, kl_old_new
 from sb3_trpo.rollout import is_sb3s_own
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.trust_region import TrustRegionProblem, TrustRegionStep, flatten, unflatten
@@ -81,15 +82,29 @@ def sample(batch: Batch, n: int) -> Batch:
 # Policies in single states
 
 
+def _moments(factor: Any) -> tuple[th.Tensor, th.Tensor]:
+    """Return mean and standard deviation of a factor, each shape (n, ...); of what is transformed those before it."""
+    try:
+        return factor.mean, factor.stddev
+    except NotImplementedError:
+        return _moments(factor.base_dist) if hasattr(factor, "base_dist") else (th.full(factor.batch_shape, math.nan),) * 2
+
+
 def action_distribution(distribution: Distribution, row: int) -> ActionDistribution:
-    """Return one state's part of an SB3 action distribution in numbers."""
-    inner: Any = distribution.distribution
-    if isinstance(inner, th.distributions.Normal):
-        return ActionDistribution(mean=tuple(inner.mean[row].tolist()), std=tuple(inner.stddev[row].tolist()))
-    if isinstance(inner, th.distributions.Bernoulli):
-        return ActionDistribution(probabilities=tuple((1.0 - p, p) for p in inner.probs[row].tolist()))
-    factors = inner if isinstance(inner, list) else [inner]
-    return ActionDistribution(probabilities=tuple(tuple(factor.probs[row].tolist()) for factor in factors))
+    """Return one state's part of an SB3 action distribution in numbers, of its continuous factors where it has any."""
+    probabilities: list[tuple[float, ...]] = []
+    means: list[float] = []
+    stds: list[float] = []
+    for factor in factors_of(distribution):
+        if isinstance(factor, th.distributions.Bernoulli):
+            probabilities += [(1.0 - p, p) for p in factor.probs[row].flatten().tolist()]
+        elif isinstance(factor, th.distributions.Categorical | th.distributions.OneHotCategorical):
+            probabilities += [tuple(p) for p in factor.probs[row].reshape(-1, factor.probs.shape[-1]).tolist()]
+        else:
+            mean, std = _moments(factor)
+            means += mean[row].flatten().tolist()
+            stds += std[row].flatten().tolist()
+    return ActionDistribution(() if means else tuple(probabilities), tuple(means), tuple(stds))
 
 
 def change_of_probabilities(old: Sequence[float], new: Sequence[float], label: str = "") -> StateChange:
@@ -278,7 +293,7 @@ def slice_ahead(model: TRPO) -> SliceRecord | None:
     :param model: with the old policy, and the rollout in its buffer
     """
     parameters = list(model.policy.parameters())
-    with _at_the_update(model), as_they_were(parameters), without_drawing(model), unvalidated_distributions():
+    with _at_the_update(model), as_they_were(parameters), without_drawing(model), model._update_of_the_policy():
         batch = model._full_batch()
         parameters, _ = model._split_parameters(batch)
         # Both problems are thinned alike: each begins with the random numbers that the update will find
@@ -338,9 +353,10 @@ def inspect_model(model: TRPO, *, states: Any = None, name: str = "model") -> Ru
         collect_seconds = _collect(model)
         n_updates, clock = model._n_updates + 1, PhaseClock()
         batch = model._full_batch()
-        parameters, _ = model._split_parameters(batch)
         watched = WatchedStates(model, states)
-        with as_they_were(parameters), without_drawing(model), unvalidated_distributions():
+        parameters = list(model.policy.parameters())
+        with as_they_were(parameters), without_drawing(model), model._update_of_the_policy():
+            parameters, _ = model._split_parameters(batch)
             problem = model._policy_problem(batch, parameters)
             step = model._trust_region_step(problem, clock.begin)
             clock.stop()
@@ -352,5 +368,6 @@ def inspect_model(model: TRPO, *, states: Any = None, name: str = "model") -> Ru
             phase_seconds={"collect": collect_seconds},
             **episode_statistics(model.ep_info_buffer or (), None),
         )
-        plane = slice_of_model(model, batch, model._policy_problem(batch, parameters), step, n_updates)
+        with model._update_of_the_policy():
+            plane = slice_of_model(model, batch, model._policy_problem(batch, parameters), step, n_updates)
     return Run(name, (update,), (changes,), () if plane is None else (plane,))

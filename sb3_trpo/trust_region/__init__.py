@@ -6,18 +6,21 @@ Direction (``conjugate_gradient`` with Fisher products) and distance (``backtrac
 """
 
 from sb3_trpo.trust_region.conjugate_gradient import ConjugateGradientResult, conjugate_gradient
+from sb3_trpo.trust_region.fallbacks import CentralDifferences, first_that_works
 from sb3_trpo.trust_region.fisher import fisher_vector_product, flat_gradient, flatten, reached_by, unflatten
 from sb3_trpo.trust_region.line_search import Candidate, LineSearchResult, backtrack
 from sb3_trpo.trust_region.step import TrustRegionProblem, TrustRegionStep, refused_step, trust_region_step
 
 __all__ = [
     "Candidate",
+    "CentralDifferences",
     "ConjugateGradientResult",
     "LineSearchResult",
     "TrustRegionProblem",
     "TrustRegionStep",
     "backtrack",
     "conjugate_gradient",
+    "first_that_works",
     "fisher_vector_product",
     "flat_gradient",
     "flatten",

@@ -1,0 +1,45 @@
+"""Networks that are random whatever their mode: how they are noticed, and how they are asked with the same noise twice."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch as th
+
+# What a random network is told about: of so many states
+N_ASKED = 16
+
+WARNING = (
+    "The policy's network is random: asked twice about the same states it gives {what}. What is measured of it differs from "
+    "draw to draw. target_kl limits the KL between two draws, their noise included: steps are shorter than they could be, or "
+    "refused, and the limit holds for these draws. The critic is fitted, but whether its fit has moved the policy cannot be "
+    "seen. Noise that ends in evaluation mode (nn.Dropout, or F.dropout(..., training=self.training)) has none of this"
+)
+
+
+@th.no_grad()
+def is_random(ask: Callable[[], th.Tensor]) -> bool:
+    """Whether a question is answered in another way the second time, beyond the rounding of a GPU that adds in any order."""
+    first, second = ask(), ask()
+    return first.shape != second.shape or not th.allclose(first, second, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+class SameNoise:
+    """
+    A context in which torch's generators start from where they were when this was made, each time; afterwards they go on.
+
+    :param device: where the network is
+    """
+
+    def __init__(self, device: th.device):
+        self.cuda = [device] if device.type == "cuda" else []
+        self.states = [th.get_rng_state(), *map(th.cuda.get_rng_state, self.cuda)]
+
+    def __enter__(self) -> None:
+        self.fork = th.random.fork_rng(devices=self.cuda)
+        self.fork.__enter__()
+        th.set_rng_state(self.states[0])
+        for device, state in zip(self.cuda, self.states[1:], strict=True):
+            th.cuda.set_rng_state(state, device)
+
+    def __exit__(self, *error: Any) -> None:
+        self.fork.__exit__(*error)

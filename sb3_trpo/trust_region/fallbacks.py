@@ -1,0 +1,188 @@
+r"""
+Fisher products for networks that cannot be differentiated twice, and the choice among the ways to make them.
+
+Fused attention, compiled modules, some activations and recurrent layers have no second derivative: torch says so when it is
+asked for one. Others have one that is wrong, which nobody says.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch as th
+
+from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flat_gradient, flatten, unflatten
+
+# A way to make Fisher products: its name, and what makes the product
+Way = tuple[str, Callable[[], MatrixVectorProduct]]
+
+# Beyond this share of itself a measured product contradicts another one; what it is off by itself is far below
+CONTRADICTION = 0.05
+# Two measurements that differ by more than this share measure no derivative: the network has steps, or is rounded
+AGREEMENT = 0.03
+# As many attempts to find a distance at which the KL is small
+MOST_ATTEMPTS = 12
+
+
+@th.no_grad()
+def _put_back(parameters: Parameters, origin: list[th.Tensor]) -> None:
+    for parameter, start in zip(parameters, origin, strict=True):
+        parameter.copy_(start)
+
+
+class CentralDifferences:
+    r"""
+    Products :math:`F v \approx (\nabla \bar D_{KL}(\theta + h v) - \nabla \bar D_{KL}(\theta - h v)) / 2h`.
+
+    Needs first derivatives only. Nocedal & Wright, *Numerical Optimization*, section 8.1. The gradient is zero at
+    :math:`\theta` itself, so that the difference loses no digits. What is left is the rounding of the network, over h, and
+    the third derivative, times h²: for a network in float32 about a thousandth of the product, in float64 a billionth.
+
+    :param kl_terms: functions without argument that sum to the mean KL from the policy at θ_old, held fixed, to that at the
+        present parameters, one for each chunk of the batch; the memory needed is that of a chunk
+    :param parameters: the parameters θ, with the values θ_old; they are moved, and given back bit for bit. A graph made
+        before a product is of no use after it
+    :param shorten: factor on the distance
+    """
+
+    def __init__(self, kl_terms: Sequence[Callable[[], th.Tensor]], parameters: Parameters, *, shorten: float = 1.0):
+        self.kl_terms = kl_terms
+        self.parameters = parameters
+        self.origin = [parameter.detach().clone() for parameter in parameters]
+        # Where rounding, over h, and truncation, times h², balance
+        self.small = max(th.finfo(parameter.dtype).eps for parameter in parameters) ** (1 / 3)
+        self.farthest = self.small * (1.0 + float(flatten(self.origin).double().norm()))
+        self.shorten = shorten
+
+    @th.no_grad()
+    def _move(self, step: list[th.Tensor], distance: float) -> None:
+        for parameter, start, direction in zip(self.parameters, self.origin, step, strict=True):
+            parameter.copy_(start + distance * direction)
+
+    def _kl_and_gradient(self, step: list[th.Tensor], distance: float) -> tuple[float, th.Tensor]:
+        self._move(step, distance)
+        kl, total = 0.0, th.zeros(())
+        for kl_term in self.kl_terms:
+            term = kl_term()
+            total = flat_gradient(term, self.parameters).add_(total.to(self.parameters[0]))
+            kl += float(term.detach())
+        return kl, total
+
+    @th.no_grad()
+    def _natural_length(self, step: list[th.Tensor], distance: float) -> float:
+        """Return the length √(2 KL) of a step as the policy sees it."""
+        self._move(step, distance)
+        kl = sum(float(kl_term()) for kl_term in self.kl_terms)
+        return max(2.0 * kl, 0.0) ** 0.5 if kl == kl else float("inf")
+
+    def _distance(self, step: list[th.Tensor]) -> float:
+        """Choose h for a step of length one: small beside the parameters, and small as the policy sees it."""
+        distance, wanted = self.farthest, 10.0 * self.small
+        for _ in range(MOST_ATTEMPTS):
+            length = self._natural_length(step, distance)
+            if length <= 0.5:
+                # So near the KL is a parabola
+                return distance * min(1.0, wanted / max(length, wanted))
+            distance *= max(wanted / length, 1e-3)
+        return distance
+
+    def __call__(self, vector: th.Tensor) -> th.Tensor:
+        """Return F v, shape (n_params,)."""
+        return self.measure(vector)[0]
+
+    def measure(self, vector: th.Tensor) -> tuple[th.Tensor, float]:
+        """Return F v, shape (n_params,), and vᵀ F v from the KL itself, without a derivative."""
+        norm = vector.norm()
+        if not norm > 0.0:
+            return th.zeros_like(vector) * norm, 0.0 * float(norm)
+        step = unflatten(vector / norm, self.parameters)
+        try:
+            distance = self._distance(step) * self.shorten
+            (kl_ahead, ahead), (kl_behind, behind) = (self._kl_and_gradient(step, at) for at in (distance, -distance))
+        finally:
+            _put_back(self.parameters, self.origin)
+        curvature = (kl_ahead + kl_behind) * (float(norm) / distance) ** 2
+        return (ahead - behind) * (norm / (2.0 * distance)), curvature
+
+    def balanced(self, vector: th.Tensor) -> th.Tensor:
+        """Return a vector of which every parameter's part changes the policy as much as any other's, if it changes it."""
+        parts = unflatten(vector, self.parameters)
+        try:
+            return flatten([part * self._scale(i, part) for i, part in enumerate(parts)])
+        finally:
+            _put_back(self.parameters, self.origin)
+
+    def _scale(self, i: int, part: th.Tensor) -> float:
+        step = [part / part.norm() if j == i else th.zeros_like(p) for j, p in enumerate(self.parameters)]
+        distance = self._distance(step)
+        length = self._natural_length(step, distance)
+        # Below that it is rounding
+        return distance / (length * float(part.norm())) if length > 0.01 * self.small else 0.0
+
+
+class _Measurement:
+    """
+    What a product must be, as far as central differences can tell.
+
+    The vector is one to which every parameter contributes: a large part would hide that a small one is missing.
+    They cannot where a network has steps, and where a gradient is not that of the network on purpose (``detach``, straight
+    through a rounding): what is measured then differs from distance to distance, or from what the KL itself says.
+    """
+
+    def __init__(self, differences: Callable[[float], CentralDifferences], vector: th.Tensor):
+        self.vector = differences(1.0).balanced(vector)
+        self.product, curvature = differences(1.0).measure(self.vector)
+        self.is_sure = (
+            _differ_by(self.product, differences(0.5)(self.vector)) <= AGREEMENT
+            and abs(float(self.product.double() @ self.vector.double()) - curvature) <= AGREEMENT * curvature
+        )
+
+    def contradicts(self, product: th.Tensor) -> bool:
+        """Whether a product is another one; one that is not finite is."""
+        return self.is_sure and not _differ_by(self.product, product) <= CONTRADICTION
+
+
+def _differ_by(expected: th.Tensor, other: th.Tensor) -> float:
+    """Return the norm of the difference in units of what is expected; zero between zeros."""
+    difference, size = float((other - expected).double().norm()), float(expected.double().norm())
+    return difference / size if size > 0.0 else difference
+
+
+@contextmanager
+def _somewhere_else(parameters: Parameters, generator: th.Generator) -> Iterator[None]:
+    """Move parameters away for a moment: where a last layer is almost zero, what is wrong behind it does not show."""
+    origin = [parameter.detach().clone() for parameter in parameters]
+    try:
+        with th.no_grad():
+            for parameter in parameters:
+                scale = 0.3 / max(1.0, parameter.numel() / (len(parameter) if parameter.dim() else 1)) ** 0.5
+                parameter.add_(scale * th.randn(parameter.shape, generator=generator, device="cpu").to(parameter))
+        yield
+    finally:
+        _put_back(parameters, origin)
+
+
+def first_that_works(ways: Sequence[Way], differences: Callable[[float], CentralDifferences], parameters: Parameters) -> str:
+    """
+    Return the name of the first way to make Fisher products that gives one, and not one that a measurement contradicts.
+
+    :param ways: in the order in which they are asked; each raises where it does not work
+    :param differences: maps a factor on the distance to central differences, which decide
+    :param parameters: the parameters θ; they are moved, and given back bit for bit
+    :return: the name, ``""`` if none of them works
+    """
+    generator = th.Generator("cpu").manual_seed(0)
+    vector = flatten([th.randn(p.shape, generator=generator, device="cpu").to(p) for p in parameters])
+    with _somewhere_else(parameters, generator):
+        measurement: _Measurement | None = None
+        for name, build in ways:
+            try:
+                build()(vector)  # before anything is measured: most of what does not work says so
+                measurement = measurement or _Measurement(differences, vector)
+                product = build()(measurement.vector)  # anew: what was kept is of parameters that have been moved since
+            except th.OutOfMemoryError:
+                raise
+            except Exception:
+                continue  # torch and its compilers say it in many ways
+            if not measurement.contradicts(product):
+                return name
+    return ""

@@ -1,0 +1,223 @@
+"""The policy is left the same however an update ends: it can be copied, pickled and sent on, and no graph stays behind."""
+
+import copy
+import gc
+import io
+import pickle
+from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import distributions as td
+from torch import nn
+
+from sb3_trpo import TRPO
+from sb3_trpo.distributions import drop_graphs
+from sb3_trpo.inspect import TrustRegionRecorder, inspect_model
+from sb3_trpo.objective import PolicyProblem
+from tests.own_policies import OwnPolicy, halves, positive
+from tests.small_models import BOX, DISCRETE, MULTI_DISCRETE, make_env, small_model
+
+
+class Remembering(BaseFeaturesExtractor):
+    """Keeps what it has seen, as one does to look at attention maps."""
+
+    def __init__(self, observation_space: Any):
+        super().__init__(observation_space, 4)
+        self.layer = nn.Linear(3, 4)
+        self.register_buffer("seen", th.zeros(1))
+        self.notes: dict[str, Any] = {}
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        features = self.layer(observations)
+        self.last = features
+        self.seen = features.mean()
+        self.notes = {"all": [features, (features * 2, "two")], "kept": Note(features)}
+        return features.sin()
+
+
+class Note:
+    """Neither a module nor a distribution."""
+
+    def __init__(self, features: th.Tensor):
+        self.features = features
+
+
+def squashed(z: th.Tensor) -> Any:
+    mean, std = halves(z)
+    return [td.TransformedDistribution(td.Independent(td.Normal(mean, positive(std)), 1), [td.TanhTransform(cache_size=1)])]
+
+
+def gsde(**arguments: Any) -> TRPO:
+    return small_model(use_sde=True, **arguments)
+
+
+def remembering(**arguments: Any) -> TRPO:
+    return small_model(policy_kwargs={"features_extractor_class": Remembering}, **arguments)
+
+
+def own(**arguments: Any) -> TRPO:
+    env = make_env(action_space=type(BOX)(-1.0, 1.0, (2,)))
+    return small_model(policy=OwnPolicy, env=env, policy_kwargs={"build": squashed}, **arguments)
+
+
+POLICIES: dict[str, Callable[..., TRPO]] = {
+    "box": small_model,
+    "discrete": lambda **arguments: small_model(env=make_env(action_space=DISCRETE), **arguments),
+    "multi_discrete": lambda **arguments: small_model(env=make_env(action_space=MULTI_DISCRETE), **arguments),
+    "gsde": gsde,
+    "remembering": remembering,
+    "own distribution": own,
+}
+
+
+def fail(*args: Any, **kwargs: Any) -> Any:
+    raise ZeroDivisionError
+
+
+def nan_gradient(problem: PolicyProblem) -> Any:
+    return 0.0, th.full((sum(p.numel() for p in problem.parameters),), th.nan)
+
+
+def zero_gradient(problem: PolicyProblem) -> Any:
+    return 0.0, th.zeros(sum(p.numel() for p in problem.parameters))
+
+
+def negative_curvature(problem: PolicyProblem) -> Any:
+    return lambda vector: -vector
+
+
+# What is done to the update, and how it ends
+ENDS: dict[str, tuple[dict[str, Any], str]] = {
+    "accepted": ({}, "accepted"),
+    "gradient_not_finite": ({"surrogate_gradient": nan_gradient}, "gradient_not_finite"),
+    "gradient_zero": ({"surrogate_gradient": zero_gradient}, "gradient_zero"),
+    "limit_zero": ({}, "limit_zero"),
+    "curvature": ({"fisher_vector_product": negative_curvature}, "curvature_not_positive"),
+    "line_search_failed": ({"evaluate": lambda problem: (-1.0, 0.0)}, "line_search_failed"),
+    "rewards": ({}, "rewards_not_finite"),
+    "error in the gradient": ({"surrogate_gradient": fail}, ""),
+    "error in the product": ({"fisher_vector_product": fail}, ""),
+    "error in the line search": ({"evaluate": fail}, ""),
+    "error in the critic": ({"critic": fail}, ""),
+    "critic undone": ({}, "accepted"),
+}
+
+
+def graphs_of(policy: nn.Module) -> list[th.Tensor]:
+    """Find every tensor with a graph that is reachable from a policy, by the garbage collector's account."""
+    found, seen, to_visit = [], set(), [vars(module) for module in policy.modules()]
+    while to_visit:
+        value: Any = to_visit.pop()
+        if id(value) in seen or isinstance(value, type) or type(value).__module__.startswith("gymnasium"):
+            continue
+        seen.add(id(value))
+        if isinstance(value, th.Tensor):
+            found += [] if value.grad_fn is None else [value]
+        elif type(value).__name__ not in ("module", "function", "method", "builtin_function_or_method"):
+            to_visit += gc.get_referents(value)
+    return found
+
+
+def kinds_of(value: Any, depth: int = 0) -> Any:
+    """Say what kind of thing is left: types all the way down, and whether a tensor has a graph."""
+    if isinstance(value, th.Tensor):
+        return "tensor" if value.grad_fn is None else "graph"
+    if isinstance(value, list | tuple):
+        return [kinds_of(part, depth + 1) for part in value]
+    inside = value if isinstance(value, dict) else vars(value) if hasattr(value, "__dict__") and depth < 4 else {}
+    return type(value).__name__, {k: kinds_of(v, depth + 1) for k, v in inside.items() if k not in ("probs", "build")}
+
+
+def end_an_update(model: TRPO, end: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make one update that ends so; return its status, ``""`` after an exception."""
+    replaced, _ = ENDS[end]
+    for name, function in replaced.items():
+        if name == "critic":
+            monkeypatch.setattr(TRPO, "_fit_critic", function)
+        else:
+            monkeypatch.setattr(PolicyProblem, name, function)
+    if end == "limit_zero":
+        model.target_kl = 0.0
+    if end == "rewards":
+        model.rollout_buffer.rewards[0] = np.nan
+    if end == "critic undone":
+        model.learning_rate = 1e30
+        model._setup_lr_schedule()
+    try:
+        model.train()
+    except ZeroDivisionError:
+        return ""
+    finally:
+        monkeypatch.undo()
+    assert model.last_update is not None
+    if end == "critic undone":
+        assert model.last_update.critic is not None and model.last_update.critic.status == "undone"
+    return model.last_update.step.status
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
+@pytest.mark.parametrize("name", POLICIES)
+def test_policy_can_be_copied_however_an_update_ends(name: str, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deep-copied, pickled, saved; and what is left on it is of the same kind each time."""
+    model = POLICIES[name](fast=fast).learn(64)
+    expected = kinds_of(model.policy.action_dist)
+    for end, (_, status) in ENDS.items():
+        assert end_an_update(model, end, monkeypatch) == status, end
+        assert graphs_of(model.policy) == [], end
+        assert kinds_of(model.policy.action_dist) == expected, end
+        again = copy.deepcopy(model.policy)
+        assert all(th.equal(p, q) for p, q in zip(again.parameters(), model.policy.parameters(), strict=True))
+        if name != "own distribution":  # made of a function in a test
+            pickle.loads(pickle.dumps(model.policy))
+        th.save(model.policy.state_dict(), io.BytesIO())
+        assert all(p.requires_grad and p.is_leaf for p in model.policy.parameters())
+        model.target_kl, model.learning_rate = 0.01, 1e-3
+        model._setup_lr_schedule()
+        model.rollout_buffer.rewards[0] = 0.0
+
+
+def test_policy_can_be_sent_to_another_process_after_a_refusal() -> None:
+    """Torch refuses to send a tensor that has a graph."""
+    model = small_model(target_kl=lambda progress: 0.0).learn(64)
+    assert model.last_update is not None and model.last_update.step.status == "limit_zero"
+    sent = pickle.loads(ForkingPickler.dumps(model.policy))
+    assert all(th.equal(p, q) for p, q in zip(sent.parameters(), model.policy.parameters(), strict=True))
+
+
+def test_what_inspects_leaves_no_graph(tmp_path: Any) -> None:
+    """Neither the picture of an update, nor the recorder in training."""
+    model = remembering()
+    model.learn(64)
+    inspect_model(model)
+    assert graphs_of(model.policy) == []
+    copies = []
+
+    class Copying(TrustRegionRecorder):
+        def _on_rollout_end(self) -> None:
+            super()._on_rollout_end()
+            copies.append(copy.deepcopy(self.model.policy))
+
+    model.learn(128, callback=Copying(tmp_path, pictures_every=1))
+    assert len(copies) == 2
+
+
+def test_drop_graphs_keeps_what_has_none() -> None:
+    """Objects stay themselves, values stay equal, parameters stay parameters."""
+    model = remembering()
+    policy = model.policy
+    extractor: Any = policy.features_extractor
+    features = extractor(th.ones(2, 3))
+    assert features.grad_fn is not None and len(graphs_of(policy)) > 0
+    before, last, notes = list(policy.parameters()), extractor.last, extractor.notes
+    kept = notes["kept"]
+    drop_graphs(policy)
+    assert graphs_of(policy) == []
+    assert th.equal(extractor.last, last) and extractor.notes is notes and notes["kept"] is kept
+    assert notes["all"][1][1] == "two" and th.equal(notes["all"][1][0], 2 * last)
+    assert all(p is q for p, q in zip(before, policy.parameters(), strict=True))
+    assert "seen" in dict(policy.features_extractor.named_buffers())

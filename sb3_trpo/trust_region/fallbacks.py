@@ -15,10 +15,10 @@ from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flat_g
 # A way to make Fisher products: its name, and what makes the product
 Way = tuple[str, Callable[[], MatrixVectorProduct]]
 
-# Beyond this share of itself a measured product contradicts another one; what it is off by itself is far below
-CONTRADICTION = 0.05
 # Two measurements that differ by more than this share measure no derivative: the network has steps, or is rounded
 AGREEMENT = 0.03
+# A product is contradicted from this share of it on, and from so many times the difference of two measurements
+CONTRADICTION, OF_AGREEMENT = 0.02, 5.0
 # As many attempts to find a distance at which the KL is small
 MOST_ATTEMPTS = 12
 
@@ -50,7 +50,7 @@ class CentralDifferences:
         self.origin = [parameter.detach().clone() for parameter in parameters]
         # Where rounding, over h, and truncation, times h², balance
         self.small = max(th.finfo(parameter.dtype).eps for parameter in parameters) ** (1 / 3)
-        self.farthest = self.small * (1.0 + float(flatten(self.origin).double().norm()))
+        self.farthest = 0.25 * self.small * (1.0 + float(flatten(self.origin).double().norm()))
         self.shorten = shorten
 
     @th.no_grad()
@@ -76,7 +76,7 @@ class CentralDifferences:
 
     def _distance(self, step: list[th.Tensor]) -> float:
         """Choose h for a step of length one: small beside the parameters, and small as the policy sees it."""
-        distance, wanted = self.farthest, 10.0 * self.small
+        distance, wanted = self.farthest, 4.0 * self.small
         for _ in range(MOST_ATTEMPTS):
             length = self._natural_length(step, distance)
             if length <= 0.5:
@@ -131,14 +131,15 @@ class _Measurement:
     def __init__(self, differences: Callable[[float], CentralDifferences], vector: th.Tensor):
         self.vector = differences(1.0).balanced(vector)
         self.product, curvature = differences(1.0).measure(self.vector)
+        self.uncertainty = _differ_by(self.product, differences(0.5)(self.vector))
         self.is_sure = (
-            _differ_by(self.product, differences(0.5)(self.vector)) <= AGREEMENT
+            self.uncertainty <= AGREEMENT
             and abs(float(self.product.double() @ self.vector.double()) - curvature) <= AGREEMENT * curvature
         )
 
     def contradicts(self, product: th.Tensor) -> bool:
         """Whether a product is another one; one that is not finite is."""
-        return self.is_sure and not _differ_by(self.product, product) <= CONTRADICTION
+        return self.is_sure and not _differ_by(self.product, product) <= max(CONTRADICTION, OF_AGREEMENT * self.uncertainty)
 
 
 def _differ_by(expected: th.Tensor, other: th.Tensor) -> float:

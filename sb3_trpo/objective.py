@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -213,6 +214,7 @@ class PolicyProblem:
     :param forward_fisher: what makes products without a second derivative of the network, if that has a forward mode
     :param fisher_path: the way to make the product where the fast one does not cover the policy, if it is known; else it is
         found by trying
+    :param is_random: whether the distribution is another one each time it is asked for
     """
 
     def __init__(
@@ -226,6 +228,7 @@ class PolicyProblem:
         fast_fisher: FisherBuilder | None = None,
         forward_fisher: ForwardBuilder | None = None,
         fisher_path: str = "",
+        is_random: bool = False,
     ):
         self.distribution_of = distribution_of
         self.parameters = parameters
@@ -234,6 +237,7 @@ class PolicyProblem:
         self.fast_fisher = fast_fisher
         self.forward_fisher = forward_fisher
         self.known_path = fisher_path
+        self.is_random = is_random
         self.fisher_path = ""
         # A single chunk's graph serves the gradient too; those of several would not fit in memory together
         self.graph = copied(distribution_of(batch)) if len(self.chunks) == 1 else None
@@ -263,7 +267,8 @@ class PolicyProblem:
         if product:
             self.fisher_path = WRITTEN_OUT
             return product
-        self.noise = SameNoise(self.parameters[0].device)
+        # Of other networks the generators of the process are left alone
+        self.noise: AbstractContextManager[None] = SameNoise(self.parameters[0].device) if self.is_random else nullcontext()
         self.known_path = self.fisher_path = self.known_path or self._path_that_works()
         return self._fisher_by(self.fisher_path, self.fisher_chunks)
 

@@ -15,8 +15,8 @@ from sb3_trpo.distributions import drop_graphs, factors_of
 from sb3_trpo.fast.forward_mode import forward_mode_fisher
 from sb3_trpo.fast.mlp_critic import mlp_critic
 from sb3_trpo.fast.network import is_a_chain
+from sb3_trpo.gradients import check_actor, check_gradients
 from sb3_trpo.guards.finite import unusable
-from sb3_trpo.guards.gradients import check_actor, check_gradients
 from sb3_trpo.guards.process import unvalidated_distributions
 from sb3_trpo.guards.random_network import N_ASKED, WARNING, is_random
 from sb3_trpo.hints import Hints
@@ -121,6 +121,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             fast_fisher=self._fast_fisher if self.fast else None,
             forward_fisher=partial(forward_mode_fisher, self.policy),
             fisher_path=self._known_path(parameters),
+            is_random=self._is_random,
         )
 
     def _known_path(self, parameters: Parameters) -> str:

@@ -91,7 +91,7 @@ def _moments(factor: Any) -> tuple[th.Tensor, th.Tensor]:
 
 
 def action_distribution(distribution: Distribution, row: int) -> ActionDistribution:
-    """Return one state's part of an SB3 action distribution in numbers, of its continuous factors where it has any."""
+    """Return one state's part of an SB3 action distribution in numbers, beside continuous factors without the discrete."""
     probabilities: list[tuple[float, ...]] = []
     means: list[float] = []
     stds: list[float] = []

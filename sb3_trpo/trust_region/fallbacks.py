@@ -15,10 +15,12 @@ from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flat_g
 # A way to make Fisher products: its name, and what makes the product
 Way = tuple[str, Callable[[], MatrixVectorProduct]]
 
-# Beyond this share of itself a measured product contradicts another one; what it is off by itself is far below
-CONTRADICTION = 0.05
 # Two measurements that differ by more than this share measure no derivative: the network has steps, or is rounded
 AGREEMENT = 0.03
+# A product is contradicted from this share of it on, and from so many times the difference of two measurements
+CONTRADICTION, OF_AGREEMENT = 0.02, 5.0
+# Two ways to the same product differ by rounding
+ALIKE = 1e-3
 # As many attempts to find a distance at which the KL is small
 MOST_ATTEMPTS = 12
 
@@ -50,7 +52,7 @@ class CentralDifferences:
         self.origin = [parameter.detach().clone() for parameter in parameters]
         # Where rounding, over h, and truncation, times h², balance
         self.small = max(th.finfo(parameter.dtype).eps for parameter in parameters) ** (1 / 3)
-        self.farthest = self.small * (1.0 + float(flatten(self.origin).double().norm()))
+        self.farthest = 0.25 * self.small * (1.0 + float(flatten(self.origin).double().norm()))
         self.shorten = shorten
 
     @th.no_grad()
@@ -76,7 +78,7 @@ class CentralDifferences:
 
     def _distance(self, step: list[th.Tensor]) -> float:
         """Choose h for a step of length one: small beside the parameters, and small as the policy sees it."""
-        distance, wanted = self.farthest, 10.0 * self.small
+        distance, wanted = self.farthest, 4.0 * self.small
         for _ in range(MOST_ATTEMPTS):
             length = self._natural_length(step, distance)
             if length <= 0.5:
@@ -131,14 +133,15 @@ class _Measurement:
     def __init__(self, differences: Callable[[float], CentralDifferences], vector: th.Tensor):
         self.vector = differences(1.0).balanced(vector)
         self.product, curvature = differences(1.0).measure(self.vector)
+        self.uncertainty = _differ_by(self.product, differences(0.5)(self.vector))
         self.is_sure = (
-            _differ_by(self.product, differences(0.5)(self.vector)) <= AGREEMENT
+            self.uncertainty <= AGREEMENT
             and abs(float(self.product.double() @ self.vector.double()) - curvature) <= AGREEMENT * curvature
         )
 
     def contradicts(self, product: th.Tensor) -> bool:
         """Whether a product is another one; one that is not finite is."""
-        return self.is_sure and not _differ_by(self.product, product) <= CONTRADICTION
+        return self.is_sure and not _differ_by(self.product, product) <= max(CONTRADICTION, OF_AGREEMENT * self.uncertainty)
 
 
 def _differ_by(expected: th.Tensor, other: th.Tensor) -> float:
@@ -174,6 +177,7 @@ def first_that_works(ways: Sequence[Way], differences: Callable[[float], Central
     vector = flatten([th.randn(p.shape, generator=generator, device="cpu").to(p) for p in parameters])
     with _somewhere_else(parameters, generator):
         measurement: _Measurement | None = None
+        refused: list[tuple[str, th.Tensor]] = []
         for name, build in ways:
             try:
                 build()(vector)  # before anything is measured: most of what does not work says so
@@ -185,4 +189,9 @@ def first_that_works(ways: Sequence[Way], differences: Callable[[float], Central
                 continue  # torch and its compilers say it in many ways
             if not measurement.contradicts(product):
                 return name
+            # Two ways that have nothing in common but the network are right together, and a kink was measured
+            agreeing = [earlier for earlier, other in refused if _differ_by(other, product) <= ALIKE]
+            if agreeing:
+                return agreeing[0]
+            refused.append((name, product))
     return ""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from sb3_trpo import TRPO
 from sb3_trpo.fast.forward_mode import forward_mode_fisher
 from sb3_trpo.objective import PolicyProblem
-from sb3_trpo.trust_region import CentralDifferences, first_that_works, flatten
+from sb3_trpo.trust_region import flatten
 from tests.cases import PolicyCase, make_case, normal
 from tests.oracles import dense_fisher, gradient_row, relative_error
 from tests.small_models import BOX, DISCRETE, VECTOR, changed, make_env, policy_state, small_model
@@ -103,94 +103,6 @@ def test_central_differences_of_a_single_precision_network_have_two_digits(name:
 
 
 # Plain numerics: a KL that is no policy's
-
-
-class Parabola:
-    """KL(θ) = ½ (θ - θ_old)ᵀ F (θ - θ_old) + cubic, in two parameters, in two chunks; counts what is asked of it."""
-
-    def __init__(self, *, cubic: float = 0.0, stiffness: float = 1.0, dtype: th.dtype = th.float64):
-        root = normal(6, 6, seed=0)
-        self.fisher = stiffness * root @ root.T
-        start = normal(6, seed=1).to(dtype)
-        self.parameters = [nn.Parameter(start[:2].clone()), nn.Parameter(start[2:].clone().reshape(2, 2))]
-        self.start, self.cubic = start, cubic
-        self.fail_at: int | None = None
-        self.n_asked = 0
-
-    def _half(self) -> th.Tensor:
-        self.n_asked += 1
-        if self.n_asked == self.fail_at:
-            raise KeyboardInterrupt
-        d = flatten(self.parameters).double() - self.start.double()
-        return 0.25 * d @ self.fisher @ d + self.cubic * (d.sum() ** 3)
-
-    def differences(self, shorten: float = 1.0) -> CentralDifferences:
-        self.start = flatten(self.parameters).detach().clone()
-        return CentralDifferences([self._half, self._half], self.parameters, shorten=shorten)
-
-
-@pytest.mark.parametrize("stiffness", [1e-8, 1.0, 1e12])
-def test_central_differences_of_a_parabola_are_its_matrix(stiffness: float) -> None:
-    """Flat or stiff: the distance fits itself to the KL. A cubic part cancels between the two sides."""
-    problem = Parabola(stiffness=stiffness, cubic=1e-9 * stiffness)
-    vector = normal(6, seed=2)
-    product, curvature = problem.differences().measure(vector)
-    assert relative_error(product, problem.fisher @ vector) < (1e-3 if stiffness > 1.0 else 1e-6)
-    assert curvature == pytest.approx(float(vector @ problem.fisher @ vector), rel=1e-3)
-
-
-def test_central_differences_of_zero_are_zero_and_of_nan_are_nan() -> None:
-    problem = Parabola()
-    assert th.equal(problem.differences()(th.zeros(6).double()), th.zeros(6).double()) and problem.n_asked == 0
-    assert bool(problem.differences()(th.full((6,), th.nan).double()).isnan().all())
-    assert th.equal(flatten(problem.parameters), problem.start)
-
-
-@pytest.mark.parametrize("fail_at", range(1, 9))
-@pytest.mark.parametrize("dtype", [th.float32, th.float64])
-def test_central_differences_that_are_interrupted_give_the_parameters_back(fail_at: int, dtype: th.dtype) -> None:
-    """Bit for bit, wherever it happens."""
-    problem = Parabola(dtype=dtype)
-    problem.fail_at = fail_at
-    before = bits(problem.parameters)
-    try:
-        problem.differences()(normal(6, seed=3).to(dtype))
-    except KeyboardInterrupt:
-        pass
-    assert th.equal(bits(problem.parameters), before)
-
-
-def test_first_that_works_is_the_first_that_is_neither_missing_nor_wrong() -> None:
-    """In the order given. An error, a NaN, zeros in one parameter's rows: each is passed over; memory is another matter."""
-    problem = Parabola()
-    right, start = problem.fisher, problem.start
-
-    def way(matrix: th.Tensor) -> Callable[[], Any]:
-        return lambda: lambda v: matrix @ v
-
-    def missing() -> Any:
-        raise NotImplementedError("derivative for aten::something is not implemented")
-
-    def too_large() -> Any:
-        raise th.OutOfMemoryError("no room")
-
-    cut = right.clone()
-    cut[:2] = 0.0
-    wrong = [
-        ("missing", missing),
-        ("nan", way(right * th.nan)),
-        ("zero", way(0 * right)),
-        ("cut", way(cut)),
-        ("twice", way(2 * right)),
-    ]
-    assert (
-        first_that_works([*wrong, ("right", way(right)), ("later", way(right))], problem.differences, problem.parameters)
-        == "right"
-    )
-    assert first_that_works(wrong, problem.differences, problem.parameters) == ""
-    with pytest.raises(th.OutOfMemoryError):
-        first_that_works([("large", too_large), ("right", way(right))], problem.differences, problem.parameters)
-    assert th.equal(flatten(problem.parameters), start)
 
 
 # Networks
@@ -326,7 +238,7 @@ def test_network_trains_whatever_it_can_be_differentiated_by(
     assert model.paths_in_use["Fisher products"] in paths
     assert model.last_update is not None
     step = model.last_update.step
-    assert step.status == "accepted" and 0.0 < step.mean_kl <= 0.01
+    assert step.status == "accepted" and 0.0 < step.mean_kl <= model.last_update.max_kl
     if name not in ("straight through", "detached on purpose"):
         assert 0.3 < step.mean_kl / step.expected_kl < 3.0
     assert {name for name, p in model.policy.named_parameters() if "value" not in name} <= changed(before, policy_state(model))
@@ -428,7 +340,7 @@ def check_compiled(what: str, backend: str) -> None:
         warnings.simplefilter("ignore")
         model.learn(128)
     assert model.last_update is not None and model.last_update.step.accepted
-    assert model.last_update.step.mean_kl <= 0.01
+    assert model.last_update.step.mean_kl <= model.last_update.max_kl
     assert changed(before, policy_state(model))
 
 

@@ -292,6 +292,8 @@ def test_algorithm_learns_from_finite_rollouts_only(place: str, value: str) -> N
         with np.errstate(all="ignore"):
             model.learn(64)
     assert model._n_updates == 0 and not changed(before, state_of(model))
+    # The next run does not go on in the middle of an episode like that
+    assert model._last_obs is None
     env.fault = None
     assert model.learn(64)._n_updates == 2
 

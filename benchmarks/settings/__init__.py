@@ -40,18 +40,15 @@ def environments(names: list[str]) -> list[str]:
 
 
 @cache
-def _parsed(path: Path) -> dict[str, dict[str, Any]]:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
 def _read(name: str) -> dict[str, dict[str, Any]]:
-    """Return what is in a file, as a copy. A sweep asks for hundreds of entries, and parsing is slow."""
-    return deepcopy(_parsed(SHIPPED if name == "trpo" else FOLDER / f"{name}.yml"))
+    """Return what is in a file, not to be written to. A sweep asks for hundreds of entries, and parsing is slow."""
+    path = SHIPPED if name == "trpo" else FOLDER / f"{name}.yml"
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def _shipped(env_id: str) -> dict[str, Any]:
     """Return an entry of our file for RL Zoo as data, with the number of steps of the comparison."""
-    entry = _read("trpo")[env_id]
+    entry = deepcopy(_read("trpo")[env_id])
     steps = MUJOCO_STEPS if env_id in GROUPS["mujoco"] else int(entry["n_timesteps"])
     entry |= {"n_timesteps": steps}
     if "policy_kwargs" in entry:

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
@@ -39,14 +39,14 @@ def test_sweep_that_is_told_to_end_leaves_nothing_half_done(tmp_path: Path, monk
     monkeypatch.setattr(sys, "argv", ["sweep", *words, "--results", str(tmp_path / "results")])
     folder = Run("classic", "CartPole-v1", "trpo", 100).folder(tmp_path / "runs").parent
     begun: list[Path] = []
+    over = Event()
 
     def end() -> None:
-        for _ in range(600):
+        deadline = time.monotonic() + 180
+        while not begun and time.monotonic() < deadline and not over.wait(0.1):
             begun.extend(folder.glob(".100-*/progress.csv"))
-            if begun:
-                break
-            time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -54,6 +54,7 @@ def test_sweep_that_is_told_to_end_leaves_nothing_half_done(tmp_path: Path, monk
         with pytest.raises(SystemExit, match="1"):
             main()
     finally:
+        over.set()
         signal.signal(signal.SIGTERM, before)
     assert begun, "the run did not begin"
     assert list(folder.iterdir()) == []

@@ -50,6 +50,19 @@ def test_central_differences_of_a_parabola_are_its_matrix(stiffness: float) -> N
     assert curvature == pytest.approx(float(vector @ problem.fisher @ vector), rel=1e-3)
 
 
+def test_central_differences_keep_to_where_the_kl_is_finite() -> None:
+    """A policy may be another one altogether at the first distance that is tried."""
+    problem = Parabola()
+
+    def bounded() -> th.Tensor:
+        d = flatten(problem.parameters) - problem.start
+        return 0.5 * d @ problem.fisher @ d if float(d.detach().norm()) < 1e-7 else d.sum() * th.inf
+
+    vector = normal(6, seed=5)
+    product = CentralDifferences([bounded], problem.parameters)(vector)
+    assert relative_error(product, problem.fisher @ vector) < 1e-6
+
+
 def test_central_differences_of_zero_are_zero_and_of_nan_are_nan() -> None:
     problem = Parabola()
     assert th.equal(problem.differences()(th.zeros(6).double()), th.zeros(6).double()) and problem.n_asked == 0

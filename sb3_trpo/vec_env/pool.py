@@ -255,7 +255,11 @@ class PoolVecEnv(VecEnv):
                 problems.append((error, f"worker {worker}, environments {self._parts[worker]}:\n{trace}"))
         if problems:
             error, trace = problems[0]
-            raise error from WorkerError(trace)
+            try:
+                raise error from WorkerError(trace)
+            finally:
+                # An exception refers to this frame: no circle
+                del error, problems
         return results
 
     def _death(self, worker: int) -> WorkerError:

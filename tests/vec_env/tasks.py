@@ -24,22 +24,23 @@ class Goal(gym.Env[Any, Any]):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012 - as Gymnasium has it
-    observation_space = spaces.Dict(
-        {
-            "vector": spaces.Box(-np.inf, np.inf, (2,), np.float32),
-            "image": spaces.Box(0, 255, (3, 4, 1), np.uint8),
-            "phase": spaces.Discrete(3),
-        }
-    )
     action_space = spaces.MultiDiscrete([3, 2])
 
     def __init__(self, level: float = 1.0, render_mode: str | None = None):
+        # Of each its own: VecNormalize changes that of images in place
+        self.observation_space = spaces.Dict(
+            {
+                "vector": spaces.Box(-np.inf, np.inf, (2,), np.float32),
+                "image": spaces.Box(0, 255, (36, 36, 1), np.uint8),
+                "phase": spaces.Discrete(3),
+            }
+        )
         self.level = level
         self.render_mode = render_mode
         self.n_resets = 0
 
     def _observation(self) -> dict[str, Any]:
-        image = np.full((3, 4, 1), int(20 * abs(self.position)) % 256, np.uint8)
+        image = np.full((36, 36, 1), int(20 * abs(self.position)) % 256, np.uint8)
         vector = np.array([self.position, self.goal], np.float32)
         return {"vector": vector, "image": image, "phase": np.int64(self.n_steps % 3)}
 
@@ -173,7 +174,9 @@ def assert_same_info(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
             np.testing.assert_equal(ours[key], theirs[key], err_msg=key)
 
 
-def assert_same_run(ours: VecEnv, theirs: VecEnv, n_steps: int = 100, *, same_info: Any = assert_same_info) -> list[dict[str, Any]]:
+def assert_same_run(
+    ours: VecEnv, theirs: VecEnv, n_steps: int = 100, *, same_info: Any = assert_same_info
+) -> list[dict[str, Any]]:
     """
     Step two environments with the same actions and compare everything that they return; the infos after the step that follows.
 

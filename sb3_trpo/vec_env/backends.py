@@ -195,11 +195,15 @@ class SyncBackend(Backend):
 
     def __init__(self, env: VectorEnv):
         super().__init__(env)
-        self.inside: Any = env.unwrapped
         # A vector wrapper may have memory of its own, and may not know of masks
-        copies, is_bare = self.inside.copy, env is self.inside
-        self.reuses_memory = not (is_bare and copies)
+        is_bare = env is env.unwrapped
+        self.reuses_memory = not (is_bare and self.inside.copy)
         self._knows_masks = is_bare and type(env).reset in (SyncVectorEnv.reset, AsyncVectorEnv.reset)
+
+    @property
+    def inside(self) -> Any:
+        """The environment in its wrappers."""
+        return self.env.unwrapped
 
     @property
     def resets_masked(self) -> bool:

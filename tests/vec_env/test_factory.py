@@ -27,7 +27,7 @@ def without_envpool(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ImportError("No module named 'envpool'")
         return plain(name, *arguments)
 
-    monkeypatch.setattr(factory.importlib, "import_module", import_module)
+    monkeypatch.setattr(importlib, "import_module", import_module)
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"autoreset_mode": "NextStep"}], ids=str)
@@ -47,7 +47,7 @@ def test_wrappers_are_put_around_each_environment() -> None:
     env = make_vector_env("CartPole-v1", 2, seed=1, backend="sync", wrappers=[TimeAwareObservation])
     theirs = DummyVecEnv([lambda: TimeAwareObservation(gym.make("CartPole-v1"))] * 2)
     theirs.seed(1)
-    np.testing.assert_array_equal(env.reset(), theirs.reset())  # type: ignore[arg-type]
+    np.testing.assert_array_equal(env.reset(), theirs.reset())
     for backend in ("vector", "envpool"):
         with pytest.raises(ValueError, match=f"wrappers must be empty with backend '{backend}'"):
             make_vector_env("CartPole-v1", 2, backend=backend, wrappers=[TimeAwareObservation])
@@ -61,7 +61,7 @@ def test_gymnasiums_vectorised_implementation_is_made() -> None:
         assert env.wastes_steps and env.backend.name == "vector"
         env.reset()
         runs.append([env.step(actions)[0] for actions in actions_for(env, 20)])
-    np.testing.assert_array_equal(*runs)
+    np.testing.assert_array_equal(runs[0], runs[1])
 
 
 def test_envpool_is_made_with_its_seed() -> None:

@@ -36,7 +36,7 @@ def test_infos_are_those_of_each_environment() -> None:
 def test_infos_are_a_sequence() -> None:
     """Length, negative indices, slices, iteration, assignment, and errors beyond the ends."""
     found = lazy()
-    assert len(found) == 3 and found[-1] is found[2] and found[np.int64(1)] is found[1]
+    assert len(found) == 3 and found[-1] is found[2] and found[int(np.int64(1))] is found[1]
     assert found[0:2] == [found[0], found[1]] and found[::-1][0] is found[2] and found[5:] == []
     assert list(found)[1] is found[1] and found[1] in found
     for index in (3, -4):
@@ -57,7 +57,12 @@ def test_an_info_is_the_same_dict_each_time() -> None:
 def test_only_what_is_asked_for_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """One dict of three."""
     asked: list[int] = []
-    monkeypatch.setattr(module, "info_of", lambda batch, index, n: asked.append(index) or {})
+
+    def counted(batch: Any, index: int, n: int) -> dict[str, Any]:
+        asked.append(index)
+        return {}
+
+    monkeypatch.setattr(module, "info_of", counted)
     found = lazy()
     assert found[1] is found[1] and found[2] is found[-1]
     assert asked == [1]

@@ -73,7 +73,7 @@ class GymnasiumVecEnv(VecEnv):
         options = self._options[0]
         if any(other is not options and other != options for other in self._options):
             raise ValueError(f"options must be the same for every environment of a VectorEnv, got {self._options}")
-        observations, infos = self.backend.reset(self._seeds, options or None)
+        observations, infos = self.backend.reset(self._seeds[0], options or None)
         infos = self.backend.own(infos)
         self.reset_infos = [info_of(infos, index, self.num_envs) for index in range(self.num_envs)]
         self._reset_seeds()

@@ -103,15 +103,15 @@ class Backend:
         :param seed: of the first environment
         """
 
-    def reset(self, seeds: Sequence[int | None], options: dict[str, Any] | None) -> tuple[Observations, Info]:
+    def reset(self, seed: int | None, options: dict[str, Any] | None) -> tuple[Observations, Info]:
         """
         Reset every environment.
 
-        :param seeds: of each environment; only the first counts where the environments share one generator
+        :param seed: of the first environment, from which Gymnasium's own count on as SB3 does; others have one generator
         :param options: for all of them
         :return: observations and infos, as Gymnasium has them
         """
-        return self.env.reset(seed=seeds[0], options=options)
+        return self.env.reset(seed=seed, options=options)
 
     def restart(self, dones: np.ndarray) -> tuple[Observations, list[Info]]:
         """
@@ -209,10 +209,6 @@ class SyncBackend(Backend):
     def resets_masked(self) -> bool:
         """Whether masked resets are exact in this mode."""
         return self._knows_masks or super().resets_masked
-
-    def reset(self, seeds: Sequence[int | None], options: dict[str, Any] | None) -> tuple[Observations, Info]:
-        """Reset every environment with a seed of its own."""
-        return self.env.reset(seed=list(seeds), options=options)  # type: ignore[arg-type]
 
     def has(self, name: str) -> bool:
         """Tell whether every environment has an attribute."""
@@ -320,8 +316,8 @@ class EnvPoolBackend(Backend):
                 stacklevel=3,
             )
 
-    def reset(self, seeds: Sequence[int | None], options: dict[str, Any] | None) -> tuple[Observations, Info]:
-        """Reset every environment; seeds have no effect."""
+    def reset(self, seed: int | None, options: dict[str, Any] | None) -> tuple[Observations, Info]:
+        """Reset every environment; the seed has no effect."""
         self._was_reset = True
         return self.env.reset(options=options)
 

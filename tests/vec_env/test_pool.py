@@ -240,8 +240,10 @@ def test_an_environment_that_cannot_be_made_leaves_no_process() -> None:
             raise OSError("no licence left")
         return goal()
 
-    with pytest.raises(OSError, match="no licence left"):
+    with pytest.raises(OSError, match="no licence left") as caught:
         pool(make)
+    # Even while the exception is held, and with it the frames it went through
+    assert multiprocessing.active_children() == [] and caught.value.__traceback__ is not None
 
 
 def test_close_ends_the_processes() -> None:

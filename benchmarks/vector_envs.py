@@ -3,7 +3,8 @@ Time of a step in each kind of vectorised environment, relative to SB3's ``Dummy
 
 ``python -m benchmarks.vector_envs`` takes all kinds in turn, block after block of steps with random actions in one process,
 and prints the median microseconds of an environment's step and the median of the ratios within a round; then what the
-normalisation of a step costs. Nothing is trained. EnvPool's rows are left out where it is not installed.
+normalisation of a step costs. Nothing is trained. EnvPool's rows are left out where it is not installed. On a busy machine
+``--cpu`` counts the seconds that the process computes, and leaves out what has processes of its own.
 """
 
 import os
@@ -43,9 +44,10 @@ def kinds(env_id: str, n_envs: int, workers: int) -> dict[str, Callable[[], Any]
         "DummyVecEnv": lambda: plain(env_id, n_envs),
         "LeanVecEnv": lambda: plain(env_id, n_envs, LeanVecEnv),
         "SyncVectorEnv": lambda: make_vector_env(env_id, n_envs, backend="sync"),
-        f"PoolVecEnv, {workers} workers": lambda: plain(env_id, n_envs, PoolVecEnv, n_workers=workers),
     }
-    if n_envs <= MOST_PROCESSES:
+    if workers:
+        found[f"PoolVecEnv, {workers} workers"] = lambda: plain(env_id, n_envs, PoolVecEnv, n_workers=workers)
+    if workers and n_envs <= MOST_PROCESSES:
         found["AsyncVectorEnv"] = lambda: make_vector_env(env_id, n_envs, backend="async")
         found["SubprocVecEnv"] = lambda: plain(env_id, n_envs, SubprocVecEnv)
     if gym.spec(env_id).vector_entry_point is not None:
@@ -58,34 +60,35 @@ def kinds(env_id: str, n_envs: int, workers: int) -> dict[str, Callable[[], Any]
     return found
 
 
-def seconds(env: Any, actions: np.ndarray) -> float:
+def seconds(env: Any, actions: np.ndarray, clock: Callable[[], float]) -> float:
     """Time a block of steps."""
-    start = time.perf_counter()
+    start = clock()
     for action in actions:
         env.step(action)
-    return (time.perf_counter() - start) / len(actions)
+    return (clock() - start) / len(actions)
 
 
-def interleaved(envs: dict[str, Any], actions: np.ndarray, rounds: int) -> dict[str, list[float]]:
+def interleaved(envs: dict[str, Any], actions: np.ndarray, arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Time a block of each in turn, after one that does not count."""
+    clock = time.process_time if arguments.cpu else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in envs}
     for env in envs.values():
         env.reset()
-        seconds(env, actions)
-    for _ in range(rounds):
+        seconds(env, actions, clock)
+    for _ in range(arguments.rounds):
         for name, env in envs.items():
-            times[name].append(seconds(env, actions))
+            times[name].append(seconds(env, actions, clock))
     return times
 
 
 def compare(env_id: str, n_envs: int, arguments: argparse.Namespace) -> None:
     """Print a table of one task."""
-    envs = {name: make() for name, make in kinds(env_id, n_envs, arguments.workers).items()}
+    envs = {name: make() for name, make in kinds(env_id, n_envs, 0 if arguments.cpu else arguments.workers).items()}
     space: Any = envs["DummyVecEnv"].action_space
     space.seed(0)
     n_steps = max(8, arguments.steps // n_envs)
     actions = np.array([[space.sample() for _ in range(n_envs)] for _ in range(n_steps)])
-    times = interleaved(envs, actions, arguments.rounds)
+    times = interleaved(envs, actions, arguments)
     print(f"\n{env_id}, {n_envs} environments\n\n| | µs per environment | times DummyVecEnv's speed |\n|---|---|---|")
     for name, values in times.items():
         ratio = median(theirs / ours for theirs, ours in zip(times["DummyVecEnv"], values, strict=True))
@@ -127,7 +130,7 @@ def compare_normalization(n_envs: int, arguments: argparse.Namespace) -> None:
         "VecNormalize": VecNormalize(Cheap(n_envs)),
         "FastVecNormalize": FastVecNormalize(Cheap(n_envs)),
     }
-    times = interleaved(envs, np.zeros((max(8, arguments.steps // n_envs), n_envs), int), arguments.rounds)
+    times = interleaved(envs, np.zeros((max(8, arguments.steps // n_envs), n_envs), int), arguments)
     theirs, ours = (
         [value - base for value, base in zip(times[name], times["none"], strict=True)]
         for name in ("VecNormalize", "FastVecNormalize")
@@ -141,6 +144,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4096, help="steps of environments in a block")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--workers", type=int, default=2, help="processes of PoolVecEnv")
+    parser.add_argument("--cpu", action="store_true", help="seconds of computing instead of seconds")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, medians of {arguments.rounds} rounds")

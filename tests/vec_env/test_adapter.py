@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.wrappers import ClipReward
+from gymnasium.wrappers import ClipReward, TimeLimit
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -257,12 +257,12 @@ def test_attributes_and_methods_are_as_in_sb3(processes: bool) -> None:
         with pytest.raises(ValueError, match=r"indices must be .* all"):
             env.env_method("twice", 1.0, indices=1)
         with pytest.raises(ValueError, match="cannot tell"):
-            env.env_is_wrapped(gym.wrappers.TimeLimit)
+            env.env_is_wrapped(TimeLimit)
     else:
         env.set_attr("level", 5.0, [1])
         assert env.get_attr("level") == [2.0, 5.0, 2.0]
         assert env.env_method("twice", 1.0, indices=1) == [7.0]
-        assert env.env_is_wrapped(gym.wrappers.TimeLimit) == [True] * 3
+        assert env.env_is_wrapped(TimeLimit) == [True] * 3
         assert env.env_is_wrapped(ClipReward) == [False] * 3
     # Nothing of this has ended a process
     env.step(np.zeros((3, 2), int))

@@ -194,8 +194,8 @@ def test_mode_must_be_known() -> None:
     del inside.metadata["autoreset_mode"]
     with pytest.raises(ValueError, match=r"autoreset_mode.*got None.*Gymnasium 1\.1"):
         GymnasiumVecEnv(inside)
-    with pytest.raises(ValueError, match="VectorEnv, got TimeLimit"):
-        GymnasiumVecEnv(goal())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="VectorEnv, got Goal"):
+        GymnasiumVecEnv(Goal())  # type: ignore[arg-type]
 
 
 def test_same_step_without_last_observations_is_refused() -> None:

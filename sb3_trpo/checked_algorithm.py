@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.guards.arguments import RULES, Rules, check_arguments, check_policy, check_policy_fits, value_at
-from sb3_trpo.guards.environments import as_env, closed_if_refused, made_env, wrapped_env
+from sb3_trpo.guards.environments import AnyEnv, as_env, closed_if_refused, made_env, wrapped_env
 from sb3_trpo.guards.finite import NonFiniteError, finite_rollout, finite_statistics
 from sb3_trpo.guards.model_zip import path_to_write, saved_names, written_whole
 from sb3_trpo.guards.observations import check_observation_space
@@ -58,7 +58,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
     def __init__(
         self,
         policy: str | type,
-        env: GymEnv | str | None,
+        env: AnyEnv | None,
         *,
         error_if_nonfinite: bool = True,
         verbose: int = 0,
@@ -216,7 +216,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     # Environments, files and parameters
 
-    def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
+    def set_env(self, env: AnyEnv, force_reset: bool = True) -> None:
         """
         Set the environment to learn from (see SB3's ``BaseAlgorithm.set_env`` for the parameters).
 
@@ -275,7 +275,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
     def load(
         cls: type[SelfChecked],
         path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | str | None = None,
+        env: AnyEnv | None = None,
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,

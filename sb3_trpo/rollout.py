@@ -78,6 +78,12 @@ def _store_observations(rollout_buffer: RolloutBuffer, observations: Observation
         stored[at] = observations.reshape(stored.shape[1:])
 
 
+@th.no_grad()
+def _reset_noise(policy: ActorCriticPolicy, n_envs: int) -> None:
+    """Draw the noise of gSDE anew; without a graph, which would keep a callback from copying the policy."""
+    policy.reset_noise(n_envs)
+
+
 def collect_rollouts(
     model: OnPolicyAlgorithm,
     actor: Actor,
@@ -105,13 +111,13 @@ def collect_rollouts(
     n_without_values = 0  # steps whose values are computed at the end
     rollout_buffer.reset()
     if model.use_sde:
-        model.policy.reset_noise(env.num_envs)
+        _reset_noise(model.policy, env.num_envs)
     time_limits: list[tuple[int, int, Any]] = []  # step, environment, last observation of the episode
 
     callback.on_rollout_start()
     while n_steps < n_rollout_steps:
         if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
-            model.policy.reset_noise(env.num_envs)
+            _reset_noise(model.policy, env.num_envs)
         last_obs, episode_starts = model._last_obs, model._last_episode_starts
         assert last_obs is not None, "No previous observation was provided"
         # Before the step: an environment may use the memory of its observations again

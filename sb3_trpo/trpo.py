@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.contrib import convert_loaded, is_saved_by_contrib
@@ -18,6 +18,7 @@ from sb3_trpo.critic import Pass, ValueBatch
 from sb3_trpo.fast.actors import lean_actor
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
 from sb3_trpo.guards.arguments import Rules, check_arguments
+from sb3_trpo.guards.environments import AnyEnv
 from sb3_trpo.hyperparameters import OF_EVERY_TRPO, PER_DIMENSION, TRPO_RULES, default_of
 from sb3_trpo.metrics import PhaseClock, UpdateReport
 from sb3_trpo.objective import Batch, normalize_advantages
@@ -106,7 +107,7 @@ class TRPO(TrustRegionUpdate):
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
-        env: GymEnv | str,
+        env: AnyEnv,
         learning_rate: float | Schedule = 1e-3,
         n_steps: int = 2048,
         batch_size: int = 128,

@@ -184,9 +184,10 @@ def package_loads_no_variant_and_no_adapter(sources: Sources) -> list[str]:
 
 
 def manners_know_nothing_of_trpo(sources: Sources) -> list[str]:
-    """What any careful algorithm does knows of ours only the guards, the policies and the random numbers."""
-    own = ("sb3_trpo.checked_algorithm", "sb3_trpo.guards", "sb3_trpo.policies", "sb3_trpo.randomness", *NO_KNOWLEDGE_OF_TRPO)
-    manners = room(sources, "sb3_trpo/checked_algorithm.py", "sb3_trpo/guards/")
+    """What any careful algorithm does knows of ours only the guards, and rooms that know nothing of TRPO either."""
+    rooms = ("checked_algorithm", "guards", "policies", "randomness", "vec_env")
+    own = (*(f"sb3_trpo.{name}" for name in rooms), *NO_KNOWLEDGE_OF_TRPO)
+    manners = room(sources, "sb3_trpo/checked_algorithm.py", "sb3_trpo/guards/", "sb3_trpo/vec_env/")
     return broken_by(manners, lambda name: is_in(name, *own) or top(name) != "sb3_trpo")
 
 

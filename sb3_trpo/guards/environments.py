@@ -14,6 +14,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 from sb3_trpo.guards.observations import check_structure
+from sb3_trpo.vec_env import as_vec_env
+
+# What the constructor, `load` and `set_env` take, beside what SB3 makes of things of other kinds
+AnyEnv = gym.Env | VecEnv | gym.vector.VectorEnv | EnvSpec | str
 
 
 def check_action_space(action_space: spaces.Space) -> None:
@@ -79,10 +83,20 @@ def as_env(env: Any) -> gym.Env | VecEnv:
     """
     Return an environment of a kind that SB3 takes, converted as it does: that of an old Gym through Shimmy.
 
+    A vector environment of Gymnasium or EnvPool becomes a ``VecEnv``.
+
     :param env: an environment, made already
     :raises TypeError: if it is none of those
+    :raises ValueError: if it spends a step on each reset, which would be learned from
     :raises ImportError: SB3's, if it needs Shimmy and that is not installed
     """
+    if isinstance(env, gym.vector.VectorEnv):
+        env = as_vec_env(env)
+    if getattr(env, "wastes_steps", False):
+        raise ValueError(
+            f"env must not spend a step on each reset, as {env!r} does with autoreset_mode=NEXT_STEP: make it with "
+            "autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP"
+        )
     if isinstance(env, VecEnv):
         return env
     try:

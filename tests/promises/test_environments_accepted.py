@@ -18,11 +18,12 @@ import pytest
 import stable_baselines3.common.vec_env.patch_gym as patch_gym
 from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecTransposeImage, is_vecenv_wrapped
 
 from sb3_trpo import TRPO
-from tests.small_models import BOX, DISCRETE, IMAGE, VECTOR, RandomEnv, make_env, small_model
+from tests.small_models import BOX, DISCRETE, IMAGE, VECTOR, RandomEnv, changed, make_env, policy_state, small_model
 
 
 class Counted(RandomEnv):
@@ -367,3 +368,26 @@ def test_missing_shimmy_is_said_as_sb3_says_it(
     monkeypatch.setitem(sys.modules, "shimmy", None)
     with pytest.raises(ImportError, match=r"install shimmy"):
         way(old(), saved)
+
+
+@pytest.mark.parametrize("mode", [gymnasium.vector.AutoresetMode.SAME_STEP, gymnasium.vector.AutoresetMode.NEXT_STEP])
+def test_vector_environment_of_gymnasium_is_taken(mode: Any, tmp_path: Path) -> None:
+    """By the constructor, ``load`` and ``set_env``, and it gives what SB3's own vector of the same environments gives."""
+
+    def vector() -> Any:
+        return gymnasium.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode})
+
+    ours = small_model(env=vector(), n_steps=32).learn(3 * 64)
+    theirs = small_model(env=make_vec_env("CartPole-v1", n_envs=3, seed=0), n_steps=32).learn(3 * 64)
+    assert not changed(policy_state(ours), policy_state(theirs))
+    ours.save(tmp_path / "model")
+    loaded = TRPO.load(tmp_path / "model", env=vector(), device="cpu")
+    loaded.set_env(vector())
+    assert loaded.learn(96).num_timesteps == 96
+
+
+def test_vector_environment_that_spends_steps_on_resets_is_refused() -> None:
+    """Such a step would be learned from: the error says how to make one that does not."""
+    env: Any = gymnasium.make_vec("CartPole-v1", num_envs=2, vectorization_mode="vector_entry_point")
+    with pytest.raises(ValueError, match=r"env must not spend a step.*SAME_STEP"):
+        small_model(env=env)

@@ -221,3 +221,15 @@ def test_drop_graphs_keeps_what_has_none() -> None:
     assert notes["all"][1][1] == "two" and th.equal(notes["all"][1][0], 2 * last)
     assert all(p is q for p, q in zip(before, policy.parameters(), strict=True))
     assert "seen" in dict(policy.features_extractor.named_buffers())
+
+
+@pytest.mark.parametrize("arguments", [{}, {"use_sde": True, "sde_sample_freq": 4}], ids=["box", "gsde"])
+def test_policy_can_be_copied_in_the_middle_of_a_rollout(arguments: dict[str, Any]) -> None:
+    """By a callback, at every step of every rollout: a copy acts like the policy."""
+
+    class Copies(BaseCallback):
+        def _on_step(self) -> bool:
+            assert isinstance(copy.deepcopy(self.model.policy), type(self.model.policy))
+            return True
+
+    small_model(**arguments).learn(128, Copies())

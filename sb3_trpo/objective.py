@@ -215,6 +215,8 @@ class PolicyProblem:
     :param fisher_path: the way to make the product where the fast one does not cover the policy, if it is known; else it is
         found by trying
     :param is_random: whether the distribution is another one each time it is asked for
+    :param total: completes a sum over the batch, of any shape, where the batch is a part of a larger one; the weights then sum
+        to one over all parts
     """
 
     def __init__(
@@ -229,6 +231,7 @@ class PolicyProblem:
         forward_fisher: ForwardBuilder | None = None,
         fisher_path: str = "",
         is_random: bool = False,
+        total: Callable[[th.Tensor], th.Tensor] = lambda value: value,
     ):
         self.distribution_of = distribution_of
         self.parameters = parameters
@@ -238,6 +241,7 @@ class PolicyProblem:
         self.forward_fisher = forward_fisher
         self.known_path = fisher_path
         self.is_random = is_random
+        self.total = total
         self.fisher_path = ""
         # A single chunk's graph serves the gradient too; those of several would not fit in memory together
         self.graph = copied(distribution_of(batch)) if len(self.chunks) == 1 else None
@@ -259,10 +263,17 @@ class PolicyProblem:
             gradient = flat_gradient(term, self.parameters).add_(gradient.to(term))
             surrogate += float(surrogate_term(old, chunk))
         self.graph = None
-        return surrogate, gradient
+        return self._completed(surrogate), self.total(gradient)
+
+    def _completed(self, value: float) -> float:
+        return float(self.total(th.tensor(value, dtype=th.float64)))
 
     def fisher_vector_product(self) -> MatrixVectorProduct:
         """Return v -> F v at θ_old, both of shape (n_params,); ``fisher_path`` then says how it is made."""
+        product = self._product_of_the_chunks()
+        return lambda vector: self.total(product(vector))
+
+    def _product_of_the_chunks(self) -> MatrixVectorProduct:
         product = self.fast_fisher and self.fast_fisher(self.fisher_chunks, self.parameters)
         if product:
             self.fisher_path = WRITTEN_OUT
@@ -319,7 +330,7 @@ class PolicyProblem:
         for chunk, old, new in zip(self.chunks, self.old_distributions, self.new_distributions, strict=True):
             surrogate += float(surrogate_term(new, chunk))
             mean_kl += float(kl_term(old, new, chunk))
-        return surrogate, mean_kl
+        return self._completed(surrogate), self._completed(mean_kl)
 
     def entropy(self, *, of_new: bool) -> float | None:
         """
@@ -337,4 +348,4 @@ class PolicyProblem:
             if entropy is None:
                 return None
             total += float(weighted_mean(per_state(entropy), chunk.weights))
-        return total
+        return self._completed(total)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch as th
@@ -525,3 +526,21 @@ def test_problem_takes_the_fisher_product_it_is_offered() -> None:
     assert len(asked) == 1 and asked[0][0] is problem.fisher_chunks and asked[0][1] is problem.parameters
     declined = case.problem(chunk_size=4, fast_fisher=lambda chunks, parameters: None).fisher_vector_product()
     assert th.equal(declined(vector), case.problem(chunk_size=4).fisher_vector_product()(vector))
+
+
+def test_parts_of_a_batch_are_completed_to_the_whole(case: PolicyCase) -> None:
+    """A problem of a part whose sums are completed by those of the other part is the problem of everything."""
+    n = len(case.batch.weights) // 2
+    vector = normal(sum(parameter.numel() for parameter in case.parameters), seed=4)
+
+    def answers(batch: Batch, **completion: Any) -> list[th.Tensor]:
+        problem = PolicyProblem(case.distribution_of, batch, case.parameters, **completion)
+        surrogate, gradient = problem.surrogate_gradient()
+        product = problem.fisher_vector_product()(vector)
+        return [gradient, product, *(th.tensor(v, dtype=th.float64) for v in (surrogate, *problem.evaluate()))]
+
+    gradient, product, surrogate, *evaluation = answers(case.batch.select(slice(n, None)))
+    of_the_other = iter([surrogate, gradient, product, *evaluation])
+    completed = answers(case.batch.select(slice(None, n)), total=lambda value: value + next(of_the_other))
+    for found, expected in zip(completed, answers(case.batch), strict=True):
+        assert th.allclose(found.double(), expected.double(), rtol=1e-9, atol=1e-12)

@@ -58,19 +58,18 @@ def is_sb3s_own(rollout_buffer: RolloutBuffer) -> bool:
     return type(rollout_buffer) in (RolloutBuffer, DictRolloutBuffer) and not wrapped
 
 
-def _environment_actions(policy: ActorCriticPolicy, actions: np.ndarray) -> np.ndarray:
+def _environment_actions(model: OnPolicyAlgorithm, actions: np.ndarray) -> np.ndarray:
     """Return what the environment is given, as SB3 does."""
-    if not isinstance(policy.action_space, spaces.Box):
+    if not isinstance(model.action_space, spaces.Box):
         return actions
-    if policy.squash_output:
-        return policy.unscale_action(actions)
-    return np.clip(actions, policy.action_space.low, policy.action_space.high)
+    if model.policy.squash_output:
+        return model.policy.unscale_action(actions)
+    return np.clip(actions, model.action_space.low, model.action_space.high)
 
 
-def _store_observations(rollout_buffer: RolloutBuffer, observations: Observations) -> None:
-    """Put observations at the buffer's position."""
+def _store_observations(rollout_buffer: RolloutBuffer, at: int, observations: Observations) -> None:
+    """Put observations at a position of the buffer."""
     stored: Any = rollout_buffer.observations
-    at = rollout_buffer.pos
     if isinstance(observations, dict):
         for key, target in stored.items():
             target[at] = observations[key].reshape(target.shape[1:])
@@ -121,10 +120,11 @@ def collect_rollouts(
         last_obs, episode_starts = model._last_obs, model._last_episode_starts
         assert last_obs is not None, "No previous observation was provided"
         # Before the step: an environment may use the memory of its observations again
-        _store_observations(rollout_buffer, last_obs)
+        at = rollout_buffer.pos
+        _store_observations(rollout_buffer, at, last_obs)
         values: Any
         actions, log_probs, values = actor(last_obs)
-        clipped_actions = _environment_actions(model.policy, actions)
+        clipped_actions = _environment_actions(model, actions)
         new_obs, rewards, dones, infos = env.step(clipped_actions)
         model.num_timesteps += env.num_envs
 
@@ -141,9 +141,9 @@ def collect_rollouts(
             if info.get("terminal_observation") is not None and info.get("TimeLimit.truncated", False):
                 # A copy, for the same reason
                 time_limits.append((n_steps, index, copy.deepcopy(info["terminal_observation"])))
-        rollout_buffer.actions[n_steps] = actions.reshape(env.num_envs, -1)
-        rollout_buffer.rewards[n_steps] = rewards
-        rollout_buffer.episode_starts[n_steps] = episode_starts
+        rollout_buffer.actions[at] = actions.reshape(env.num_envs, -1)
+        rollout_buffer.rewards[at] = rewards
+        rollout_buffer.episode_starts[at] = episode_starts
         n_steps += 1
         if values is None:
             n_without_values = n_steps
@@ -156,8 +156,8 @@ def collect_rollouts(
 
     rollout_buffer.log_probs[:n_steps] = actor.log_probs()
     with th.no_grad():
-        _evaluate(model.policy, rollout_buffer, n_without_values)
-        _bootstrap(model.policy, rollout_buffer, time_limits, gamma=model.gamma)
+        _evaluate(model, rollout_buffer, n_without_values)
+        _bootstrap(model, rollout_buffer, time_limits)
         values = model.policy.predict_values(obs_as_tensor(new_obs, model.device))  # type: ignore[arg-type]
     compute_returns_and_advantage(rollout_buffer, values.flatten().cpu().numpy(), dones)
 
@@ -172,13 +172,18 @@ def whole_rollout(rollout_buffer: RolloutBuffer) -> RolloutBufferSamples:
 
     :param rollout_buffer: buffer that a rollout has filled
     :return: what ``rollout_buffer.get(None)`` yields, in another order
+    :raises ValueError: if the buffer is not full: a callback may have emptied it
     """
+    if not rollout_buffer.full:
+        raise ValueError(
+            f"rollout_buffer must be full to be learned from, got {rollout_buffer.pos} of {rollout_buffer.buffer_size} steps. "
+            "Was it reset or replaced by a callback?"
+        )
     if not is_sb3s_own(rollout_buffer):
         return next(rollout_buffer.get(batch_size=None))
-    n = rollout_buffer.buffer_size * rollout_buffer.n_envs
 
     def flat(array: np.ndarray, shape: tuple[int, ...] = ()) -> th.Tensor:
-        return rollout_buffer.to_torch(array.reshape(n, *shape), copy=False)
+        return rollout_buffer.to_torch(_in_one_order(rollout_buffer, array).reshape(-1, *shape), copy=False)
 
     stored: Any = rollout_buffer.observations
     shapes: Any = rollout_buffer.obs_shape
@@ -186,13 +191,25 @@ def whole_rollout(rollout_buffer: RolloutBuffer) -> RolloutBufferSamples:
         {key: flat(stored[key], shapes[key]) for key in stored} if isinstance(stored, dict) else flat(stored, shapes)
     )
     actions = rollout_buffer.actions.astype(np.float32, copy=False)
-    scalars = (getattr(rollout_buffer, name) for name in ("values", "log_probs", "advantages", "returns"))
+    names = ("values", "log_probs", "advantages", "returns")
+    # A callback may have put other floats in place
+    scalars = (np.asarray(getattr(rollout_buffer, name)).astype(np.float32, copy=False) for name in names)
     return RolloutBufferSamples(observations, flat(actions, (rollout_buffer.action_dim,)), *map(flat, scalars))
+
+
+def _in_one_order(rollout_buffer: RolloutBuffer, array: np.ndarray) -> np.ndarray:
+    """Return an array of the buffer in the order of the others: once ``get`` has been called it has turned them round."""
+    as_collected = array.shape[:2] == (rollout_buffer.buffer_size, rollout_buffer.n_envs)
+    turned = rollout_buffer.generator_ready and rollout_buffer.n_envs > 1
+    return rollout_buffer.swap_and_flatten(array) if turned and as_collected else array
 
 
 def explained_by_values(rollout_buffer: RolloutBuffer) -> float:
     """Return the share of the returns' variance that the values explain; NaN where it has no meaning."""
-    values, returns = (getattr(rollout_buffer, name).flatten().astype(np.float64) for name in ("values", "returns"))
+    values, returns = (
+        _in_one_order(rollout_buffer, getattr(rollout_buffer, name)).flatten().astype(np.float64)
+        for name in ("values", "returns")
+    )
     with np.errstate(invalid="ignore"):
         return float(explained_variance(values, returns))
 
@@ -214,7 +231,7 @@ def _blocks(space: spaces.Space, n: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, n, size))
 
 
-def _evaluate(policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer, n_steps: int) -> None:
+def _evaluate(model: OnPolicyAlgorithm, rollout_buffer: RolloutBuffer, n_steps: int) -> None:
     """Put the values of the first steps of a rollout in place."""
 
     def flat(array: np.ndarray) -> np.ndarray:
@@ -222,23 +239,21 @@ def _evaluate(policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer, n_steps:
 
     values = flat(rollout_buffer.values)
     stored: Any = rollout_buffer.observations
-    for block in _blocks(policy.observation_space, len(values)):
+    for block in _blocks(model.observation_space, len(values)):
         rows = {key: flat(array)[block] for key, array in stored.items()} if isinstance(stored, dict) else flat(stored)[block]
-        observations: Any = obs_as_tensor(rows, policy.device)
-        values[block] = policy.predict_values(observations).flatten().cpu().numpy()
+        observations: Any = obs_as_tensor(rows, model.device)
+        values[block] = model.policy.predict_values(observations).flatten().cpu().numpy()
 
 
-def _bootstrap(
-    policy: ActorCriticPolicy, rollout_buffer: RolloutBuffer, time_limits: list[tuple[int, int, Any]], *, gamma: float
-) -> None:
+def _bootstrap(model: OnPolicyAlgorithm, rollout_buffer: RolloutBuffer, time_limits: list[tuple[int, int, Any]]) -> None:
     """Add the value of the last observation to the reward where an episode was cut by its time limit (SB3 issue 633)."""
-    for block in _blocks(policy.observation_space, len(time_limits)):
+    for block in _blocks(model.observation_space, len(time_limits)):
         steps, indices, last = zip(*time_limits[block], strict=True)
         stacked: Any = (
             {key: np.stack([o[key] for o in last]) for key in last[0]} if isinstance(last[0], dict) else np.stack(last)
         )
-        values = policy.predict_values(policy.obs_to_tensor(stacked)[0]).flatten().cpu().numpy()
-        rollout_buffer.rewards[list(steps), list(indices)] += gamma * values
+        values = model.policy.predict_values(model.policy.obs_to_tensor(stacked)[0]).flatten().cpu().numpy()
+        rollout_buffer.rewards[list(steps), list(indices)] += model.gamma * values
 
 
 def compute_returns_and_advantage(rollout_buffer: RolloutBuffer, last_values: np.ndarray, dones: np.ndarray) -> None:

@@ -25,7 +25,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
-from sb3_trpo.fast.network import Stage, activate, is_as_sb3, is_quicker_on_gpu, read_actor
+from sb3_trpo.fast.gauss_newton import agrees
+from sb3_trpo.fast.network import Stage, activate, is_as_sb3, is_quicker_on_gpu, read_actor, run
 from sb3_trpo.rollout import Acted, Observations, is_sb3s_own
 from sb3_trpo.trust_region.fisher import flatten, unflatten
 
@@ -59,7 +60,7 @@ class LeanActor:
     def __init__(self, model: CheckedOnPolicyAlgorithm, n_envs: int):
         self.model = model
         self.n_envs = n_envs
-        self.random = model._random.for_actions()
+        self.random: np.random.Generator | None = None
         self.policy: ActorCriticPolicy | None = None
         self.actors: list[_PolicyActor] = []  # the last one acts
 
@@ -67,8 +68,11 @@ class LeanActor:
         """Return what the policy does."""
         policy = self.model.policy
         if policy is not self.policy or not self.actors[-1].is_current():
+            # Not before the first step: a callback may seed the model as a rollout starts
+            self.random = self.random or self.model._random.for_actions()
             self.policy = policy
-            self.actors.append(quickest_actor(policy, self.n_envs, self.random) or _PlainActor(policy))
+            quick = quickest_actor(policy, self.n_envs, self.random, observations)
+            self.actors.append(quick or _PlainActor(policy, self.model.device))
         return self.actors[-1](observations)
 
     def log_probs(self) -> np.ndarray:
@@ -84,30 +88,35 @@ class _Parts:
     """
 
     def __init__(self, policy: ActorCriticPolicy):
-        self.attributes = vars(policy)
-        self.n_attributes = len(self.attributes)
         net, layers = policy.mlp_extractor.policy_net, [policy.action_net]
         layers += net if type(net) is nn.Sequential else [net]
         owners = [policy, policy.mlp_extractor, policy.pi_features_extractor, net, *layers]
         held: list[dict[str, Any]] = [policy._modules, policy.mlp_extractor._modules, net._modules]
-        self.places: list[tuple[Any, str, object]] = [(self.attributes, "action_dist", policy.action_dist)]
+        self.places: list[tuple[Any, str, object]] = [(vars(policy), "action_dist", policy.action_dist)]
         self.places += [(modules, name, module) for modules in held for name, module in modules.items()]
         owned: list[dict[str, Any]] = [layer._parameters for layer in layers]
         owned.append(policy._parameters)  # the standard deviation
         self.places += [(parameters, name, p) for parameters in owned for name, p in parameters.items()]
-        self.memory = [(p, p.data_ptr()) for parameters in owned for p in parameters.values() if p is not None]
+        held_parameters = [p for parameters in owned for p in parameters.values() if p is not None]
+        self.memory = [(p, p.data_ptr(), p.numel(), p.stride()) for p in held_parameters]
+        # Methods that are set on an object, and another class of it
+        self.kinds = [(owner, type(owner), vars(owner), len(vars(owner))) for owner in (*owners, policy.action_dist)]
         self.hooks = [hooks for owner in owners for hooks in (owner._forward_hooks, owner._forward_pre_hooks)]
+        self.hooks += [nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks]
         self.n_layers = (net._modules, len(net._modules))
 
     def are_in_place(self) -> bool:
         """Whether nothing was replaced, added or hooked, wherever the numbers in it come from."""
-        if len(self.attributes) != self.n_attributes or len(self.n_layers[0]) != self.n_layers[1]:
+        if len(self.n_layers[0]) != self.n_layers[1]:
             return False
+        for thing, kind, attributes, n_attributes in self.kinds:
+            if type(thing) is not kind or len(attributes) != n_attributes:
+                return False
         for owner, name, thing in self.places:
             if owner.get(name) is not thing:
                 return False
-        for parameter, address in self.memory:
-            if parameter.data_ptr() != address:
+        for parameter, address, size, stride in self.memory:
+            if parameter.data_ptr() != address or parameter.numel() != size or parameter.stride() != stride:
                 return False
         return not any(self.hooks)
 
@@ -271,7 +280,30 @@ class _NumpyActor:
             return self.distribution.log_probs(np.stack(outputs), stacked, np.stack(actions))
 
 
-def _numpy_actor(policy: ActorCriticPolicy, n_envs: int, random: np.random.Generator) -> _NumpyActor | None:
+# What samples actions and makes distributions, as SB3 has it
+_AS_SB3 = {
+    (kind, name): getattr(kind, name)
+    for kind in (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
+    for name in ("proba_distribution", "get_actions", "sample", "log_prob")
+}
+
+
+@th.no_grad()
+def _acts_as_sb3(policy: ActorCriticPolicy, stages: list[Stage], observations: Observations | None) -> bool:
+    """Whether the policy makes its distribution of the chain's output, and samples it, as SB3 does: both may be patched."""
+    distribution = policy.action_dist
+    own = {name for kind, name in _AS_SB3 if kind is type(distribution) and getattr(kind, name) is not _AS_SB3[kind, name]}
+    if own or any(callable(value) for value in vars(distribution).values()):
+        return False
+    if observations is None:
+        return True
+    few: Any = obs_as_tensor(observations, policy.device)
+    return agrees(policy, run(policy, stages, few), policy.get_distribution(few))
+
+
+def _numpy_actor(
+    policy: ActorCriticPolicy, n_envs: int, random: np.random.Generator, observations: Observations | None = None
+) -> _NumpyActor | None:
     stages = read_actor(policy)
     space = policy.observation_space
     if (
@@ -284,7 +316,9 @@ def _numpy_actor(policy: ActorCriticPolicy, n_envs: int, random: np.random.Gener
     ):
         return None
     distribution = _distribution(policy, (n_envs, len(stages[-1].bias)), random)
-    return None if distribution is None else _NumpyActor(policy, stages, n_envs, distribution)
+    if distribution is None or not _acts_as_sb3(policy, stages, observations):
+        return None
+    return _NumpyActor(policy, stages, n_envs, distribution)
 
 
 class _TorchActor:
@@ -296,12 +330,14 @@ class _TorchActor:
 
     def __init__(self, policy: ActorCriticPolicy):
         self.policy = policy
-        self.n_attributes = len(vars(policy))
+        self.kind, self.n_attributes = type(policy), len(vars(policy))
         self.done: list[np.ndarray] = []
 
     def is_current(self) -> bool:
         """Whether the policy's methods are its own; what it is made of is asked anew at each step."""
-        return len(vars(self.policy)) == self.n_attributes
+        policy = self.policy
+        hooked = policy._forward_hooks or policy._forward_pre_hooks
+        return type(policy) is self.kind and len(vars(policy)) == self.n_attributes and not hooked
 
     @th.no_grad()
     def __call__(self, observations: Observations) -> Acted:
@@ -321,10 +357,12 @@ class _PlainActor:
     Call the policy as SB3 does, values included.
 
     :param policy: the policy, or what stands in its place
+    :param device: the model's
     """
 
-    def __init__(self, policy: ActorCriticPolicy):
+    def __init__(self, policy: ActorCriticPolicy, device: th.device):
         self.policy = policy
+        self.device = device
         self.done: list[np.ndarray] = []
 
     def is_current(self) -> bool:
@@ -333,7 +371,7 @@ class _PlainActor:
 
     @th.no_grad()
     def __call__(self, observations: Observations) -> Acted:
-        actions, values, log_probs = self.policy(obs_as_tensor(observations, self.policy.device))
+        actions, values, log_probs = self.policy(obs_as_tensor(observations, self.device))
         self.done.append(log_probs.cpu().numpy())
         return Acted(actions.cpu().numpy(), self.done[-1], values.flatten().cpu().numpy())
 
@@ -342,13 +380,16 @@ class _PlainActor:
         return np.stack(self.done)
 
 
-def quickest_actor(policy: ActorCriticPolicy, n_envs: int, random: np.random.Generator) -> _PolicyActor | None:
+def quickest_actor(
+    policy: ActorCriticPolicy, n_envs: int, random: np.random.Generator, observations: Observations | None = None
+) -> _PolicyActor | None:
     """
     Return the quickest way to act that covers a policy.
 
     :param policy: the policy
     :param n_envs: number of environments
     :param random: what the noise is drawn from
+    :param observations: those of one step, with which it is asked whether what was read of the policy is all of it
     :return: ``None`` for policies that act in a way of their own, and for those whose actor and critic share features that are
         learned: the critic is a read-out of features that are there at each step, and later they would have to be made again
     """
@@ -357,7 +398,7 @@ def quickest_actor(policy: ActorCriticPolicy, n_envs: int, random: np.random.Gen
         return None
     shared = policy.pi_features_extractor is policy.vf_features_extractor
     in_torch = not shared or not any(True for _ in policy.pi_features_extractor.parameters())
-    return _numpy_actor(policy, n_envs, random) or (_TorchActor(policy) if in_torch else None)
+    return _numpy_actor(policy, n_envs, random, observations) or (_TorchActor(policy) if in_torch else None)
 
 
 def lean_actor(model: CheckedOnPolicyAlgorithm, rollout_buffer: RolloutBuffer, n_envs: int) -> LeanActor | None:
@@ -370,5 +411,5 @@ def lean_actor(model: CheckedOnPolicyAlgorithm, rollout_buffer: RolloutBuffer, n
     :return: ``None`` where lean collection does not apply: buffers of the user's own, and policies that no quick actor covers
     """
     actor = LeanActor(model, n_envs)
-    covered = is_sb3s_own(rollout_buffer) and quickest_actor(model.policy, n_envs, actor.random) is not None
+    covered = is_sb3s_own(rollout_buffer) and quickest_actor(model.policy, n_envs, np.random.default_rng(0)) is not None
     return actor if covered else None

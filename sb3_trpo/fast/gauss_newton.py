@@ -213,7 +213,7 @@ class GaussNewtonFisher:
         return flatten(result)
 
 
-def _agrees(policy: ActorCriticPolicy, output: th.Tensor, distribution: Distribution) -> bool:
+def agrees(policy: ActorCriticPolicy, output: th.Tensor, distribution: Distribution) -> bool:
     """Whether a distribution is the policy's own, made of the chain's output, up to rounding."""
     if type(distribution) is not type(policy.action_dist):
         return False
@@ -247,7 +247,7 @@ def actor_of(policy: ActorCriticPolicy, batch: Batch, distribution_of: Callable[
         return None
     few = batch.select(slice(0, N_COMPARED))
     assert isinstance(few.observations, th.Tensor)
-    return stages if _agrees(policy, run(policy, stages, few.observations), distribution_of(few)) else None
+    return stages if agrees(policy, run(policy, stages, few.observations), distribution_of(few)) else None
 
 
 def gauss_newton_fisher(

@@ -100,8 +100,8 @@ def _extractor_modules(extractor: nn.Module) -> Iterator[nn.Module]:
 def _chain(policy: ActorCriticPolicy, extractor: str, net: str, head: str) -> list[Stage] | None:
     # By name: a policy that goes its own way need not have them
     if (
-        isinstance(policy.observation_space, spaces.Dict)
-        or not is_as_sb3(policy, "extract_features", "get_distribution", "_get_action_dist_from_latent", "predict_values")
+        not is_as_sb3(policy, "extract_features", "get_distribution", "_get_action_dist_from_latent", "predict_values")
+        or isinstance(policy.observation_space, spaces.Dict)
         or type(policy.mlp_extractor) is not MlpExtractor
     ):
         return None

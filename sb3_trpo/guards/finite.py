@@ -170,15 +170,17 @@ def finite_statistics(model: BaseAlgorithm) -> Iterator[None]:
     if normalizer is None:
         yield
         return
-    before = copy.deepcopy([vars(statistics) for statistics in _statistics(normalizer)])
+    before = [(statistics, copy.deepcopy(vars(statistics))) for statistics in _statistics(normalizer)]
     try:
         yield
     finally:
-        for statistics, old in zip(_statistics(normalizer), before, strict=True):
+        for statistics, old in before:
             if not (np.isfinite(statistics.mean).all() and np.isfinite(statistics.var).all()):
                 vars(statistics).update(old)
         normalizer.returns[~np.isfinite(normalizer.returns)] = 0.0
         # The last observation was made with the statistics of before
-        last, anew = model._last_obs, normalizer.normalize_obs(normalizer.get_original_obs())
-        if isinstance(last, np.ndarray) and isinstance(anew, np.ndarray) and last.shape == anew.shape and not _is_finite(last):
-            model._last_obs = anew
+        last = model._last_obs
+        if isinstance(last, np.ndarray) and not _is_finite(last):
+            anew = normalizer.normalize_obs(normalizer.get_original_obs())
+            if isinstance(anew, np.ndarray) and last.shape == anew.shape:
+                model._last_obs = anew

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from operator import attrgetter, is_
 from typing import Any
 
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
@@ -15,6 +16,7 @@ FIXED = {
     "rollout_buffer_class": "`load(path, env, rollout_buffer_class=...)` gives a saved model another one",
     "rollout_buffer_kwargs": "`load(path, env, rollout_buffer_kwargs=...)` gives a saved model another buffer",
     "stats_window_size": "`load(path, env, stats_window_size=...)` gives a saved model another one",
+    "device": "`load(path, env, device=...)` puts a saved model elsewhere",
     "seed": "`set_random_seed(seed)` seeds a model that is built",
 }
 # What the rollout buffer holds copies of
@@ -25,7 +27,8 @@ _used_at_a_step = attrgetter("gamma", "gae_lambda", "use_sde", "sde_sample_freq"
 
 def _is_same(one: Any, other: Any) -> bool:
     # Numbers are not the same object any more once a model was pickled; of other things nobody knows what `==` does
-    return one is other or (isinstance(one, int | float) and isinstance(other, int | float) and one == other)
+    comparable = (isinstance(one, int | float) and isinstance(other, int | float)) or type(one) is type(other) is th.device
+    return one is other or (comparable and one == other)
 
 
 class AsBuilt:
@@ -40,7 +43,7 @@ class AsBuilt:
         self.noted: list[Any] | None = None
         # A buffer or a policy of the user's own may have ways of its own
         self.buffer_has_n_steps = model.rollout_buffer.buffer_size == model.n_steps
-        self.policy_has_use_sde = getattr(model.policy, "use_sde", None) == model.use_sde
+        self.use_sde = model.use_sde
 
     def is_anything_set(self, model: OnPolicyAlgorithm, names: Iterable[str]) -> bool:
         """Whether an attribute is another object than when they were noted last; most times none is, and nothing to check."""
@@ -66,8 +69,8 @@ class AsBuilt:
                 f"n_steps must stay {n_stored}, which the rollout buffer was built for, got {model.n_steps}: "
                 "`load(path, env, n_steps=...)` gives a saved model another buffer"
             )
-        if self.policy_has_use_sde and getattr(model.policy, "use_sde", None) != model.use_sde:
-            raise ValueError(f"use_sde must stay {not model.use_sde}, as the policy was built, got {model.use_sde}")
+        if model.use_sde != self.use_sde:
+            raise ValueError(f"use_sde must stay {self.use_sde}, as the policy was built, got {model.use_sde}")
         for name, way_out in FIXED.items():
             if self._is_set(model, name):
                 raise ValueError(
@@ -95,6 +98,7 @@ class WatchedAttributes(PassedOn):
     def __init__(self, callback: BaseCallback | PassedOn, model: Any):
         super().__init__(callback)
         self.model = model
+        self.env = model.env
         self.used = _used_at_a_step(model)
 
     def on_rollout_start(self) -> None:
@@ -128,5 +132,10 @@ class WatchedAttributes(PassedOn):
         self._look()
 
     def _look(self) -> None:
+        if self.model.env is not self.env:
+            raise ValueError(
+                f"env must stay {self.env!r} while the model learns, got {self.model.env!r}: "
+                "call set_env between two calls of learn"
+            )
         self.model._check_attributes()
         self.used = _used_at_a_step(self.model)

@@ -50,7 +50,9 @@ class Hints:
                     f"Hint: the standard deviation of the actions fell from {self._first_std:.2g} to {update.std:.2g} in the "
                     f"first {progress:.0%} of the training, which ends the exploration: give std_damping, say 4.",
                 )
-        self._n_little_used = self._n_little_used + 1 if update.step.mean_kl < LITTLE_USED * update.max_kl else 0
+        step = update.step
+        searched = step.accepted or step.status == "line_search_failed"
+        self._n_little_used = self._n_little_used + 1 if searched and step.mean_kl < LITTLE_USED * update.max_kl else 0
         if self._n_little_used >= IN_A_ROW:
             yield (
                 "limit",
@@ -58,7 +60,8 @@ class Hints:
                 "there is little left to gain: collect more per update (n_steps, or more environments).",
             )
         explained = update.explained_variance
-        self._n_unexplained = self._n_unexplained + 1 if math.isfinite(explained) and explained <= 0.0 else 0
+        useless = update.critic is not None and math.isfinite(explained) and explained <= 0.0
+        self._n_unexplained = self._n_unexplained + 1 if useless else 0
         if self._n_updates >= CRITIC_BY and self._n_unexplained >= IN_A_ROW:
             yield (
                 "critic",

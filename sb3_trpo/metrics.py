@@ -78,7 +78,7 @@ class UpdateReport(NamedTuple):
     :param std: mean standard deviation parameter of the policy after the update; ``None`` for discrete actions
     :param phase_seconds: wall time of each phase of the update
     :param observation_spread: largest over smallest root mean square of the dimensions of the observations that are not always
-        zero, as the policy sees them; ``None`` for what is no vector of floats
+        zero, as the policy sees them; ``None`` for what is no vector of floats, and under ``VecNormalize``
     """
 
     step: TrustRegionStep

@@ -146,8 +146,8 @@ def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
     except NotImplementedError as error:
         raise NoKLError(
             f"the step of TRPO is limited by the KL between the old policy and the new one, and torch knows none for "
-            f"{named(old)}: {error or 'the transforms of the two differ'}. Register one with torch.distributions.register_kl, "
-            "or take a distribution that has one"
+            f"{named(old)}: {str(error) or 'the transforms of the two differ'}. Register one with "
+            "torch.distributions.register_kl, or take a distribution that has one"
         ) from error
     return th.stack(per_factor).sum(dim=0)
 

@@ -95,7 +95,8 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             check_kl(distribution)
         values = reached_by(self._values(ValueBatch(probe.observations, probe.returns)), everything)
         check_actor(self.policy, actor, values, lambda: self._distribution(probe).log_prob(probe.actions))
-        self._is_random = not is_chain and self._notice_randomness(batch.select(slice(0, N_ASKED)))
+        if not is_chain and self._notice_randomness(batch.select(slice(0, N_ASKED))):
+            self._is_random = True  # for good: a network that drops a layer now and then is the same many times
         actors = set(actor)
         return actor, [parameter for parameter in values if parameter not in actors]
 
@@ -197,8 +198,12 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             entropy=problem.entropy(of_new=step.accepted),
             std=None if log_std is None else log_std.exp().mean().item(),
             phase_seconds=phase_seconds,
-            observation_spread=observation_spread(self.rollout_buffer),
+            observation_spread=None if self._observations_are_normalized() else observation_spread(self.rollout_buffer),
         )
+
+    def _observations_are_normalized(self) -> bool:
+        normalizer = self.get_vec_normalize_env()
+        return normalizer is not None and normalizer.norm_obs
 
     def _log(self, report: UpdateReport) -> None:
         """Hand the numbers of an update to the logger, and say in words what was not as usual."""

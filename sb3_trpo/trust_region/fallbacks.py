@@ -19,8 +19,6 @@ Way = tuple[str, Callable[[], MatrixVectorProduct]]
 AGREEMENT = 0.03
 # A product is contradicted from this share of it on, and from so many times the difference of two measurements
 CONTRADICTION, OF_AGREEMENT = 0.02, 5.0
-# Two ways to the same product differ by rounding
-ALIKE = 1e-3
 # As many attempts to find a distance at which the KL is small
 MOST_ATTEMPTS = 12
 
@@ -177,7 +175,6 @@ def first_that_works(ways: Sequence[Way], differences: Callable[[float], Central
     vector = flatten([th.randn(p.shape, generator=generator, device="cpu").to(p) for p in parameters])
     with _somewhere_else(parameters, generator):
         measurement: _Measurement | None = None
-        refused: list[tuple[str, th.Tensor]] = []
         for name, build in ways:
             try:
                 build()(vector)  # before anything is measured: most of what does not work says so
@@ -189,9 +186,4 @@ def first_that_works(ways: Sequence[Way], differences: Callable[[float], Central
                 continue  # torch and its compilers say it in many ways
             if not measurement.contradicts(product):
                 return name
-            # Two ways that have nothing in common but the network are right together, and a kink was measured
-            agreeing = [earlier for earlier, other in refused if _differ_by(other, product) <= ALIKE]
-            if agreeing:
-                return agreeing[0]
-            refused.append((name, product))
     return ""

@@ -179,9 +179,14 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         """Whether the policy is still what the step made of it: a critic may move what no graph shows (detached features)."""
         if self._is_random:
             return True  # as far as can be seen: it is another one each time
-        _, mean_kl = problem.evaluate()
         max_kl = self._now("target_kl")
-        return (mean_kl <= max_kl or not step.accepted) and not abs(mean_kl - step.mean_kl) > 1e-3 * max_kl
+        _, mean_kl = problem.evaluate()
+        kept = (mean_kl <= max_kl or not step.accepted) and not abs(mean_kl - step.mean_kl) > 1e-3 * max_kl
+        if not kept:
+            # Before it is said of the critic: a network that is random now and then would be another one again
+            _, again = problem.evaluate()
+            self._is_random = abs(again - mean_kl) > 1e-3 * max_kl
+        return kept or self._is_random
 
     def _report(
         self, problem: PolicyProblem, step: TrustRegionStep, critic: CriticFit | None, phase_seconds: dict[str, float]

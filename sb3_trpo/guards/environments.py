@@ -30,7 +30,7 @@ def check_action_space(action_space: spaces.Space) -> None:
     if isinstance(action_space, spaces.Box):
         finite = bool(np.isfinite([action_space.low, action_space.high]).all())
         # SB3's buffer would round the actions, and their probabilities with them
-        supported = finite and np.issubdtype(action_space.dtype, np.floating)
+        supported = finite and np.issubdtype(action_space.dtype, np.floating) and bool(np.prod(action_space.shape))
     elif isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete):
         # SB3's categorical distributions count from zero
         supported = len(action_space.shape or ()) <= 1 and not np.any(action_space.start)
@@ -39,8 +39,8 @@ def check_action_space(action_space: spaces.Space) -> None:
         supported = isinstance(action_space, spaces.MultiBinary) and isinstance(action_space.n, Integral)
     if not supported:
         raise ValueError(
-            "env.action_space must be a Box of floats with finite bounds, a Discrete or one-dimensional MultiDiscrete "
-            f"that starts at 0, or a MultiBinary(n) with an integer n, got {action_space}"
+            "env.action_space must be a Box of one float or more with finite bounds, a Discrete or one-dimensional "
+            f"MultiDiscrete that starts at 0, or a MultiBinary(n) with an integer n, got {action_space}"
         )
 
 

@@ -173,3 +173,30 @@ def test_same_noise_repeats_itself_and_disturbs_nobody() -> None:
         with noise:
             assert th.equal(th.rand(2), expected[0])
         assert th.equal(th.rand(2), expected[1])
+
+
+class DropsALayer(nn.Module):
+    """A layer that is left out once in a while: many questions in a row are answered alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.n_asked = 0
+
+    def forward(self, values: th.Tensor) -> th.Tensor:
+        self.n_asked += 1
+        return values if self.n_asked % 5 == 0 else self.layer(values).tanh()
+
+
+def test_fit_is_not_undone_for_a_network_that_is_random_now_and_then() -> None:
+    """What the policy seems to have become is asked twice before the critic is said to have done it."""
+    model = small_model(fast=False, n_critic_updates=1)
+    with th.no_grad():
+        model.policy.mlp_extractor.policy_net.insert(0, DropsALayer())
+    model.policy.optimizer = th.optim.Adam(model.policy.parameters(), lr=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(8):
+            model.learn(64, reset_num_timesteps=False)
+            assert model.last_update is not None and model.last_update.critic is not None
+            assert model.last_update.critic.status == "fitted"

@@ -315,8 +315,8 @@ def test_train_whose_line_search_fails_leaves_the_actor_as_it_was(
     monkeypatch.setattr(PolicyProblem, "evaluate", refused)
     model = case.model(line_search_max_iter=3, target_kl=1e-2)
     assert_refuses_then_goes_on(model, "line_search_failed", monkeypatch.undo)
-    # The policy had been somewhere else; the plain critic fit asks once more, and finds it back
-    assert all(mean_kl > 0.0 for _, mean_kl in tried[:3]) and [mean_kl for _, mean_kl in tried[3:]] in ([], [0.0])
+    # The policy had been somewhere else; the plain critic fit asks once or twice more, and finds it back
+    assert all(mean_kl > 0.0 for _, mean_kl in tried[:3]) and {mean_kl for _, mean_kl in tried[3:]} <= {0.0}
 
 
 def test_train_that_raises_leaves_the_policy_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,6 +185,8 @@ def test_line_says_what_was_not_as_usual(verbose: int, capsys: pytest.CaptureFix
     model = TRPO(
         "MlpPolicy", env, n_steps=64, n_critic_updates=2, error_if_nonfinite=False, seed=0, device="cpu", verbose=verbose
     )
+    # A logger of the user's own that prints, whatever the verbosity
+    model.set_logger(configure(None, ["stdout"]))
     model.learn(192, log_interval=None)  # type: ignore[arg-type]
     assert model.last_update is not None and model.last_update.critic is not None
     lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r"update \d+: ", line)]

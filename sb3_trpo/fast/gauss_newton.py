@@ -23,7 +23,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_trpo.fast.network import Stage, network_input, read_actor, run, times_slope
+from sb3_trpo.fast.network import Stage, is_as_read, network_input, read_actor, run, times_slope
 from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatten, unflatten
 
@@ -219,18 +219,14 @@ def agrees(policy: ActorCriticPolicy, output: th.Tensor, distribution: Distribut
         return False
     inner: Any = distribution.distribution
     if isinstance(distribution, StateDependentNoiseDistribution):
-        return _equal(inner.mean, output)
+        return is_as_read(inner.mean, output)
     if isinstance(distribution, DiagGaussianDistribution):
-        return _equal(inner.mean, output) and _equal(inner.stddev, policy.log_std.exp().expand_as(output))
+        return is_as_read(inner.mean, output) and is_as_read(inner.stddev, policy.log_std.exp().expand_as(output))
     if isinstance(distribution, BernoulliDistribution):
-        return _equal(inner.logits, output)
+        return is_as_read(inner.logits, output)
     factors = inner if isinstance(distribution, MultiCategoricalDistribution) else [inner]
     parts = output.split([factor.logits.shape[1] for factor in factors], dim=1)
-    return all(_equal(factor.logits, part.log_softmax(dim=1)) for factor, part in zip(factors, parts, strict=True))
-
-
-def _equal(a: th.Tensor, b: th.Tensor) -> bool:
-    return a.shape == b.shape and th.allclose(a.to(b.dtype), b, rtol=1e-3, atol=1e-4, equal_nan=True)
+    return all(is_as_read(factor.logits, part.log_softmax(dim=1)) for factor, part in zip(factors, parts, strict=True))
 
 
 @th.no_grad()

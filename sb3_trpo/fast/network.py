@@ -155,6 +155,11 @@ def run(policy: ActorCriticPolicy, stages: list[Stage], observations: th.Tensor)
     return values
 
 
+def is_as_read(given: th.Tensor, read: th.Tensor) -> bool:
+    """Whether what the algorithm gets from a policy is what the chain gives, up to rounding."""
+    return given.shape == read.shape and th.allclose(given.to(read.dtype), read, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
 def times_slope(activation: nn.Tanh | nn.ReLU | None, values: th.Tensor, output: th.Tensor) -> th.Tensor:
     """
     Multiply by the derivative of an activation: what carries tangents forward and cotangents back through it.

@@ -114,7 +114,8 @@ def batch_of(model: TRPO, rollouts: Iterable[Rollout], gae_lambda: float) -> Bat
         model.rollout_buffer.gae_lambda = gae_lambda
         model.rollout_buffer.compute_returns_and_advantage(rollout.last_values, rollout.dones)
         parts.append(model._full_batch())
-    whole = Batch(*(th.cat(field) for field in zip(*parts, strict=True)))
+    names = ("observations", "actions", "old_log_prob", "advantages", "returns", "weights")
+    whole = Batch(*(th.cat([getattr(part, name) for part in parts]) for name in names))
     weights = whole.weights / len(parts)
     return whole._replace(weights=weights, advantages=normalize_advantages(whole.advantages, weights))
 

@@ -9,9 +9,11 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
@@ -19,7 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo.guards.arguments import RULES, Rules, check_arguments, check_policy, check_policy_fits, value_at
 from sb3_trpo.guards.environments import AnyEnv, as_env, closed_if_refused, made_env, wrapped_env
 from sb3_trpo.guards.finite import NonFiniteError, finite_rollout, finite_statistics
-from sb3_trpo.guards.model_zip import path_to_write, saved_names, written_whole
+from sb3_trpo.guards.model_zip import path_to_write, saved_attributes, written_whole
 from sb3_trpo.guards.observations import check_observation_space
 from sb3_trpo.guards.parameters import check_parameters
 from sb3_trpo.guards.process import building
@@ -51,6 +53,15 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
     expected_in_zip: ClassVar[Set[str]] = frozenset()
     saved_by: ClassVar[str] = "an on-policy algorithm"
 
+    # What stands in a saved model for its kind: subclasses of the user's own are of the kind of their base. A file without a
+    # word on it, as all were once, is of the second
+    kind: ClassVar[str] = ""
+    kind_of_old_files: ClassVar[str] = ""
+    # What a policy class is derived from
+    policy_base: ClassVar[type[BasePolicy]] = ActorCriticPolicy
+    # What of an environment there are actions for, ``None`` for everything that SB3 knows
+    supported_action_spaces: ClassVar[tuple[type[spaces.Space], ...] | None] = None
+
     # Which model is in `learn`, if any
     _learning: int | None = None
     _made_env: Any = None
@@ -65,11 +76,13 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         **arguments: Any,
     ):
         check_arguments(self.rules, {"error_if_nonfinite": error_if_nonfinite, "verbose": verbose, **arguments})
-        check_policy(policy, self.policy_aliases)
+        check_policy(policy, self.policy_aliases, self.policy_base, of=self.kind or type(self).__name__)
         self.error_if_nonfinite = error_if_nonfinite
         made = made_env(env, verbose)
         with closed_if_refused(made, env):
-            super().__init__(policy, made, verbose=verbose, **arguments)
+            super().__init__(
+                policy, made, verbose=verbose, supported_action_spaces=self.supported_action_spaces, **arguments
+            )
         # Ours to close, until the model is built and the user's with it
         self._made_env = None if made is env else made
 
@@ -84,13 +97,18 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             check_observation_space(self.observation_space, self.policy_class, self.policy_kwargs)
             saved = vars(self).get("_random")
             with building:
-                super()._setup_model()
+                self._build()
+            self.saved_kind = self.kind
             if saved is not None and saved.seed == self.seed:
                 # A model that was saved goes on with the numbers that it would have drawn
                 self._random = saved
             self._as_built = AsBuilt(self)
             self._check_attributes()
         self._made_env = None
+
+    def _build(self) -> None:
+        """Seed the model and make its policy and its buffer: a hook for algorithms with others than SB3's."""
+        super()._setup_model()
 
     # What is set later is checked when it is used
 
@@ -272,6 +290,18 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         return known - {"self", "policy", "_init_setup_model", "args", "kwargs", "arguments"}
 
     @classmethod
+    def _check_kind(cls, path: str | pathlib.Path | io.BufferedIOBase, *, expected: Set[str] = frozenset()) -> set[str]:
+        """Refuse the file of a model of another kind; return the names of what is in this one."""
+        saved = saved_attributes(path, expected=expected, kind=cls.saved_by)
+        kind = saved.get("saved_kind", cls.kind_of_old_files)
+        if saved.keys() >= cls.expected_in_zip and kind != cls.kind:
+            raise ValueError(
+                f"{path} holds a model of {kind}, expected one of {cls.kind}: {kind}.load reads it, and the parameters of a "
+                "model that is loaded are a dictionary, get_parameters(), that set_parameters takes where they fit"
+            )
+        return set(saved)
+
+    @classmethod
     def load(
         cls: type[SelfChecked],
         path: str | pathlib.Path | io.BufferedIOBase,
@@ -288,7 +318,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         :raises TypeError: if a further keyword is not an argument of the constructor
         :raises ValueError: if the file holds another algorithm's model, or one for other spaces than those of the environment
         """
-        names = saved_names(path, expected=cls.expected_in_zip, kind=cls.saved_by)
+        names = cls._check_kind(path, expected=cls.expected_in_zip)
         known = cls._names_of_arguments()
         for name, value in kwargs.items():
             if name not in known:
@@ -336,6 +366,8 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         params: dict[str, Any] = load_path_or_dict  # type: ignore[assignment]
         if not isinstance(load_path_or_dict, dict):
             _, params, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
+            if params:
+                self._check_kind(load_path_or_dict, expected=self.expected_in_zip)
         check_parameters(params, self.get_parameters(), self.policy, exact_match=exact_match)
         before: dict[str, Any] = copy.deepcopy(self.get_parameters())
         try:

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -15,6 +16,8 @@ from sb3_trpo.distributions import copied, detached, factors_of, frozen, in_doub
 from sb3_trpo.guards.random_network import SameNoise
 from sb3_trpo.trust_region import CentralDifferences, first_that_works, fisher_vector_product, flat_gradient
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
+
+SelfBatch = TypeVar("SelfBatch", bound="Batch")
 
 # Makes the product v -> F v from the pieces of a batch and the variables, or ``None`` where it does not cover the policy
 FisherBuilder = Callable[[Sequence["Batch"], Parameters], MatrixVectorProduct | None]
@@ -28,7 +31,15 @@ WRITTEN_OUT, TWICE, FORWARD_MODE, DIFFERENCES = "Gauss-Newton", "plain", "Gauss-
 N_TRIED = 16
 
 
-class Batch(NamedTuple):
+def rows_of(values: Any, rows: slice | th.Tensor) -> Any:
+    """Return some of the rows of a tensor, or of each tensor in a dict; of nothing nothing."""
+    if isinstance(values, dict):
+        return {key: part[rows] for key, part in values.items()}
+    return None if values is None else values[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
     """
     Transitions of one rollout, in any order.
 
@@ -39,6 +50,7 @@ class Batch(NamedTuple):
     :param returns: what the values are fitted to, shape (n,)
     :param weights: what each transition counts in a mean, shape (n,), zero for padding; they sum to one over everything
         that the mean runs over, so that the mean over a chunk, a sequence with padding or a process is a plain sum
+    :param action_masks: which actions were possible, booleans of shape (n, n_masks), if the environment says so
     """
 
     observations: PyTorchObs
@@ -47,17 +59,23 @@ class Batch(NamedTuple):
     advantages: th.Tensor
     returns: th.Tensor
     weights: th.Tensor
+    action_masks: th.Tensor | None = None
 
-    def select(self, rows: slice | th.Tensor) -> "Batch":
+    def _replace(self: SelfBatch, **changes: Any) -> SelfBatch:
+        """Return the same with other fields, as named tuples do."""
+        return replace(self, **changes)
+
+    def select(self: SelfBatch, rows: slice | th.Tensor) -> SelfBatch:
         """Return some of the transitions; their weights no longer sum to one."""
-        observations = self.observations
-        if isinstance(observations, dict):
-            picked: PyTorchObs = {key: value[rows] for key, value in observations.items()}
-        else:
-            picked = observations[rows]
-        return Batch(picked, *(field[rows] for field in self[1:]))
+        return type(self)(**{field.name: rows_of(getattr(self, field.name), rows) for field in fields(self)})
 
-    def thinned(self, factor: int, permutation: Callable[[int], np.ndarray] = np.random.permutation) -> "Batch":
+    def few(self: SelfBatch, n: int) -> SelfBatch:
+        """Return the first n of the transitions that count, or all of them, for a look at them."""
+        return self.select(self.weights.nonzero().squeeze(1)[:n])
+
+    def thinned(
+        self: SelfBatch, factor: int, permutation: Callable[[int], np.ndarray] = np.random.permutation
+    ) -> SelfBatch:
         """
         Return one in ``factor`` of the transitions that count, drawn at random, with the same sum of weights.
 
@@ -71,7 +89,7 @@ class Batch(NamedTuple):
         thin = self.select(rows[th.as_tensor(drawn, device=rows.device)])
         return thin._replace(weights=thin.weights * (self.weights.sum() / thin.weights.sum()))
 
-    def split(self, size: int | None) -> list["Batch"]:
+    def split(self: SelfBatch, size: int | None) -> list[SelfBatch]:
         """Cut into pieces of at most ``size`` transitions; their weights sum to one over all of them."""
         n = len(self.weights)
         if size is None or size >= n:
@@ -244,7 +262,7 @@ class PolicyProblem:
         self.total = total
         self.fisher_path = ""
         # A single chunk's graph serves the gradient too; those of several would not fit in memory together
-        self.graph = copied(distribution_of(batch)) if len(self.chunks) == 1 else None
+        self.graph = copied(distribution_of(self.chunks[0])) if len(self.chunks) == 1 else None
         self.old_distributions = [self.frozen_distribution(chunk) for chunk in self.chunks if self.graph is None]
         if self.graph is not None:
             self.old_distributions.append(frozen(self.graph))
@@ -285,8 +303,7 @@ class PolicyProblem:
 
     def _path_that_works(self) -> str:
         """Try the ways to a Fisher product on a few states, and measure there whether what they give is right."""
-        chunk = self.fisher_chunks[0]
-        few = [chunk.select(chunk.weights.nonzero().squeeze(1)[:N_TRIED])]
+        few = [self.fisher_chunks[0].few(N_TRIED)]
         ways = [TWICE, FORWARD_MODE] if self.forward_fisher else [TWICE]
         found = first_that_works(
             [(name, partial(self._fisher_by, name, few)) for name in ways],

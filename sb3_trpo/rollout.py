@@ -15,7 +15,6 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -48,14 +47,41 @@ class Actor(Protocol):
         """Return the log-probabilities of all actions so far, each under the policy that took it, shape (n_steps, n_envs)."""
 
 
+class WholeRollout(NamedTuple):
+    """
+    Everything in a buffer, in one order.
+
+    :param observations: tensor of shape (n, *obs_shape), or a dict of such tensors
+    :param actions: shape (n, action_dim)
+    :param old_log_prob: shape (n,)
+    :param advantages: shape (n,)
+    :param returns: shape (n,)
+    :param action_masks: which actions were possible, booleans of shape (n, n_masks), if the buffer knows
+    """
+
+    observations: Any
+    actions: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+    action_masks: th.Tensor | None
+
+
+# What a buffer holds one number of for each transition that an update needs
+SCALARS = ("log_probs", "advantages", "returns")
+
 # Observations evaluated at a time, in numbers: as many as give full speed within a few hundred megabytes
 EVALUATION_BLOCK = 2**23
 
 
+# Buffers whose arrays may be read and written directly; a variant adds its own
+KNOWN_BUFFERS: set[type[RolloutBuffer]] = {RolloutBuffer, DictRolloutBuffer}
+
+
 def is_sb3s_own(rollout_buffer: RolloutBuffer) -> bool:
-    """Whether a buffer is one of SB3's, with nothing of the user's own about it."""
+    """Whether a buffer is one of SB3's or sb3-contrib's, with nothing of the user's own about it."""
     wrapped = vars(rollout_buffer).keys() & {"add", "get", "reset", "compute_returns_and_advantage"}
-    return type(rollout_buffer) in (RolloutBuffer, DictRolloutBuffer) and not wrapped
+    return type(rollout_buffer) in KNOWN_BUFFERS and not wrapped
 
 
 def _environment_actions(model: OnPolicyAlgorithm, actions: np.ndarray) -> np.ndarray:
@@ -166,21 +192,29 @@ def collect_rollouts(
     return True
 
 
-def whole_rollout(rollout_buffer: RolloutBuffer) -> RolloutBufferSamples:
-    """
-    Return everything in a full buffer, in any order; of SB3's own buffers views instead of copies, where the device allows.
-
-    :param rollout_buffer: buffer that a rollout has filled
-    :return: what ``rollout_buffer.get(None)`` yields, in another order
-    :raises ValueError: if the buffer is not full: a callback may have emptied it
-    """
+def check_full(rollout_buffer: RolloutBuffer) -> None:
+    """Refuse to learn from a buffer that is not full: a callback may have emptied it."""
     if not rollout_buffer.full:
         raise ValueError(
             f"rollout_buffer must be full to be learned from, got {rollout_buffer.pos} of {rollout_buffer.buffer_size} steps. "
             "Was it reset or replaced by a callback?"
         )
+
+
+def whole_rollout(rollout_buffer: RolloutBuffer) -> WholeRollout:
+    """
+    Return everything in a full buffer, in any order; of SB3's own buffers views instead of copies, where the device allows.
+
+    :param rollout_buffer: buffer that a rollout has filled
+    :return: what ``rollout_buffer.get(None)`` yields, in another order
+    :raises ValueError: if the buffer is not full
+    """
+    check_full(rollout_buffer)
     if not is_sb3s_own(rollout_buffer):
-        return next(rollout_buffer.get(batch_size=None))
+        data: Any = next(rollout_buffer.get(batch_size=None))
+        masks = getattr(data, "action_masks", None)
+        fields = (data.observations, data.actions, data.old_log_prob, data.advantages, data.returns)
+        return WholeRollout(*fields, None if masks is None else masks.bool())
 
     def flat(array: np.ndarray, shape: tuple[int, ...] = ()) -> th.Tensor:
         return rollout_buffer.to_torch(_in_one_order(rollout_buffer, array).reshape(-1, *shape), copy=False)
@@ -191,10 +225,11 @@ def whole_rollout(rollout_buffer: RolloutBuffer) -> RolloutBufferSamples:
         {key: flat(stored[key], shapes[key]) for key in stored} if isinstance(stored, dict) else flat(stored, shapes)
     )
     actions = rollout_buffer.actions.astype(np.float32, copy=False)
-    names = ("values", "log_probs", "advantages", "returns")
     # A callback may have put other floats in place
-    scalars = (np.asarray(getattr(rollout_buffer, name)).astype(np.float32, copy=False) for name in names)
-    return RolloutBufferSamples(observations, flat(actions, (rollout_buffer.action_dim,)), *map(flat, scalars))
+    scalars = (np.asarray(getattr(rollout_buffer, name)).astype(np.float32, copy=False) for name in SCALARS)
+    masks = getattr(rollout_buffer, "action_masks", None)
+    possible = None if masks is None else flat(masks.astype(bool), masks.shape[-1:])
+    return WholeRollout(observations, flat(actions, (rollout_buffer.action_dim,)), *map(flat, scalars), possible)
 
 
 def _in_one_order(rollout_buffer: RolloutBuffer, array: np.ndarray) -> np.ndarray:

@@ -100,6 +100,8 @@ class TRPO(TrustRegionUpdate):
     rules: ClassVar[Rules] = TRPO_RULES
     expected_in_zip: ClassVar[Set[str]] = OF_EVERY_TRPO
     saved_by: ClassVar[str] = "sb3_trpo.TRPO or sb3_contrib.TRPO"
+    kind: ClassVar[str] = "TRPO"
+    kind_of_old_files: ClassVar[str] = "TRPO"
 
     last_update: UpdateReport | None = None
     """What the latest call of :meth:`train` did, for whoever wants to look."""
@@ -209,14 +211,6 @@ class TRPO(TrustRegionUpdate):
             setattr(self, name, default_of(name, self.action_space))
             self._say(f"{name}={getattr(self, name):g}, the default for {self.action_space}")
 
-    def _check_attributes(self) -> None:
-        super()._check_attributes()
-        if self.std_damping is not None and not hasattr(self.policy, "log_std"):
-            raise ValueError(
-                f"std_damping is for actions with a standard deviation, those of a Box, got {self.std_damping} for "
-                f"{self.action_space}"
-            )
-
     def _collect(self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         if self.critic_gae_lambda is not None:
             callback = RelabelledReturns(callback, rollout_buffer, self.critic_gae_lambda)
@@ -280,7 +274,7 @@ class TRPO(TrustRegionUpdate):
             actions = actions.long().flatten()
         weights = th.full_like(data.advantages, 1.0 / len(data.advantages))
         advantages = normalize_advantages(data.advantages, weights) if self.normalize_advantage else data.advantages
-        return Batch(data.observations, actions, data.old_log_prob, advantages, data.returns, weights)
+        return Batch(data.observations, actions, data.old_log_prob, advantages, data.returns, weights, data.action_masks)
 
     def _distribution(self, batch: Batch) -> Distribution:
         """
@@ -290,11 +284,11 @@ class TRPO(TrustRegionUpdate):
         """
         return self.policy.get_distribution(batch.observations)
 
-    def _values(self, batch: ValueBatch) -> th.Tensor:
+    def _values(self, batch: Batch | ValueBatch) -> th.Tensor:
         """
         Return the values of a minibatch, shape (n,), with a graph to the parameters.
 
-        Called by the value fit for each minibatch.
+        Called by the value fit for each minibatch, and with a few transitions to see what the values depend on.
         """
         return self.policy.predict_values(batch.observations).flatten()
 

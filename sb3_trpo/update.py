@@ -53,7 +53,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     _known_fisher_path: tuple[Any, str] | None = None
 
     _distribution: Callable[[Batch], Distribution]
-    _values: Callable[[ValueBatch], th.Tensor]
+    _values: Callable[[Batch | ValueBatch], th.Tensor]
     _value_epochs: Callable[[Batch], Iterator[Iterable[ValueBatch]]]
     _fast_fisher: Callable[[Sequence[Batch], Parameters], MatrixVectorProduct | None]
     _chunk_size: Callable[[], int]
@@ -72,6 +72,14 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         finally:
             drop_graphs(self.policy)
 
+    def _check_attributes(self) -> None:
+        super()._check_attributes()
+        if self.std_damping is not None and not hasattr(self.policy, "log_std"):
+            raise ValueError(
+                f"std_damping is for actions with a standard deviation, those of a Box, got {self.std_damping} for "
+                f"{self.action_space}"
+            )
+
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         check_gradients(self.policy)  # before a rollout is collected for nothing
         return super()._setup_learn(*args, **kwargs)
@@ -87,15 +95,15 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         """
         # What a chain of layers depends on does not depend on the state; other networks may take a branch
         is_chain = is_a_chain(self.policy)
-        probe = batch.select(slice(0, 1 if is_chain else self._chunk_size()))
+        probe = batch.few(1 if is_chain else self._chunk_size())
         everything = list(self.policy.parameters())
         distribution = self._distribution(probe)
         actor = reached_by(distribution.log_prob(probe.actions), everything)
         if any(type(factor) not in KNOWN_KL for factor in factors_of(distribution)):
             check_kl(distribution)
-        values = reached_by(self._values(ValueBatch(probe.observations, probe.returns)), everything)
+        values = reached_by(self._values(probe), everything)
         check_actor(self.policy, actor, values, lambda: self._distribution(probe).log_prob(probe.actions))
-        if not is_chain and self._notice_randomness(batch.select(slice(0, N_ASKED))):
+        if not is_chain and self._notice_randomness(batch.few(N_ASKED)):
             self._is_random = True  # for good: a network that drops a layer now and then is the same many times
         actors = set(actor)
         return actor, [parameter for parameter in values if parameter not in actors]
@@ -103,7 +111,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     def _notice_randomness(self, few: Batch) -> bool:
         """Return whether the action distribution is random; if it or the values are, warn once."""
         of_actor = is_random(lambda: self._distribution(few).log_prob(few.actions))
-        of_values = is_random(lambda: self._values(ValueBatch(few.observations, few.returns)))
+        of_values = is_random(lambda: self._values(few))
         if (of_actor or of_values) and not self._warned_of_randomness:
             self._warned_of_randomness = True
             both = {"another action distribution": of_actor, "other values": of_values}

@@ -37,7 +37,7 @@ class SameAgain(TRPO):
     def _distribution(self, batch: Batch) -> Any:
         return super()._distribution(batch)
 
-    def _values(self, batch: ValueBatch) -> th.Tensor:
+    def _values(self, batch: Batch | ValueBatch) -> th.Tensor:
         return super()._values(batch)
 
     def _value_epochs(self, batch: Batch) -> Any:
@@ -47,7 +47,7 @@ class SameAgain(TRPO):
 class DoubledValues(TRPO):
     """Other values than the policy's own."""
 
-    def _values(self, batch: ValueBatch) -> th.Tensor:
+    def _values(self, batch: Batch | ValueBatch) -> th.Tensor:
         return 2.0 * super()._values(batch)
 
 

@@ -241,7 +241,7 @@ def actor_of(policy: ActorCriticPolicy, batch: Batch, distribution_of: Callable[
     stages = read_actor(policy)
     if stages is None or type(policy.action_dist) not in (*CLOSED_FORM, StateDependentNoiseDistribution):
         return None
-    few = batch.select(slice(0, N_COMPARED))
+    few = batch.few(N_COMPARED)
     assert isinstance(few.observations, th.Tensor)
     return stages if agrees(policy, run(policy, stages, few.observations), distribution_of(few)) else None
 

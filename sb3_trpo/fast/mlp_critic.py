@@ -221,7 +221,7 @@ def _agrees(
     policy: ActorCriticPolicy, stages: list[Stage], batch: Batch, values_of: Callable[[ValueBatch], th.Tensor]
 ) -> bool:
     """Whether what the algorithm takes for the values is what the chain gives, up to rounding."""
-    few = batch.select(slice(0, N_COMPARED))
+    few = batch.few(N_COMPARED)
     assert isinstance(few.observations, th.Tensor)
     given = values_of(ValueBatch(few.observations, few.returns))
     return is_as_read(given, run(policy, stages, few.observations).flatten())

@@ -1,5 +1,6 @@
 """What each argument may be. A value that cannot work is refused before anything is built or changed."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
@@ -104,20 +105,41 @@ def check_arguments(rules: Rules, arguments: Mapping[str, Any], *, ask_schedules
             raise ValueError(f"{name} must be {rule.expected}, got {value!r}")
 
 
-def check_policy(policy: Any, aliases: Mapping[str, type[BasePolicy]]) -> None:
+# What a policy may be handed beside the observations
+HANDED = ("lstm_states", "episode_starts", "action_masks")
+
+
+def _is_handed(policy: type) -> set[str]:
+    """Return what a class of policies takes to act beside the observations; what it passes on by ``**kwargs`` counts."""
+    methods = (vars(parent)["forward"] for parent in policy.__mro__ if "forward" in vars(parent))
+    return {name for method in methods for name in inspect.signature(method).parameters} & {*HANDED}
+
+
+def check_policy(
+    policy: Any, aliases: Mapping[str, type[BasePolicy]], base: type[BasePolicy] = ActorCriticPolicy, *, of: str = ""
+) -> None:
     """
     Refuse policies that are neither a known name nor a class of the right kind.
 
     :param policy: what was given
     :param aliases: classes by name
-    :raises TypeError: if it is neither a name nor such a class
+    :param base: what such classes are derived from
+    :param of: name of the algorithm
+    :raises TypeError: if it is neither a name nor such a class, or takes other things to act than the algorithm gives it
     :raises ValueError: if it is an unknown name
     """
-    message = f"policy must be one of {sorted(aliases)} or a subclass of ActorCriticPolicy, got {policy!r}"
+    message = f"policy must be one of {sorted(aliases)} or a subclass of {base.__name__}, got {policy!r}"
     if isinstance(policy, str):
         if policy not in aliases:
             raise ValueError(message)
-    elif not (isinstance(policy, type) and issubclass(policy, (ActorCriticPolicy, *aliases.values()))):
+        return
+    if not isinstance(policy, type):
+        raise TypeError(message)
+    taken, given = _is_handed(policy), _is_handed(base)
+    if issubclass(policy, BasePolicy) and taken != given:
+        takes = [" and ".join(name for name in HANDED if name in names) or "observations alone" for names in (taken, given)]
+        raise TypeError(f"{message}: it acts on {takes[0]}, and a policy of {of or 'this algorithm'} acts on {takes[1]}")
+    if not issubclass(policy, (base, *aliases.values())):
         raise TypeError(message)
 
 

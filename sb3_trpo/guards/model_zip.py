@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from io import BufferedWriter
+from typing import Any
 
 from stable_baselines3.common.save_util import open_path
 
@@ -55,9 +56,9 @@ def written_whole(path: pathlib.Path) -> Iterator[BufferedWriter]:
         unfinished.unlink(missing_ok=True)
 
 
-def saved_names(path: str | pathlib.Path | io.BufferedIOBase, *, expected: Set[str], kind: str) -> set[str]:
+def saved_attributes(path: str | pathlib.Path | io.BufferedIOBase, *, expected: Set[str], kind: str) -> dict[str, Any]:
     """
-    Return the names of the attributes of a saved model.
+    Return the attributes of a saved model by name: numbers and strings as they are, of other things a description.
 
     :param path: path of the zip, or an open file
     :param expected: names that every model of the right kind has
@@ -83,4 +84,4 @@ def saved_names(path: str | pathlib.Path | io.BufferedIOBase, *, expected: Set[s
             f"{path} holds a model of another algorithm, expected one saved by {kind}: "
             f"it has no {sorted(expected - saved.keys())}, and a policy of {policy.get('__module__')}"
         )
-    return set(saved)
+    return saved

@@ -23,7 +23,8 @@ from sb3_trpo.guards.model_zip import path_to_write, saved_names, written_whole
 from sb3_trpo.guards.observations import check_observation_space
 from sb3_trpo.guards.parameters import check_parameters
 from sb3_trpo.guards.process import building
-from sb3_trpo.guards.set_later import AsBuilt, WatchedAttributes
+from sb3_trpo.guards.set_later import AsBuilt
+from sb3_trpo.guards.watched_rollout import WatchedRollout
 from sb3_trpo.randomness import RandomNumbers
 
 SelfChecked = TypeVar("SelfChecked", bound="CheckedOnPolicyAlgorithm")
@@ -167,9 +168,9 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         self._check_attributes()
         try:
-            watched = finite_rollout(self, env, callback, rollout_buffer, required=self.error_if_nonfinite)
-            with finite_statistics(self), watched as watched_callback:
-                goes_on = self._collect(env, WatchedAttributes(watched_callback, self), rollout_buffer, n_rollout_steps)
+            looked_at = finite_rollout(self, env, rollout_buffer, required=self.error_if_nonfinite)
+            with finite_statistics(self), looked_at as finite:
+                goes_on = self._collect(env, WatchedRollout(callback, self, finite), rollout_buffer, n_rollout_steps)
         except NonFiniteError:
             # The next call of `learn` is not to go on in the middle of it
             self._last_obs = None

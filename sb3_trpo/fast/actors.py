@@ -6,7 +6,7 @@ once a callback has made something of the policy, in the middle of a rollout, th
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,13 +25,16 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
-from sb3_trpo.fast.gauss_newton import agrees
-from sb3_trpo.fast.network import Stage, activate, is_as_sb3, is_quicker_on_gpu, read_actor, run
+from sb3_trpo.distributions import drop_graphs
+from sb3_trpo.fast.gauss_newton import N_COMPARED, agrees
+from sb3_trpo.fast.network import Stage, activate, is_as_read, is_as_sb3, is_quicker_on_gpu, read_actor, read_critic, run
 from sb3_trpo.rollout import Acted, Observations, is_sb3s_own
 from sb3_trpo.trust_region.fisher import flatten, unflatten
 
 # Numbers of noise drawn at a time: enough that the call costs little per step, few enough for a short rollout
 NOISE_BLOCK = 2**12
+# Numbers of outputs whose log-probabilities are computed at a time
+LOG_PROB_BLOCK = 2**15
 
 
 class _PolicyActor(Protocol):
@@ -62,22 +65,37 @@ class LeanActor:
         self.n_envs = n_envs
         self.random: np.random.Generator | None = None
         self.policy: ActorCriticPolicy | None = None
-        self.actors: list[_PolicyActor] = []  # the last one acts
+        self.actors: list[_PolicyActor] = []
+        self.actor: Any = None  # the last of them
 
     def __call__(self, observations: Observations) -> Acted:
-        """Return what the policy does."""
+        """Return what the policy does, whatever became of it since the last step."""
         policy = self.model.policy
-        if policy is not self.policy or not self.actors[-1].is_current():
+        if policy is not self.policy or not self.actor.is_current():
             # Not before the first step: a callback may seed the model as a rollout starts
             self.random = self.random or self.model._random.for_actions()
-            self.policy = policy
             quick = quickest_actor(policy, self.n_envs, self.random, observations)
-            self.actors.append(quick or _PlainActor(policy, self.model.device))
-        return self.actors[-1](observations)
+            self.policy, self.actor = policy, quick or _PlainActor(policy, self.model.device)
+            self.actors.append(self.actor)
+        return self.actor(observations)
+
+    def go_on(self, observations: Observations) -> Acted:
+        """Return what the policy does, where nobody can have replaced anything in it since the last step."""
+        return self.actor(observations) if self.actors else self(observations)
 
     def log_probs(self) -> np.ndarray:
         """Return those of everything done so far, each under the policy that did it, shape (n_steps, n_envs)."""
         return np.concatenate([actor.log_probs() for actor in self.actors])
+
+    def values(self, observations: Observations) -> np.ndarray:
+        """Return the values of n observations, shape (n,), of the policy of now."""
+        policy = self.model.policy
+        quick = _numpy_values(policy, observations)
+        if quick is not None:
+            return quick
+        tensors: Any = obs_as_tensor(observations, self.model.device)
+        with th.no_grad():
+            return policy.predict_values(tensors).flatten().cpu().numpy()
 
 
 class _Parts:
@@ -234,6 +252,33 @@ def _distribution(policy: ActorCriticPolicy, shape: tuple[int, int], random: np.
     return _Bernoulli(shape, random) if kind is BernoulliDistribution else None
 
 
+class _Forward:
+    """
+    A perceptron in NumPy, in the memory of its torch twin.
+
+    :param stages: the layers
+    :param more: other parameters that are read along with them
+    """
+
+    def __init__(self, stages: list[Stage], more: Sequence[nn.Parameter] = ()):
+        self.activations = [stage.activation for stage in stages]
+        self.read = _reader([parameter for stage in stages for parameter in (stage.weight, stage.bias)] + [*more])
+
+    def __call__(self, inputs: np.ndarray, arrays: list[np.ndarray]) -> np.ndarray:
+        """
+        Return the outputs, shape (n, n_outputs).
+
+        :param inputs: float32, shape (n, n_inputs)
+        :param arrays: what ``read`` returned
+        """
+        values = inputs
+        for i, activation in enumerate(self.activations):
+            values = np.dot(values, arrays[2 * i].T)  # quicker than matmul where there is one row
+            values += arrays[2 * i + 1]
+            activate(activation, values)
+        return values
+
+
 class _NumpyActor:
     """
     A perceptron on vectors in NumPy, wherever its policy is: it takes microseconds a step.
@@ -247,37 +292,83 @@ class _NumpyActor:
     """
 
     def __init__(self, policy: ActorCriticPolicy, stages: list[Stage], n_envs: int, distribution: Any):
+        self.policy = policy
         self.parts = _Parts(policy)
-        self.is_current = self.parts.are_in_place
         self.n_envs = n_envs
-        self.action_shape = policy.action_space.shape or ()
-        self.activations = [stage.activation for stage in stages]
+        self.shape = (n_envs, *(policy.action_space.shape or ()))
         self.distribution = distribution
         self.has_std = isinstance(distribution, _Gaussian)
-        log_std = [policy.log_std] if self.has_std else []
-        self.read = _reader([parameter for stage in stages for parameter in (stage.weight, stage.bias)] + log_std)
-        self.done: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]] = []  # outputs, log_std, actions
+        self.forward = _Forward(stages, [policy.log_std] if self.has_std else [])
+        # Outputs, log_std and actions of steps whose log-probabilities are not computed yet: as many as stay in the cache
+        self.acted: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]] = []
+        self.most_acted = max(1, LOG_PROB_BLOCK // (n_envs * len(stages[-1].bias)))
+        self.known: list[np.ndarray] = []
+        self.distribution_left = vars(policy.action_dist)
+        self.left = self.distribution_left.get("distribution")
+
+    def is_current(self) -> bool:
+        """Whether what was read of the policy is still in place; weights need not be what they were."""
+        if self.distribution_left.get("distribution") is not self.left:
+            # A callback has evaluated the policy: SB3's own next step would drop the graph that this may have left
+            drop_graphs(self.policy)
+            self.left = self.distribution_left.get("distribution")
+        return self.parts.are_in_place()
 
     def __call__(self, observations: Observations) -> Acted:
         assert isinstance(observations, np.ndarray)
-        values = observations.reshape(self.n_envs, -1).astype(np.float32, copy=False)
-        arrays = self.read()
-        for i, activation in enumerate(self.activations):
-            values = values @ arrays[2 * i].T + arrays[2 * i + 1]
-            activate(activation, values)
+        arrays = self.forward.read()
+        outputs = self.forward(observations.reshape(self.n_envs, -1).astype(np.float32, copy=False), arrays)
         # A copy: the deviation may be changed in place
         log_std = arrays[-1].copy() if self.has_std else None
-        actions = self.distribution.sample(values, log_std)
-        self.done.append((values, log_std, actions))
-        return Acted(actions.reshape(self.n_envs, *self.action_shape), None, None)
+        actions = self.distribution.sample(outputs, log_std)
+        self.acted.append((outputs, log_std, actions))
+        if len(self.acted) == self.most_acted:
+            self._settle()
+        return Acted(actions.reshape(self.shape), None, None)
 
-    def log_probs(self) -> np.ndarray:
-        """Return them from the outputs that were kept: all at once they cost next to nothing."""
-        outputs, log_stds, actions = zip(*self.done, strict=True)
+    def _settle(self) -> None:
+        """Compute the log-probabilities of the last steps: together they cost next to nothing."""
+        outputs, log_stds, actions = zip(*self.acted, strict=True)
+        self.acted.clear()
         # A deviation may have come to zero; what is not finite is asked for afterwards
         with np.errstate(all="ignore"):
             stacked = np.stack(log_stds) if self.has_std else None
-            return self.distribution.log_probs(np.stack(outputs), stacked, np.stack(actions))
+            self.known.append(self.distribution.log_probs(np.stack(outputs), stacked, np.stack(actions)))
+
+    def log_probs(self) -> np.ndarray:
+        """Return those of everything done so far."""
+        if self.acted:
+            self._settle()
+        return np.concatenate(self.known) if self.known else np.empty((0, self.n_envs), np.float32)
+
+
+def _covers_in_numpy(policy: ActorCriticPolicy, stages: list[Stage] | None, n: int) -> bool:
+    """Whether a network is a perceptron on vectors, and quicker in NumPy for n inputs at a time."""
+    space = policy.observation_space
+    return (
+        stages is not None
+        and isinstance(space, spaces.Box)
+        and not (policy.normalize_images and is_image_space(space))
+        and all(isinstance(stage.affine, nn.Linear) for stage in stages)
+        and all(stage.weight.dtype == stage.bias.dtype == th.float32 for stage in stages)
+        and not is_quicker_on_gpu([stage.weight for stage in stages], n)
+    )
+
+
+@th.no_grad()
+def _numpy_values(policy: ActorCriticPolicy, observations: Observations) -> np.ndarray | None:
+    """Return the values of n observations, ``None`` where the critic is not covered, or is not what was read of it."""
+    if isinstance(observations, dict):
+        return None
+    stages = read_critic(policy)
+    if stages is None or not _covers_in_numpy(policy, stages, len(observations)):
+        return None
+    few: Any = obs_as_tensor(observations[:N_COMPARED], policy.device)
+    if not is_as_read(policy.predict_values(few), run(policy, stages, few)):
+        return None
+    forward = _Forward(stages)
+    inputs = observations.reshape(len(observations), -1).astype(np.float32, copy=False)
+    return forward(inputs, forward.read()).ravel()
 
 
 # What samples actions and makes distributions, as SB3 has it
@@ -305,15 +396,8 @@ def _numpy_actor(
     policy: ActorCriticPolicy, n_envs: int, random: np.random.Generator, observations: Observations | None = None
 ) -> _NumpyActor | None:
     stages = read_actor(policy)
-    space = policy.observation_space
-    if (
-        stages is None
-        or not isinstance(space, spaces.Box)
-        or (policy.normalize_images and is_image_space(space))
-        or any(not isinstance(stage.affine, nn.Linear) for stage in stages)
-        or any(p.dtype != th.float32 for p in policy.parameters())
-        or is_quicker_on_gpu([stage.weight for stage in stages], n_envs)
-    ):
+    log_std = getattr(policy, "log_std", None)
+    if stages is None or not _covers_in_numpy(policy, stages, n_envs) or (log_std is not None and log_std.dtype != th.float32):
         return None
     distribution = _distribution(policy, (n_envs, len(stages[-1].bias)), random)
     if distribution is None or not _acts_as_sb3(policy, stages, observations):

@@ -7,6 +7,8 @@ the environment waits; values and time-limit bootstraps follow once, in blocks o
 
 import copy
 from collections.abc import Iterator, Sequence
+from itertools import compress, repeat
+from operator import contains
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,7 +18,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
-from stable_baselines3.common.utils import explained_variance, obs_as_tensor
+from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.guards.passed_on import PassedOn, runs_user_code
@@ -103,7 +105,7 @@ def _note_episodes(model: OnPolicyAlgorithm, infos: Sequence[dict[str, Any]], en
     """
     if isinstance(infos, list | tuple):
         # An environment may tell of an episode that ended inside of it
-        inside = [index for index, info in enumerate(infos) if "episode" in info]
+        inside = list(compress(range(len(infos)), map(contains, infos, repeat("episode"))))
         told = ended if inside == ended else sorted({*ended, *inside})
     else:
         told = ended
@@ -216,10 +218,10 @@ def collect_rollouts(
     rollout_buffer.full = rollout_buffer.pos == rollout_buffer.buffer_size
 
     _complete(model, actor, rollout_buffer, cut, n_steps)
-    with th.no_grad():
-        last_values = model.policy.predict_values(obs_as_tensor(new_obs, model.device))  # type: ignore[arg-type]
+    after = actor.values(new_obs)  # type: ignore[arg-type]
+    last_values = th.as_tensor(after, device=model.device)[:, None]
     if is_sb3s_own(rollout_buffer):
-        compute_returns_and_advantage(rollout_buffer, last_values.flatten().cpu().numpy(), dones)
+        compute_returns_and_advantage(rollout_buffer, after, dones)
     else:
         rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
 
@@ -259,14 +261,13 @@ def _complete(model: OnPolicyAlgorithm, actor: Actor, rollout_buffer: RolloutBuf
     """Put in place what was not computed while the environment waited, for the first steps of a rollout."""
     if n_steps == 0:
         return
-    with th.no_grad():
-        for array, late in ((rollout_buffer.log_probs, actor.log_probs), (rollout_buffer.values, None)):
-            unknown = np.isnan(array[:n_steps])
-            if unknown.any():
-                known_now = late()[:n_steps] if late else _values(model, actor, rollout_buffer, n_steps)
-                np.copyto(array[:n_steps], known_now, where=unknown)
-        # By their own steps: those that a buffer of the user's own was told of are done
-        _bootstrap(model, actor, rollout_buffer.rewards, cut)
+    for array in (rollout_buffer.log_probs, rollout_buffer.values):
+        unknown = np.isnan(array[:n_steps])
+        if unknown.any():
+            is_value = array is rollout_buffer.values
+            found = _values(model, actor, rollout_buffer, n_steps) if is_value else actor.log_probs()[:n_steps]
+            np.copyto(array[:n_steps], found, where=unknown)
+    _bootstrap(model, actor, rollout_buffer.rewards, cut)
 
 
 def whole_rollout(rollout_buffer: RolloutBuffer) -> RolloutBufferSamples:

@@ -55,7 +55,7 @@ class Wraps(BaseCallback):
 def test_buffer_wrapped_by_a_callback_is_told_from_then_on(
     scenario: Scenario, at_step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of each step and of the returns, what SB3 tells it: rewards with the value at a time limit, values, log-probabilities."""
+    """Of steps and of returns, what SB3 tells it: rewards with the value at a time limit, values, log-probabilities."""
     ours, theirs = scenario.model(fast=True), scenario.model(fast=False)
     lean, plain = Wraps(at_step), Wraps(at_step)
     collect(ours, lean)

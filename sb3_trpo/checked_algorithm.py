@@ -52,6 +52,8 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
     expected_in_zip: ClassVar[Set[str]] = frozenset()
     saved_by: ClassVar[str] = "an on-policy algorithm"
 
+    # Steps of the last rollout in which an environment did nothing but reset, shape (n_steps, n_envs), if there are such
+    _wasted_steps: np.ndarray | None = None
     # Which model is in `learn`, if any
     _learning: int | None = None
     _made_env: Any = None
@@ -170,11 +172,13 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         try:
             looked_at = finite_rollout(self, env, rollout_buffer, required=self.error_if_nonfinite)
             with finite_statistics(self), looked_at as finite:
-                goes_on = self._collect(env, WatchedRollout(callback, self, finite), rollout_buffer, n_rollout_steps)
+                watched = WatchedRollout(callback, self, finite)
+                goes_on = self._collect(env, watched, rollout_buffer, n_rollout_steps)
         except NonFiniteError:
             # The next call of `learn` is not to go on in the middle of it
             self._last_obs = None
             raise
+        self._wasted_steps = watched.wasted_steps()
         if not goes_on or self.num_timesteps >= self._total_timesteps:
             # The last one: who is called once training has ended may set another environment
             self._learning = None
@@ -263,7 +267,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             super().save(file, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_logs_anything", "_learning", "_made_env", "_as_built"]
+        return [*super()._excluded_save_params(), "_logs_anything", "_learning", "_made_env", "_as_built", "_wasted_steps"]
 
     @classmethod
     def _names_of_arguments(cls) -> set[str]:

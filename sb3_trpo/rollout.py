@@ -319,12 +319,50 @@ def _in_one_order(rollout_buffer: RolloutBuffer, array: np.ndarray) -> np.ndarra
     return rollout_buffer.swap_and_flatten(array) if turned and as_collected else array
 
 
-def explained_by_values(rollout_buffer: RolloutBuffer) -> float:
-    """Return the share of the returns' variance that the values explain; NaN where it has no meaning."""
+def check_wasted_steps(env: Any, rollout_buffer: RolloutBuffer) -> None:
+    """
+    Refuse an environment that spends a step on each reset with a buffer of which nobody knows in what order it yields them.
+
+    :param env: the training environment
+    :param rollout_buffer: where its steps go
+    :raises ValueError: with the way out
+    """
+    if getattr(env, "wastes_steps", False) and not is_sb3s_own(rollout_buffer):
+        raise ValueError(
+            f"rollout_buffer_class must be SB3's own with an environment that spends a step on each reset, got "
+            f"{type(rollout_buffer).__name__}. Or make the environment with autoreset_mode=AutoresetMode.SAME_STEP of "
+            "gymnasium.vector"
+        )
+
+
+def step_weights(rollout_buffer: RolloutBuffer, wasted: np.ndarray | None, like: th.Tensor) -> th.Tensor:
+    """
+    Return the weight of each transition, in the order of :func:`whole_rollout`, shape (n,): they sum to one.
+
+    :param rollout_buffer: a full buffer
+    :param wasted: steps that were none, which weigh zero, shape (n_steps, n_envs); ``None`` where there are none
+    :param like: a tensor of as many numbers, of the type and on the device to return
+    """
+    if wasted is None:
+        return th.full_like(like, 1.0 / len(like))
+    counts = th.as_tensor(~_in_one_order(rollout_buffer, wasted).reshape(-1)).to(like)
+    return counts / counts.sum()
+
+
+def explained_by_values(rollout_buffer: RolloutBuffer, wasted: np.ndarray | None = None) -> float:
+    """
+    Return the share of the returns' variance that the values explain; NaN where it has no meaning.
+
+    :param rollout_buffer: a full buffer
+    :param wasted: as for :func:`step_weights`
+    """
     values, returns = (
         _in_one_order(rollout_buffer, getattr(rollout_buffer, name)).flatten().astype(np.float64)
         for name in ("values", "returns")
     )
+    if wasted is not None:
+        counted = ~_in_one_order(rollout_buffer, wasted).flatten()
+        values, returns = values[counted], returns[counted]
     with np.errstate(invalid="ignore"):
         return float(explained_variance(values, returns))
 

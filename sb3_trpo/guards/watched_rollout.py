@@ -3,6 +3,7 @@
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_trpo.guards.finite import FinitePart, check_policy_is_finite, is_finite, refuse_nonfinite
@@ -32,6 +33,12 @@ class WatchedRollout(PassedOn):
         self.finite = finite
         self.looks_at_observations = finite.observations
         self.used = _used_at_a_step(model)
+        self.wastes_steps = getattr(self.env, "wastes_steps", False)
+        self.wasted: list[np.ndarray] = []
+
+    def wasted_steps(self) -> np.ndarray | None:
+        """Return which steps were none, since an environment only reset in them, shape (n_steps, n_envs); or ``None``."""
+        return np.stack(self.wasted) if self.wasted else None
 
     def on_rollout_start(self) -> None:
         """Look at what the callback has left for the first step."""
@@ -51,6 +58,8 @@ class WatchedRollout(PassedOn):
 
     def on_step(self) -> bool:
         """Pass the step on, and look again if what the next one uses was set."""
+        if self.wastes_steps:
+            self.wasted.append(self.env.wasted_steps.copy())
         goes_on = self.callback.on_step()
         model, (gamma, gae_lambda, use_sde, sde_sample_freq, device) = self.model, self.used
         # By identity and one by one, since this is done at every step

@@ -378,6 +378,13 @@ def observation_spread(rollout_buffer: RolloutBuffer) -> float | None:
     return float(scales.max() / scales.min()) if len(scales) and np.isfinite(scales).all() else None
 
 
+def rows_of(observations: Observations, rows: slice) -> Observations:
+    """Return some of n observations."""
+    if isinstance(observations, dict):
+        return {key: values[rows] for key, values in observations.items()}
+    return observations[rows]
+
+
 def _blocks(space: spaces.Space, n: int) -> Iterator[slice]:
     """Cut n observations into blocks that are evaluated together."""
     size = max(1, min(EVALUATION_ROWS, EVALUATION_BLOCK // spaces.flatdim(space)))
@@ -391,10 +398,10 @@ def _values(model: OnPolicyAlgorithm, actor: Actor, rollout_buffer: RolloutBuffe
         return array[:n_steps].reshape(-1, *array.shape[2:])
 
     stored: Any = rollout_buffer.observations
+    everything = {key: flat(array) for key, array in stored.items()} if isinstance(stored, dict) else flat(stored)
     values = np.empty(n_steps * rollout_buffer.n_envs, np.float32)
     for block in _blocks(model.observation_space, len(values)):
-        rows = {key: flat(array)[block] for key, array in stored.items()} if isinstance(stored, dict) else flat(stored)[block]
-        values[block] = actor.values(rows)
+        values[block] = actor.values(rows_of(everything, block))
     return values.reshape(n_steps, rollout_buffer.n_envs)
 
 

@@ -26,9 +26,11 @@ from torch import nn
 
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
 from sb3_trpo.distributions import drop_graphs
+from sb3_trpo.fast.elementwise import apply_in_place
 from sb3_trpo.fast.gauss_newton import N_COMPARED, agrees
-from sb3_trpo.fast.network import Stage, activate, is_as_read, is_as_sb3, is_quicker_on_gpu, read_actor, read_critic, run
-from sb3_trpo.rollout import Acted, Observations, is_sb3s_own
+from sb3_trpo.fast.network import Stage, is_as_read, is_as_sb3, is_quicker_on_gpu, read_actor, read_critic, run
+from sb3_trpo.fast.numpy_layers import forward
+from sb3_trpo.rollout import Acted, Observations, is_sb3s_own, rows_of
 from sb3_trpo.trust_region.fisher import flatten, unflatten
 
 # Numbers of noise drawn at a time: enough that the call costs little per step, few enough for a short rollout
@@ -110,6 +112,10 @@ class _Parts:
         layers += net if type(net) is nn.Sequential else [net]
         owners = [policy, policy.mlp_extractor, policy.pi_features_extractor, net, *layers]
         held: list[dict[str, Any]] = [policy._modules, policy.mlp_extractor._modules, net._modules]
+        # Of what joins the parts of a Dict each part
+        joined = [module for module in policy.pi_features_extractor.modules() if module is not policy.pi_features_extractor]
+        owners += joined
+        held += [module._modules for module in (policy.pi_features_extractor, *joined)]
         self.places: list[tuple[Any, str, object]] = [(vars(policy), "action_dist", policy.action_dist)]
         self.places += [(modules, name, module) for modules in held for name, module in modules.items()]
         owned: list[dict[str, Any]] = [layer._parameters for layer in layers]
@@ -261,7 +267,7 @@ class _Forward:
     """
 
     def __init__(self, stages: list[Stage], more: Sequence[nn.Parameter] = ()):
-        self.activations = [stage.activation for stage in stages]
+        self.layers = [(stage.affine, stage.activation) for stage in stages]
         self.read = _reader([parameter for stage in stages for parameter in (stage.weight, stage.bias)] + [*more])
 
     def __call__(self, inputs: np.ndarray, arrays: list[np.ndarray]) -> np.ndarray:
@@ -272,10 +278,9 @@ class _Forward:
         :param arrays: what ``read`` returned
         """
         values = inputs
-        for i, activation in enumerate(self.activations):
-            values = np.dot(values, arrays[2 * i].T)  # quicker than matmul where there is one row
-            values += arrays[2 * i + 1]
-            activate(activation, values)
+        for i, (affine, activation) in enumerate(self.layers):
+            values = forward(affine, values, arrays[2 * i], arrays[2 * i + 1])
+            apply_in_place(activation, values)
         return values
 
 
@@ -298,6 +303,7 @@ class _NumpyActor:
         self.shape = (n_envs, *(policy.action_space.shape or ()))
         self.distribution = distribution
         self.has_std = isinstance(distribution, _Gaussian)
+        self.keys = _keys(policy)
         self.forward = _Forward(stages, [policy.log_std] if self.has_std else [])
         # Outputs, log_std and actions of steps whose log-probabilities are not computed yet: as many as stay in the cache
         self.acted: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]] = []
@@ -315,9 +321,8 @@ class _NumpyActor:
         return self.parts.are_in_place()
 
     def __call__(self, observations: Observations) -> Acted:
-        assert isinstance(observations, np.ndarray)
         arrays = self.forward.read()
-        outputs = self.forward(observations.reshape(self.n_envs, -1).astype(np.float32, copy=False), arrays)
+        outputs = self.forward(_vectors(observations, self.n_envs, self.keys), arrays)
         # A copy: the deviation may be changed in place
         log_std = arrays[-1].copy() if self.has_std else None
         actions = self.distribution.sample(outputs, log_std)
@@ -342,14 +347,28 @@ class _NumpyActor:
         return np.concatenate(self.known) if self.known else np.empty((0, self.n_envs), np.float32)
 
 
+def _keys(policy: ActorCriticPolicy) -> list[str]:
+    """Return the keys of Dict observations in the order in which the policy joins what is there."""
+    extractor: Any = policy.pi_features_extractor
+    return list(extractor.extractors) if isinstance(policy.observation_space, spaces.Dict) else []
+
+
+def _vectors(observations: Observations, n: int, keys: list[str]) -> np.ndarray:
+    """Return what the first layer is given, float32, shape (n, n_inputs)."""
+    if isinstance(observations, np.ndarray):
+        return observations.reshape(n, -1).astype(np.float32, copy=False)
+    return np.concatenate([observations[key].reshape(n, -1) for key in keys], axis=1, dtype=np.float32)
+
+
 def _covers_in_numpy(policy: ActorCriticPolicy, stages: list[Stage] | None, n: int) -> bool:
     """Whether a network is a perceptron on vectors, and quicker in NumPy for n inputs at a time."""
     space = policy.observation_space
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
     return (
         stages is not None
-        and isinstance(space, spaces.Box)
-        and not (policy.normalize_images and is_image_space(space))
-        and all(isinstance(stage.affine, nn.Linear) for stage in stages)
+        and all(isinstance(part, spaces.Box) for part in parts)
+        and not (policy.normalize_images and any(map(is_image_space, parts)))
+        and not any(isinstance(stage.affine, nn.Conv2d) for stage in stages)
         and all(stage.weight.dtype == stage.bias.dtype == th.float32 for stage in stages)
         and not is_quicker_on_gpu([stage.weight for stage in stages], n)
     )
@@ -358,17 +377,15 @@ def _covers_in_numpy(policy: ActorCriticPolicy, stages: list[Stage] | None, n: i
 @th.no_grad()
 def _numpy_values(policy: ActorCriticPolicy, observations: Observations) -> np.ndarray | None:
     """Return the values of n observations, ``None`` where the critic is not covered, or is not what was read of it."""
-    if isinstance(observations, dict):
-        return None
     stages = read_critic(policy)
-    if stages is None or not _covers_in_numpy(policy, stages, len(observations)):
+    n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+    if stages is None or not _covers_in_numpy(policy, stages, n):
         return None
-    few: Any = obs_as_tensor(observations[:N_COMPARED], policy.device)
+    few: Any = obs_as_tensor(rows_of(observations, slice(N_COMPARED)), policy.device)
     if not is_as_read(policy.predict_values(few), run(policy, stages, few)):
         return None
-    forward = _Forward(stages)
-    inputs = observations.reshape(len(observations), -1).astype(np.float32, copy=False)
-    return forward(inputs, forward.read()).ravel()
+    critic = _Forward(stages)
+    return critic(_vectors(observations, n, _keys(policy)), critic.read()).ravel()
 
 
 # What samples actions and makes distributions, as SB3 has it

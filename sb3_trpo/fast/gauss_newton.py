@@ -23,7 +23,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_trpo.fast.network import Stage, is_as_read, network_input, read_actor, run, times_slope
+from sb3_trpo.fast.elementwise import apply, keeps_input, times_slope
+from sb3_trpo.fast.network import Stage, as_given, is_as_read, network_input, read_actor, run
 from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatten, unflatten
 
@@ -41,12 +42,20 @@ NARROW = 16
 
 # Maps u to M u, both of shape (n, n_outputs)
 OutputFisher = Callable[[th.Tensor], th.Tensor]
+Affine = nn.Linear | nn.Conv2d | nn.LayerNorm
 
 
 class _Tape(NamedTuple):
-    """What a forward pass over a chunk leaves: every stage's output but the last's, and the Fisher matrix of that one."""
+    """
+    What a forward pass over a chunk leaves.
+
+    :param hidden: every stage's output but the last's
+    :param kept: for each of them what the derivative of its elementwise function is made from
+    :param output_fisher: the Fisher matrix of the last one's
+    """
 
     hidden: list[th.Tensor]
+    kept: list[th.Tensor]
     output_fisher: OutputFisher
 
 
@@ -76,27 +85,47 @@ def _convolve(affine: nn.Conv2d, inputs: th.Tensor, weight: th.Tensor, bias: th.
     return F.conv2d(inputs, weight, bias, affine.stride, affine.padding, affine.dilation, affine.groups)
 
 
-def _apply(affine: nn.Linear | nn.Conv2d, inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+def _normalized(norm: nn.LayerNorm, inputs: th.Tensor) -> th.Tensor:
+    """Return what a layer norm multiplies with its weight."""
+    return F.layer_norm(inputs, norm.normalized_shape, eps=norm.eps)
+
+
+def _of_normalized(norm: nn.LayerNorm, inputs: th.Tensor, values: th.Tensor) -> th.Tensor:
+    """Multiply by the derivative of :func:`_normalized`, which is symmetric: tangents and cotangents alike."""
+    normalized = _normalized(norm, inputs)
+    inverse_std = (inputs.var(dim=-1, correction=0, keepdim=True) + norm.eps).rsqrt()
+    along = (normalized * values).mean(dim=-1, keepdim=True)
+    return (values - values.mean(dim=-1, keepdim=True) - normalized * along) * inverse_std
+
+
+def _apply(affine: Affine, inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     if isinstance(affine, nn.Conv2d):
         return _convolve(affine, inputs, weight, bias)
+    if isinstance(affine, nn.LayerNorm):
+        return th.addcmul(bias, _normalized(affine, inputs), weight)
     if len(weight) < NARROW:
         return th.addmm(bias[:, None], weight, inputs.t()).t()
     return F.linear(inputs, weight, bias)
 
 
-def _add_linear_part(total: th.Tensor, affine: nn.Linear | nn.Conv2d, inputs: th.Tensor, weight: th.Tensor) -> th.Tensor:
-    """Add to what is there the affine map without its bias."""
+def _add_pushed(total: th.Tensor, affine: Affine, inputs: th.Tensor, tangent: th.Tensor, weight: th.Tensor) -> th.Tensor:
+    """Add to what is there what the map makes of a tangent of its inputs."""
     if isinstance(affine, nn.Conv2d):
-        return total.add_(_convolve(affine, inputs, weight))
-    return total.addmm_(inputs, weight.t())
+        return total.add_(_convolve(affine, tangent, weight))
+    if isinstance(affine, nn.LayerNorm):
+        return total.add_(_of_normalized(affine, inputs, tangent) * weight)
+    return total.addmm_(tangent, weight.t())
 
 
 def _pull_back_affine(
-    affine: nn.Linear | nn.Conv2d, inputs: th.Tensor, cotangent: th.Tensor, *, to_inputs: bool, to_weight: bool
+    affine: Affine, inputs: th.Tensor, cotangent: th.Tensor, *, to_inputs: bool, to_weight: bool
 ) -> tuple[th.Tensor | None, th.Tensor | None]:
     """Return the cotangents of an affine map's inputs and of its weight."""
     if isinstance(affine, nn.Linear):
         return cotangent @ affine.weight if to_inputs else None, cotangent.t() @ inputs if to_weight else None
+    if isinstance(affine, nn.LayerNorm):
+        to_weights = (cotangent * _normalized(affine, inputs)).sum(dim=0) if to_weight else None
+        return _of_normalized(affine, inputs, cotangent * affine.weight) if to_inputs else None, to_weights
     inputs_cotangent, weight_cotangent, _ = th.ops.aten.convolution_backward(
         cotangent,
         inputs,
@@ -137,25 +166,23 @@ class GaussNewtonFisher:
 
     def _input(self, chunk: Batch, hidden: list[th.Tensor], i: int) -> th.Tensor:
         """Return what stage i is given. The first one's is made anew each time: floats of images are larger than the rest."""
-        assert isinstance(chunk.observations, th.Tensor)
-        values = network_input(self.policy, chunk.observations) if i == 0 else hidden[i - 1]
-        return values.flatten(1) if isinstance(self.stages[i].affine, nn.Linear) else values
+        return as_given(self.stages[i], network_input(self.policy, chunk.observations) if i == 0 else hidden[i - 1])
 
     def _run(self, chunk: Batch) -> _Tape:
         hidden: list[th.Tensor] = []
+        kept: list[th.Tensor] = []
         for i, stage in enumerate(self.stages):
             values: th.Tensor = stage.affine(self._input(chunk, hidden, i))
-            if stage.activation is not None:
-                values = values.tanh_() if isinstance(stage.activation, nn.Tanh) else values.relu_()
-            hidden.append(values)
+            hidden.append(apply(stage.activation, values))
+            kept.append(values if keeps_input(stage.activation) else hidden[-1])
         output = hidden.pop()
-        return _Tape(hidden, _output_fisher(self.policy, output))
+        return _Tape(hidden, kept[:-1], _output_fisher(self.policy, output))
 
     def _tape(self, index: int) -> _Tape:
         if index in self.kept:
             return self.kept[index]
         tape = self._run(self.chunks[index])
-        size = sum(values.nbytes for values in tape.hidden)
+        size = sum({id(values): values.nbytes for values in (*tape.hidden, *tape.kept)}.values())
         if size <= self.bytes_left:
             self.bytes_left -= size
             self.kept[index] = tape
@@ -170,8 +197,8 @@ class GaussNewtonFisher:
             own = [tangents[self.position[p]] if p in self.position else th.zeros_like(p) for p in (weight, bias)]
             moved = _apply(affine, inputs, *own)
             if tangent is not None:
-                moved = _add_linear_part(moved, affine, tangent.view_as(inputs), weight)
-            tangent = moved if i == len(tape.hidden) else times_slope(activation, moved, tape.hidden[i])
+                moved = _add_pushed(moved, affine, inputs, tangent.view_as(inputs), weight)
+            tangent = moved if i == len(tape.hidden) else times_slope(activation, moved, tape.kept[i])
         assert tangent is not None
         return tangent
 
@@ -180,7 +207,7 @@ class GaussNewtonFisher:
         for i in reversed(range(self.first_trainable, len(self.stages))):
             affine, weight, bias, activation = self.stages[i]
             if i < len(tape.hidden):
-                cotangent = times_slope(activation, cotangent.view_as(tape.hidden[i]), tape.hidden[i])
+                cotangent = times_slope(activation, cotangent.view_as(tape.hidden[i]), tape.kept[i])
             to_inputs, to_weight = _pull_back_affine(
                 affine,
                 self._input(chunk, tape.hidden, i),
@@ -242,7 +269,6 @@ def actor_of(policy: ActorCriticPolicy, batch: Batch, distribution_of: Callable[
     if stages is None or type(policy.action_dist) not in (*CLOSED_FORM, StateDependentNoiseDistribution):
         return None
     few = batch.select(slice(0, N_COMPARED))
-    assert isinstance(few.observations, th.Tensor)
     return stages if agrees(policy, run(policy, stages, few.observations), distribution_of(few)) else None
 
 

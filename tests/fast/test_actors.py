@@ -17,6 +17,7 @@ from sb3_trpo import MlpPolicy
 from sb3_trpo.fast import actors
 from sb3_trpo.fast.actors import lean_actor
 from tests.cases import seeded, shake
+from tests.fast.covered import TWO_VECTORS, NormedPolicy
 from tests.scenarios import FIELDS, GRID, GSDE, NARROW, Arrays, Recorder, Scenario, check_equal, collect, contents, replay
 from tests.small_models import BOX, DICT, DISCRETE, IMAGE, MULTI_BINARY, MULTI_DISCRETE, VECTOR, make_env, small_model
 
@@ -41,6 +42,22 @@ NUMPY_ACTOR = {
     "double precision observed": Scenario(observation_space=spaces.Box(-1.0, 1.0, (3,), np.float64)),
     "ReLU, several layers": Scenario(arguments={"policy_kwargs": {"activation_fn": th.nn.ReLU, "net_arch": [8, 7, 6]}}),
     "no hidden layer": Scenario(arguments={"policy_kwargs": {"net_arch": []}}),
+    "ELU": Scenario(arguments={"policy_kwargs": {"activation_fn": th.nn.ELU}}),
+    "SiLU, 1 env": Scenario(n_envs=1, arguments={"policy_kwargs": {"activation_fn": th.nn.SiLU}}),
+    "layer norms": Scenario(policy=NormedPolicy),
+    "dict of vectors": Scenario(observation_space=TWO_VECTORS, policy="MultiInputPolicy"),
+    "dict of vectors, discrete, 1 env": Scenario(
+        observation_space=TWO_VECTORS, action_space=DISCRETE, n_envs=1, policy="MultiInputPolicy"
+    ),
+    "dict, normalized": Scenario(
+        observation_space=spaces.Dict({"one": VECTOR, "other": VECTOR}), policy="MultiInputPolicy", normalized=True
+    ),
+    "dict, processes": Scenario(
+        observation_space=spaces.Dict({"one": VECTOR, "other": VECTOR}),
+        n_envs=2,
+        policy="MultiInputPolicy",
+        processes=True,
+    ),
 }
 
 # The torch actor draws SB3's numbers: the seed is enough
@@ -64,16 +81,7 @@ TORCH_ACTOR = {
         action_space=MULTI_BINARY,
         policy="MultiInputPolicy",
     ),
-    "dict, normalized": Scenario(
-        observation_space=spaces.Dict({"one": VECTOR, "other": VECTOR}), policy="MultiInputPolicy", normalized=True
-    ),
-    "dict, processes": Scenario(
-        observation_space=spaces.Dict({"one": VECTOR, "other": VECTOR}),
-        n_envs=2,
-        policy="MultiInputPolicy",
-        processes=True,
-    ),
-    "ELU": Scenario(arguments={"policy_kwargs": {"activation_fn": th.nn.ELU}}),
+    "Softsign": Scenario(arguments={"policy_kwargs": {"activation_fn": th.nn.Softsign}}),
 }
 
 
@@ -397,7 +405,7 @@ def test_policy_that_acts_in_a_way_of_its_own_is_asked_by_sb3(sb3_collections: l
 def test_policy_that_overrides_another_method_is_collected_from_as_by_sb3(policy: type[MlpPolicy]) -> None:
     """SB3's ``forward`` uses some of a policy's methods and not others: what it makes of them is the experience."""
     ours, theirs = (
-        small_model(policy=policy, env=make_env(n_envs=2), fast=fast, policy_kwargs={"activation_fn": th.nn.ELU})
+        small_model(policy=policy, env=make_env(n_envs=2), fast=fast, policy_kwargs={"activation_fn": th.nn.Softsign})
         for fast in (True, False)
     )
     for model in (ours, theirs):

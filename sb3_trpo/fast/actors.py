@@ -406,7 +406,7 @@ def _acts_as_sb3(policy: ActorCriticPolicy, stages: list[Stage], observations: O
     if observations is None:
         return True
     few: Any = obs_as_tensor(observations, policy.device)
-    return agrees(policy, run(policy, stages, few), policy.get_distribution(few))
+    return agrees(policy, stages, few, policy.get_distribution(few))
 
 
 def _numpy_actor(

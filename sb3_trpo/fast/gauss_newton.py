@@ -20,6 +20,7 @@ from stable_baselines3.common.distributions import (
     StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.nn import functional as F
 
@@ -32,7 +33,13 @@ from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatte
 KEPT_BYTES = 128 * 2**20
 
 # Distributions whose Fisher matrix is written out below
-CLOSED_FORM = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
+CLOSED_FORM = (
+    DiagGaussianDistribution,
+    CategoricalDistribution,
+    MultiCategoricalDistribution,
+    BernoulliDistribution,
+    StateDependentNoiseDistribution,
+)
 
 # Transitions on which what is read of a network is compared with what the algorithm gets from it
 N_COMPARED = 16
@@ -52,11 +59,13 @@ class _Tape(NamedTuple):
     :param hidden: every stage's output but the last's
     :param kept: for each of them what the derivative of its elementwise function is made from
     :param output_fisher: the Fisher matrix of the last one's
+    :param log_std_fisher: that of the log standard deviations, for the weights of the chunk
     """
 
     hidden: list[th.Tensor]
     kept: list[th.Tensor]
     output_fisher: OutputFisher
+    log_std_fisher: Callable[[th.Tensor, th.Tensor], th.Tensor]
 
 
 def _softmax_fisher(logits: th.Tensor) -> OutputFisher:
@@ -65,9 +74,47 @@ def _softmax_fisher(logits: th.Tensor) -> OutputFisher:
     return lambda u: p * (u - (p * u).sum(dim=1, keepdim=True))
 
 
-def _output_fisher(policy: ActorCriticPolicy, output: th.Tensor) -> OutputFisher:
+def _is_plain_gsde(policy: ActorCriticPolicy) -> bool:
+    """Whether noise that depends on the state has the variance that is written out here, which does not move the features."""
+    distribution = policy.action_dist
+    assert isinstance(distribution, StateDependentNoiseDistribution)
+    return not distribution.use_expln and not distribution.learn_features
+
+
+def _gsde_variance(policy: ActorCriticPolicy, latent: th.Tensor) -> th.Tensor:
+    """
+    Return the variances of actions whose noise depends on the state, shape (n, n_actions).
+
+    Raffin et al. 2021, *Smooth Exploration for Robotic Reinforcement Learning*, equation 7: the noise is linear in the last
+    hidden layer, with a deviation of its own for each weight.
+
+    :param policy: the policy
+    :param latent: its last hidden layer, shape (n, n_latent)
+    """
+    distribution: Any = policy.action_dist
+    std = policy.log_std.detach().exp()
+    return latent**2 @ (std**2).expand(-1, distribution.action_dim) + distribution.epsilon
+
+
+def _gsde_log_std_fisher(policy: ActorCriticPolicy, latent: th.Tensor) -> Callable[[th.Tensor, th.Tensor], th.Tensor]:
+    """Return the Fisher matrix of its log deviations: 1 / 2v² about each variance v, pulled back to them."""
+    variance = _gsde_variance(policy, latent)
+    slope = 2.0 * (2.0 * policy.log_std.detach()).exp()  # of a squared deviation in its logarithm
+
+    def fisher(tangent: th.Tensor, weights: th.Tensor) -> th.Tensor:
+        of_variance = latent**2 @ (slope * tangent).expand(-1, variance.shape[1])
+        cotangent = (latent**2).t() @ (of_variance * weights[:, None] / (2.0 * variance**2))
+        return (slope * cotangent).sum_to_size(tangent.shape)
+
+    return fisher
+
+
+def _output_fisher(policy: ActorCriticPolicy, latent: th.Tensor, output: th.Tensor) -> OutputFisher:
     """Return u -> M u for the network's output z, both of shape (n, n_outputs)."""
     distribution = policy.action_dist
+    if isinstance(distribution, StateDependentNoiseDistribution):
+        variance = _gsde_variance(policy, latent)
+        return lambda u: u / variance
     if isinstance(distribution, DiagGaussianDistribution):
         inverse_variance = (-2.0 * policy.log_std.detach()).exp()
         return lambda u: u * inverse_variance
@@ -142,6 +189,13 @@ def _pull_back_affine(
     return inputs_cotangent, weight_cotangent
 
 
+def _log_std_fisher(policy: ActorCriticPolicy, latent: th.Tensor) -> Callable[[th.Tensor, th.Tensor], th.Tensor]:
+    if isinstance(policy.action_dist, StateDependentNoiseDistribution):
+        return _gsde_log_std_fisher(policy, latent)
+    # A Gaussian has Fisher information 2 about each log standard deviation, whatever the state
+    return lambda tangent, weights: 2.0 * weights.sum() * tangent
+
+
 class GaussNewtonFisher:
     """
     Fisher products of a policy whose actor is a chain of stages; see :func:`gauss_newton_fisher`.
@@ -176,7 +230,8 @@ class GaussNewtonFisher:
             hidden.append(apply(stage.activation, values))
             kept.append(values if keeps_input(stage.activation) else hidden[-1])
         output = hidden.pop()
-        return _Tape(hidden, kept[:-1], _output_fisher(self.policy, output))
+        latent = self._input(chunk, hidden, len(hidden))
+        return _Tape(hidden, kept[:-1], _output_fisher(self.policy, latent, output), _log_std_fisher(self.policy, latent))
 
     def _tape(self, index: int) -> _Tape:
         if index in self.kept:
@@ -227,26 +282,26 @@ class GaussNewtonFisher:
         """Return F v, shape (n_params,)."""
         tangents = unflatten(vector, self.parameters)
         result = [th.zeros_like(parameter) for parameter in self.parameters]
+        of_std = self.position.get(getattr(self.policy, "log_std", None))  # type: ignore[arg-type]
         for index, chunk in enumerate(self.chunks):
             tape = self._tape(index)
             outputs = self._push_forward(chunk, tape, tangents)
             self._pull_back(chunk, tape, tape.output_fisher(outputs) * chunk.weights[:, None], result)
-        log_std = getattr(self.policy, "log_std", None)
-        if log_std in self.position:
-            # A Gaussian has Fisher information 2 about each log standard deviation, whatever the state
-            total_weight = th.stack([chunk.weights.sum() for chunk in self.chunks]).sum()
-            i = self.position[log_std]
-            result[i] += 2.0 * total_weight * tangents[i]
+            if of_std is not None:
+                result[of_std] += tape.log_std_fisher(tangents[of_std], chunk.weights)
         return flatten(result)
 
 
-def agrees(policy: ActorCriticPolicy, output: th.Tensor, distribution: Distribution) -> bool:
-    """Whether a distribution is the policy's own, made of the chain's output, up to rounding."""
+def agrees(policy: ActorCriticPolicy, stages: list[Stage], observations: PyTorchObs, distribution: Distribution) -> bool:
+    """Whether a distribution is the policy's own, made of what the chain gives for the observations, up to rounding."""
+    output = run(policy, stages, observations)
     if type(distribution) is not type(policy.action_dist):
         return False
     inner: Any = distribution.distribution
     if isinstance(distribution, StateDependentNoiseDistribution):
-        return is_as_read(inner.mean, output)
+        latent = run(policy, stages[:-1], observations).flatten(1)
+        as_written = not _is_plain_gsde(policy) or is_as_read(inner.variance, _gsde_variance(policy, latent))
+        return is_as_read(inner.mean, output) and as_written
     if isinstance(distribution, DiagGaussianDistribution):
         return is_as_read(inner.mean, output) and is_as_read(inner.stddev, policy.log_std.exp().expand_as(output))
     if isinstance(distribution, BernoulliDistribution):
@@ -266,10 +321,10 @@ def actor_of(policy: ActorCriticPolicy, batch: Batch, distribution_of: Callable[
     :param distribution_of: maps a batch to the action distribution that the algorithm uses
     """
     stages = read_actor(policy)
-    if stages is None or type(policy.action_dist) not in (*CLOSED_FORM, StateDependentNoiseDistribution):
+    if stages is None or type(policy.action_dist) not in CLOSED_FORM:
         return None
     few = batch.select(slice(0, N_COMPARED))
-    return stages if agrees(policy, run(policy, stages, few.observations), distribution_of(few)) else None
+    return stages if agrees(policy, stages, few.observations, distribution_of(few)) else None
 
 
 def gauss_newton_fisher(
@@ -285,13 +340,17 @@ def gauss_newton_fisher(
     :param chunks: the transitions whose states make the Fisher matrix, in pieces
     :param parameters: the actor's trainable parameters, in the order of the vectors
     :param distribution_of: maps a batch to the action distribution that the algorithm uses
-    :return: the product, ``None`` for what is not covered: other networks, gSDE, distributions of the user's own
+    :return: the product, ``None`` for what is not covered: other networks, distributions of the user's own, and gSDE that
+        learns its features or has ``use_expln``
     """
     stages = actor_of(policy, chunks[0], distribution_of)
-    if stages is None or type(policy.action_dist) not in CLOSED_FORM:
+    if stages is None:
         return None
     log_std = getattr(policy, "log_std", None)
-    if log_std is not None and log_std.shape != stages[-1].bias.shape:
+    if isinstance(policy.action_dist, StateDependentNoiseDistribution):
+        if not _is_plain_gsde(policy):
+            return None
+    elif log_std is not None and log_std.shape != stages[-1].bias.shape:
         return None  # one deviation of several actions
     covered = {parameter for stage in stages for parameter in (stage.weight, stage.bias)}
     if not covered.intersection(parameters) or not set(parameters) <= covered | {log_std}:

@@ -140,6 +140,16 @@ def test_product_is_the_plain_one_with_layer_norms(frozen: str, activation: type
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("freeze", [(), ("log_std",), ("action_net.weight", "action_net.bias")])
+@pytest.mark.parametrize("kwargs", [{}, {"full_std": False}, {"squash_output": True}, {"net_arch": []}], ids=str)
+def test_product_is_the_plain_one_for_gsde(kwargs: dict[str, Any], freeze: tuple[str, ...], dtype: th.dtype) -> None:
+    """Whose noise depends on the state, and whose deviations are parameters of their own."""
+    if freeze != () and kwargs.get("net_arch") == []:
+        freeze = ("log_std",)
+    check_products(build("box", dtype, use_sde=True, freeze=freeze, log_std_init=-0.5, **kwargs), chunk_size=4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shared", [True, False])
 def test_product_is_the_plain_one_for_a_dict_of_vectors(shared: bool, dtype: th.dtype) -> None:
     """And of states, which become vectors."""
@@ -303,7 +313,8 @@ CHUNK_CASES: dict[str, dict[str, Any]] = {
     "dict, box": {"observation_space": PICTURE_AND_VECTOR},
 }
 # The fast products cover the others no more than the plain ones do: there is one way
-CHUNKED = [(name, fast) for name in CHUNK_CASES for fast in (True, False) if not fast or name in (*ACTIONS, "image")]
+QUICK = (*ACTIONS, "gSDE", "image")
+CHUNKED = [(name, fast) for name in CHUNK_CASES for fast in (True, False) if not fast or name in QUICK]
 
 
 @pytest.mark.parametrize("name, fast", CHUNKED, ids=[f"{name}-{'fast' if fast else 'plain'}" for name, fast in CHUNKED])

@@ -18,6 +18,7 @@ from stable_baselines3.common.distributions import (
     CategoricalDistribution,
     DiagGaussianDistribution,
     MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
@@ -27,7 +28,7 @@ from torch import nn
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
 from sb3_trpo.distributions import drop_graphs
 from sb3_trpo.fast.elementwise import apply_in_place
-from sb3_trpo.fast.gauss_newton import N_COMPARED, agrees
+from sb3_trpo.fast.gauss_newton import CLOSED_FORM, N_COMPARED, agrees, is_plain_gsde
 from sb3_trpo.fast.network import Stage, is_as_read, is_as_sb3, is_quicker_on_gpu, read_actor, read_critic, run
 from sb3_trpo.fast.numpy_layers import forward
 from sb3_trpo.rollout import Acted, Observations, is_sb3s_own, rows_of
@@ -176,15 +177,46 @@ class _Gaussian:
     def __init__(self, shape: tuple[int, int], random: np.random.Generator):
         self.noise = _noise(shape, lambda block: random.standard_normal(block, dtype=np.float32))
 
-    def sample(self, mean: np.ndarray, log_std: np.ndarray) -> np.ndarray:
-        """Return actions, of the mean's shape."""
-        return mean + np.exp(log_std) * next(self.noise)
+    def sample(self, latent: np.ndarray, mean: np.ndarray, log_std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return actions, of the mean's shape, and the logarithms of their deviations."""
+        # A copy: the deviation may be changed in place
+        return mean + np.exp(log_std) * next(self.noise), log_std.copy()
 
     def log_probs(self, means: np.ndarray, log_stds: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Return the log-probabilities of actions as they are stored, which is rounded, shape (n_steps, n_envs)."""
-        log_stds = np.broadcast_to(log_stds[:, None], means.shape)  # one deviation may be that of several actions
-        deviations = (actions - means) / np.exp(log_stds)
-        return (-0.5 * deviations**2 - log_stds - 0.5 * math.log(2.0 * math.pi)).sum(axis=2)
+        return _normal_log_probs(means, np.broadcast_to(log_stds[:, None], means.shape), actions)
+
+
+def _normal_log_probs(means: np.ndarray, log_stds: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    """Return log-probabilities of independent Gaussian dimensions; one deviation may be that of several."""
+    deviations = (actions - means) / np.exp(log_stds)
+    return (-0.5 * deviations**2 - log_stds - 0.5 * math.log(2.0 * math.pi)).sum(axis=2)
+
+
+class _StateDependent:
+    """
+    Gaussian dimensions whose noise is linear in the last hidden layer (gSDE), by the matrices that the policy has drawn.
+
+    :param distribution: the policy's
+    """
+
+    def __init__(self, distribution: StateDependentNoiseDistribution):
+        self.distribution = distribution
+
+    def sample(self, latent: np.ndarray, mean: np.ndarray, log_std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return actions, of the mean's shape, and the logarithms of their deviations, the same."""
+        variance = np.dot(np.square(latent), np.broadcast_to(np.exp(2.0 * log_std), (latent.shape[1], mean.shape[1])))
+        # Where SB3 has the matrices: drawn anew they are other tensors
+        matrices = self.distribution.exploration_matrices
+        if len(latent) == 1 or len(latent) != len(matrices):
+            noise = np.dot(latent, self.distribution.exploration_mat.detach().cpu().numpy())
+        else:
+            noise = np.matmul(latent[:, None], matrices.detach().cpu().numpy())[:, 0]
+        return mean + noise, 0.5 * np.log(variance + self.distribution.epsilon)
+
+    def log_probs(self, means: np.ndarray, log_stds: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Return the log-probabilities of actions, shape (n_steps, n_envs)."""
+        return _normal_log_probs(means, log_stds, actions)
 
 
 class _Categorical:
@@ -204,12 +236,12 @@ class _Categorical:
         # The largest of logits plus independent Gumbel noise is a sample of their softmax
         self.noise = _noise(shape, lambda block: -np.log(np.maximum(draw(block, dtype=np.float32), tiny)))
 
-    def sample(self, logits: np.ndarray, log_std: None) -> np.ndarray:
+    def sample(self, latent: np.ndarray, logits: np.ndarray, log_std: None) -> tuple[np.ndarray, None]:
         """Return actions, shape (n_envs,) or (n_envs, number of variables)."""
         noisy = logits + next(self.noise)
         if self.single:
-            return noisy.argmax(axis=1)
-        return np.stack([part.argmax(axis=1) for part in np.split(noisy, self.cuts, axis=1)], axis=1)
+            return noisy.argmax(axis=1), None
+        return np.stack([part.argmax(axis=1) for part in np.split(noisy, self.cuts, axis=1)], axis=1), None
 
     def log_probs(self, logits: np.ndarray, log_stds: None, actions: np.ndarray) -> np.ndarray:
         """Return the log-probabilities of actions, shape (n_steps, n_envs)."""
@@ -236,9 +268,9 @@ class _Bernoulli:
         # A uniform number is below the sigmoid of a logit where logistic noise is below the logit
         self.noise = _noise(shape, logistic)
 
-    def sample(self, logits: np.ndarray, log_std: None) -> np.ndarray:
+    def sample(self, latent: np.ndarray, logits: np.ndarray, log_std: None) -> tuple[np.ndarray, None]:
         """Return actions, of the logits' shape."""
-        return (logits > next(self.noise)).astype(np.float32)
+        return (logits > next(self.noise)).astype(np.float32), None
 
     def log_probs(self, logits: np.ndarray, log_stds: None, actions: np.ndarray) -> np.ndarray:
         """Return the log-probabilities of actions, shape (n_steps, n_envs)."""
@@ -255,6 +287,9 @@ def _distribution(policy: ActorCriticPolicy, shape: tuple[int, int], random: np.
     if kind is MultiCategoricalDistribution:
         sizes: Any = policy.action_dist
         return _Categorical(shape, [int(size) for size in sizes.action_dims], random)
+    if kind is StateDependentNoiseDistribution:
+        gsde: Any = policy.action_dist
+        return _StateDependent(gsde) if is_plain_gsde(policy) and gsde.bijector is None else None
     return _Bernoulli(shape, random) if kind is BernoulliDistribution else None
 
 
@@ -270,18 +305,19 @@ class _Forward:
         self.layers = [(stage.affine, stage.activation) for stage in stages]
         self.read = _reader([parameter for stage in stages for parameter in (stage.weight, stage.bias)] + [*more])
 
-    def __call__(self, inputs: np.ndarray, arrays: list[np.ndarray]) -> np.ndarray:
+    def __call__(self, inputs: np.ndarray, arrays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """
-        Return the outputs, shape (n, n_outputs).
+        Return what the last layer is given, shape (n, n_latent), and what it gives, shape (n, n_outputs).
 
         :param inputs: float32, shape (n, n_inputs)
         :param arrays: what ``read`` returned
         """
-        values = inputs
+        latent = outputs = inputs
         for i, (affine, activation) in enumerate(self.layers):
-            values = forward(affine, values, arrays[2 * i], arrays[2 * i + 1])
-            apply_in_place(activation, values)
-        return values
+            latent = outputs
+            outputs = forward(affine, latent, arrays[2 * i], arrays[2 * i + 1])
+            apply_in_place(activation, outputs)
+        return latent, outputs
 
 
 class _NumpyActor:
@@ -302,7 +338,7 @@ class _NumpyActor:
         self.n_envs = n_envs
         self.shape = (n_envs, *(policy.action_space.shape or ()))
         self.distribution = distribution
-        self.has_std = isinstance(distribution, _Gaussian)
+        self.has_std = isinstance(distribution, _Gaussian | _StateDependent)
         self.keys = _keys(policy)
         self.forward = _Forward(stages, [policy.log_std] if self.has_std else [])
         # Outputs, log_std and actions of steps whose log-probabilities are not computed yet: as many as stay in the cache
@@ -322,10 +358,8 @@ class _NumpyActor:
 
     def __call__(self, observations: Observations) -> Acted:
         arrays = self.forward.read()
-        outputs = self.forward(_vectors(observations, self.n_envs, self.keys), arrays)
-        # A copy: the deviation may be changed in place
-        log_std = arrays[-1].copy() if self.has_std else None
-        actions = self.distribution.sample(outputs, log_std)
+        latent, outputs = self.forward(_vectors(observations, self.n_envs, self.keys), arrays)
+        actions, log_std = self.distribution.sample(latent, outputs, arrays[-1] if self.has_std else None)
         self.acted.append((outputs, log_std, actions))
         if len(self.acted) == self.most_acted:
             self._settle()
@@ -385,13 +419,13 @@ def _numpy_values(policy: ActorCriticPolicy, observations: Observations) -> np.n
     if not is_as_read(policy.predict_values(few), run(policy, stages, few)):
         return None
     critic = _Forward(stages)
-    return critic(_vectors(observations, n, _keys(policy)), critic.read()).ravel()
+    return critic(_vectors(observations, n, _keys(policy)), critic.read())[1].ravel()
 
 
 # What samples actions and makes distributions, as SB3 has it
 _AS_SB3 = {
     (kind, name): getattr(kind, name)
-    for kind in (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
+    for kind in CLOSED_FORM
     for name in ("proba_distribution", "get_actions", "sample", "log_prob")
 }
 

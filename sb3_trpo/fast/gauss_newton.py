@@ -74,7 +74,7 @@ def _softmax_fisher(logits: th.Tensor) -> OutputFisher:
     return lambda u: p * (u - (p * u).sum(dim=1, keepdim=True))
 
 
-def _is_plain_gsde(policy: ActorCriticPolicy) -> bool:
+def is_plain_gsde(policy: ActorCriticPolicy) -> bool:
     """Whether noise that depends on the state has the variance that is written out here, which does not move the features."""
     distribution = policy.action_dist
     assert isinstance(distribution, StateDependentNoiseDistribution)
@@ -300,7 +300,7 @@ def agrees(policy: ActorCriticPolicy, stages: list[Stage], observations: PyTorch
     inner: Any = distribution.distribution
     if isinstance(distribution, StateDependentNoiseDistribution):
         latent = run(policy, stages[:-1], observations).flatten(1)
-        as_written = not _is_plain_gsde(policy) or is_as_read(inner.variance, _gsde_variance(policy, latent))
+        as_written = not is_plain_gsde(policy) or is_as_read(inner.variance, _gsde_variance(policy, latent))
         return is_as_read(inner.mean, output) and as_written
     if isinstance(distribution, DiagGaussianDistribution):
         return is_as_read(inner.mean, output) and is_as_read(inner.stddev, policy.log_std.exp().expand_as(output))
@@ -348,7 +348,7 @@ def gauss_newton_fisher(
         return None
     log_std = getattr(policy, "log_std", None)
     if isinstance(policy.action_dist, StateDependentNoiseDistribution):
-        if not _is_plain_gsde(policy):
+        if not is_plain_gsde(policy):
             return None
     elif log_std is not None and log_std.shape != stages[-1].bias.shape:
         return None  # one deviation of several actions

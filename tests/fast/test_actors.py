@@ -45,6 +45,10 @@ NUMPY_ACTOR = {
     "ELU": Scenario(arguments={"policy_kwargs": {"activation_fn": th.nn.ELU}}),
     "SiLU, 1 env": Scenario(n_envs=1, arguments={"policy_kwargs": {"activation_fn": th.nn.SiLU}}),
     "layer norms": Scenario(policy=NormedPolicy),
+    "gSDE": Scenario(arguments=GSDE),
+    "gSDE, 1 env": Scenario(n_envs=1, arguments=GSDE),
+    "gSDE resampled": Scenario(arguments=GSDE | {"sde_sample_freq": 3}),
+    "gSDE, one deviation for all actions": Scenario(arguments=GSDE | {"policy_kwargs": {"full_std": False}}),
     "dict of vectors": Scenario(observation_space=TWO_VECTORS, policy="MultiInputPolicy"),
     "dict of vectors, discrete, 1 env": Scenario(
         observation_space=TWO_VECTORS, action_space=DISCRETE, n_envs=1, policy="MultiInputPolicy"
@@ -62,9 +66,7 @@ NUMPY_ACTOR = {
 
 # The torch actor draws SB3's numbers: the seed is enough
 TORCH_ACTOR = {
-    "gSDE": Scenario(arguments=GSDE),
-    "gSDE, 1 env": Scenario(n_envs=1, arguments=GSDE),
-    "gSDE resampled": Scenario(arguments=GSDE | {"sde_sample_freq": 3}),
+    "gSDE, expln": Scenario(arguments=GSDE | {"policy_kwargs": {"use_expln": True}}),
     "gSDE squashed": Scenario(
         action_space=NARROW, arguments=GSDE | {"sde_sample_freq": 4, "policy_kwargs": {"squash_output": True}}
     ),
@@ -319,6 +321,20 @@ def test_squashed_actions_reach_the_bounds_of_the_environment() -> None:
     given = np.stack([seen["clipped_actions"] for seen in recorder.seen[1:-1]])
     expected = NARROW.low + 0.5 * (model.rollout_buffer.actions + 1.0) * (NARROW.high - NARROW.low)
     np.testing.assert_allclose(given, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_noise_of_gsde_is_that_of_the_matrices_that_the_policy_has_drawn(n_envs: int) -> None:
+    """Mean and noise of each environment are SB3's to rounding, also once the noise is drawn anew."""
+    model = Scenario(n_envs=n_envs, arguments=GSDE).model(fast=True)
+    policy = model.policy
+    act = numpy_actor(policy, n_envs)
+    assert act is not None
+    for row in np.random.default_rng(1).uniform(-1, 1, (4, n_envs, 3)).astype(np.float32):
+        policy.reset_noise(n_envs)
+        with th.no_grad():
+            expected = policy(th.as_tensor(row))[0].numpy()
+        np.testing.assert_allclose(act(row)[0], expected, rtol=1e-5, atol=1e-5)
 
 
 # What is not covered

@@ -2,8 +2,8 @@
 Run a script of RL Zoo with TRPO: ``python -m sb3_trpo.zoo train --env CartPole-v1``.
 
 The arguments are RL Zoo's own, see ``python -m sb3_trpo.zoo train --help``. Left out, ``--algo`` is ``trpo`` and the folder to
-read from is ``logs``, where ``train`` writes. One argument is ours: ``--vector-env`` with ``lean``, ``pool`` or ``envpool`` takes
-that kind of vector environment, see ``docs/vector_environments.md``.
+read from is ``logs``, where ``train`` writes. One argument is ours: ``--vector-env lean``, ``pool`` or ``envpool``, the vector
+environments of ``docs/vector_environments.md``.
 """
 
 import argparse

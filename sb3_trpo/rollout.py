@@ -7,8 +7,6 @@ the environment waits; values and time-limit bootstraps follow once, in blocks o
 
 import copy
 from collections.abc import Iterator, Sequence
-from itertools import compress, repeat
-from operator import contains
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -95,22 +93,22 @@ def _reset_noise(policy: ActorCriticPolicy, n_envs: int) -> None:
     policy.reset_noise(n_envs)
 
 
-def _note_episodes(model: OnPolicyAlgorithm, infos: Sequence[dict[str, Any]], ended: list[int]) -> None:
+def _note_episodes(model: OnPolicyAlgorithm, infos: Sequence[dict[str, Any]], dones: np.ndarray, ended: list[int]) -> None:
     """
     Add what infos say of whole episodes to the model's statistics, as SB3 does with every info.
 
     :param model: the algorithm
     :param infos: of all environments. A sequence that makes them when they are asked for is asked for those that ended
-    :param ended: environments whose episode ended
+    :param dones: whether an episode ended, shape (n_envs,)
+    :param ended: the numbers of those environments
     """
-    if isinstance(infos, list | tuple):
+    told = ended
+    if isinstance(infos, (list, tuple)):
         # An environment may tell of an episode that ended inside of it
-        inside = list(compress(range(len(infos)), map(contains, infos, repeat("episode"))))
+        inside = [index for index, info in enumerate(infos) if "episode" in info]
         told = ended if inside == ended else sorted({*ended, *inside})
-    else:
-        told = ended
     if told:
-        model._update_info_buffer([infos[index] for index in told], np.isin(told, ended))
+        model._update_info_buffer([infos[index] for index in told], dones[told])
 
 
 class _Cut(NamedTuple):
@@ -199,9 +197,9 @@ def collect_rollouts(
         if len(vars(rollout_buffer)) != n_attributes:  # the callback has wrapped one of its methods
             n_attributes, is_own = len(vars(rollout_buffer)), is_sb3s_own(rollout_buffer)
         ended = dones.nonzero()[0].tolist()
-        _note_episodes(model, infos, ended)
+        _note_episodes(model, infos, dones, ended)
 
-        now = _cut_episodes(infos, ended, n_steps)
+        now = _cut_episodes(infos, ended, n_steps) if ended else []
         if now:
             variables["terminal_obs"], variables["terminal_value"] = model.policy.obs_to_tensor(now[-1].observation)[0], None
         if is_own:

@@ -27,7 +27,7 @@ from torch import nn
 
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
 from sb3_trpo.distributions import drop_graphs
-from sb3_trpo.fast.elementwise import apply_in_place
+from sb3_trpo.fast.elementwise import in_place
 from sb3_trpo.fast.gauss_newton import CLOSED_FORM, N_COMPARED, agrees, is_plain_gsde
 from sb3_trpo.fast.network import Stage, is_as_read, is_as_sb3, is_quicker_on_gpu, read_actor, read_critic, run
 from sb3_trpo.fast.numpy_layers import forward
@@ -302,7 +302,7 @@ class _Forward:
     """
 
     def __init__(self, stages: list[Stage], more: Sequence[nn.Parameter] = ()):
-        self.layers = [(stage.affine, stage.activation) for stage in stages]
+        self.layers = [(stage.affine, in_place(stage.activation)) for stage in stages]
         self.read = _reader([parameter for stage in stages for parameter in (stage.weight, stage.bias)] + [*more])
 
     def __call__(self, inputs: np.ndarray, arrays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -313,10 +313,11 @@ class _Forward:
         :param arrays: what ``read`` returned
         """
         latent = outputs = inputs
-        for i, (affine, activation) in enumerate(self.layers):
+        parameters = iter(arrays)
+        for affine, activate in self.layers:
             latent = outputs
-            outputs = forward(affine, latent, arrays[2 * i], arrays[2 * i + 1])
-            apply_in_place(activation, outputs)
+            outputs = forward(affine, latent, next(parameters), next(parameters))
+            activate(outputs)
         return latent, outputs
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sb3_trpo.critic import CriticFit, Origin, Pass, ValueBatch, step_on_minibatches, summarize
-from sb3_trpo.fast.elementwise import apply_in_place, keeps_input, times_slope_in_place
+from sb3_trpo.fast.elementwise import in_place, keeps_input, times_slope_in_place
 from sb3_trpo.fast.gauss_newton import N_COMPARED, actor_of
 from sb3_trpo.fast.network import Stage, is_as_read, is_quicker_on_gpu, network_input, read_critic, run
 from sb3_trpo.fast.numpy_layers import forward, pull_back
@@ -38,6 +38,7 @@ class MlpCritic:
     def __init__(self, policy: ActorCriticPolicy, stages: list[Stage]):
         self.policy = policy
         self.stages = stages
+        self.activate = [in_place(stage.activation) for stage in stages]
         self.parameters = [parameter for stage in stages for parameter in (stage.weight, stage.bias)]
         group = _group_of(policy.optimizer, self.parameters)
         assert group is not None
@@ -67,7 +68,7 @@ class MlpCritic:
         for i, stage in enumerate(self.stages):
             values = forward(stage.affine, given[-1], *self.views[2 * i : 2 * i + 2])
             kept.append(values.copy() if keeps_input(stage.activation) else values)
-            apply_in_place(stage.activation, values)
+            self.activate[i](values)
             given.append(values)
         cotangent = given.pop()
         error = cotangent[:, 0]

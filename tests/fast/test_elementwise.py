@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_trpo.fast.elementwise import apply, apply_in_place, keeps_input, times_slope, times_slope_in_place
+from sb3_trpo.fast.elementwise import apply, in_place, keeps_input, times_slope, times_slope_in_place
 from tests.fast.covered import ACTIVATIONS
 
 
@@ -23,7 +23,7 @@ def test_function_and_slope_are_those_of_torch(name: str) -> None:
     th.testing.assert_close(result, expected.detach(), rtol=1e-12, atol=1e-12)
     th.testing.assert_close(times_slope(module, values, kept), slopes, rtol=1e-12, atol=1e-12)
     array, cotangent = x.detach().numpy().copy(), values.numpy().copy()
-    apply_in_place(module, array)
+    in_place(module)(array)
     times_slope_in_place(module, cotangent, kept.numpy())
     np.testing.assert_allclose(array, expected.detach().numpy(), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(cotangent, slopes.numpy(), rtol=1e-12, atol=1e-12)

@@ -1,10 +1,33 @@
 """Trust Region Policy Optimization for Stable-Baselines3, with a trust region that is kept."""
 
+from typing import TYPE_CHECKING, Any
+
 from sb3_trpo.metrics import UpdateReport
 from sb3_trpo.objective import kl_old_new
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.trpo import TRPO
 
+if TYPE_CHECKING:
+    from sb3_trpo.maskable import MaskableTRPO
+
 __version__ = "0.1.0"
 
-__all__ = ["TRPO", "CnnPolicy", "MlpPolicy", "MultiInputPolicy", "UpdateReport", "__version__", "kl_old_new"]
+__all__ = [
+    "TRPO",
+    "CnnPolicy",
+    "MaskableTRPO",
+    "MlpPolicy",
+    "MultiInputPolicy",
+    "UpdateReport",
+    "__version__",
+    "kl_old_new",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Hand out the variants, which need sb3-contrib, when they are asked for."""
+    if name == "MaskableTRPO":
+        from sb3_trpo.maskable import MaskableTRPO
+
+        return MaskableTRPO
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

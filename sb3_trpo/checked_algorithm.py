@@ -25,7 +25,8 @@ from sb3_trpo.guards.model_zip import path_to_write, saved_attributes, written_w
 from sb3_trpo.guards.observations import check_observation_space
 from sb3_trpo.guards.parameters import check_parameters
 from sb3_trpo.guards.process import building
-from sb3_trpo.guards.set_later import AsBuilt, WatchedAttributes
+from sb3_trpo.guards.set_later import AsBuilt
+from sb3_trpo.guards.watched_rollout import WatchedRollout
 from sb3_trpo.randomness import RandomNumbers
 
 SelfChecked = TypeVar("SelfChecked", bound="CheckedOnPolicyAlgorithm")
@@ -62,6 +63,8 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
     # What of an environment there are actions for, ``None`` for everything that SB3 knows
     supported_action_spaces: ClassVar[tuple[type[spaces.Space], ...] | None] = None
 
+    # Steps of the last rollout in which an environment did nothing but reset, shape (n_steps, n_envs), if there are such
+    _wasted_steps: np.ndarray | None = None
     # Which model is in `learn`, if any
     _learning: int | None = None
     _made_env: Any = None
@@ -80,9 +83,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.error_if_nonfinite = error_if_nonfinite
         made = made_env(env, verbose)
         with closed_if_refused(made, env):
-            super().__init__(
-                policy, made, verbose=verbose, supported_action_spaces=self.supported_action_spaces, **arguments
-            )
+            super().__init__(policy, made, verbose=verbose, supported_action_spaces=self.supported_action_spaces, **arguments)
         # Ours to close, until the model is built and the user's with it
         self._made_env = None if made is env else made
 
@@ -185,13 +186,15 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         self._check_attributes()
         try:
-            watched = finite_rollout(self, env, callback, rollout_buffer, required=self.error_if_nonfinite)
-            with finite_statistics(self), watched as watched_callback:
-                goes_on = self._collect(env, WatchedAttributes(watched_callback, self), rollout_buffer, n_rollout_steps)
+            looked_at = finite_rollout(self, env, rollout_buffer, required=self.error_if_nonfinite)
+            with finite_statistics(self), looked_at as finite:
+                watched = WatchedRollout(callback, self, finite)
+                goes_on = self._collect(env, watched, rollout_buffer, n_rollout_steps)
         except NonFiniteError:
             # The next call of `learn` is not to go on in the middle of it
             self._last_obs = None
             raise
+        self._wasted_steps = watched.wasted_steps()
         if not goes_on or self.num_timesteps >= self._total_timesteps:
             # The last one: who is called once training has ended may set another environment
             self._learning = None
@@ -280,7 +283,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             super().save(file, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_logs_anything", "_learning", "_made_env", "_as_built"]
+        return [*super()._excluded_save_params(), "_logs_anything", "_learning", "_made_env", "_as_built", "_wasted_steps"]
 
     @classmethod
     def _names_of_arguments(cls) -> set[str]:

@@ -239,7 +239,8 @@ def factors_of(distribution: Any) -> Iterator[TorchDistribution]:
     if isinstance(distribution, TorchDistribution):
         yield distribution
     elif isinstance(distribution, Distribution):
-        yield from factors_of(distribution.distribution)
+        # sb3-contrib's masked ones of several variables have another name for them
+        yield from factors_of(getattr(distribution, "distributions", None) or distribution.distribution)
     else:
         for part in distribution.values() if isinstance(distribution, dict) else distribution:
             yield from factors_of(part)

@@ -73,9 +73,7 @@ class Batch:
         """Return the first n of the transitions that count, or all of them, for a look at them."""
         return self.select(self.weights.nonzero().squeeze(1)[:n])
 
-    def thinned(
-        self: SelfBatch, factor: int, permutation: Callable[[int], np.ndarray] = np.random.permutation
-    ) -> SelfBatch:
+    def thinned(self: SelfBatch, factor: int, permutation: Callable[[int], np.ndarray] = np.random.permutation) -> SelfBatch:
         """
         Return one in ``factor`` of the transitions that count, drawn at random, with the same sum of weights.
 

@@ -2,11 +2,11 @@
 Lean experience collection into SB3's rollout buffer.
 
 The same experience as ``OnPolicyAlgorithm.collect_rollouts`` with less work at every step: only the action is computed while
-the environment waits; values and time-limit bootstraps follow once, in batches over the whole rollout.
+the environment waits; values and time-limit bootstraps follow once, in blocks over the whole rollout.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,10 +15,11 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import explained_variance, obs_as_tensor
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.guards.passed_on import PassedOn
+from sb3_trpo.guards.passed_on import PassedOn, runs_user_code
 
 Observations = np.ndarray | dict[str, np.ndarray]
 
@@ -43,8 +44,14 @@ class Actor(Protocol):
     def __call__(self, observations: Observations) -> Acted:
         """Act on the observations of one step."""
 
+    def go_on(self, observations: Observations) -> Acted:
+        """Act on those of the next step, where nobody can have replaced anything in the policy since."""
+
     def log_probs(self) -> np.ndarray:
         """Return the log-probabilities of all actions so far, each under the policy that took it, shape (n_steps, n_envs)."""
+
+    def values(self, observations: Observations) -> np.ndarray:
+        """Return the values of n observations, shape (n,), of the policy of now."""
 
 
 class WholeRollout(NamedTuple):
@@ -67,11 +74,11 @@ class WholeRollout(NamedTuple):
     action_masks: th.Tensor | None
 
 
-# What a buffer holds one number of for each transition that an update needs
-SCALARS = ("log_probs", "advantages", "returns")
-
-# Observations evaluated at a time, in numbers: as many as give full speed within a few hundred megabytes
+# Observations evaluated at a time, in numbers and in rows: what they come to stays in the cache
 EVALUATION_BLOCK = 2**23
+EVALUATION_ROWS = 2**12
+# Environments up to which returns are summed up in Python
+FEW_ENVS = 4
 
 
 # Buffers whose arrays may be read and written directly; a variant adds its own
@@ -86,11 +93,12 @@ def is_sb3s_own(rollout_buffer: RolloutBuffer) -> bool:
 
 def _environment_actions(model: OnPolicyAlgorithm, actions: np.ndarray) -> np.ndarray:
     """Return what the environment is given, as SB3 does."""
-    if not isinstance(model.action_space, spaces.Box):
+    space = model.action_space
+    if not isinstance(space, spaces.Box):
         return actions
     if model.policy.squash_output:
         return model.policy.unscale_action(actions)
-    return np.clip(actions, model.action_space.low, model.action_space.high)
+    return np.minimum(np.maximum(actions, space.low), space.high)  # np.clip takes three times as long
 
 
 def _store_observations(rollout_buffer: RolloutBuffer, at: int, observations: Observations) -> None:
@@ -109,6 +117,47 @@ def _reset_noise(policy: ActorCriticPolicy, n_envs: int) -> None:
     policy.reset_noise(n_envs)
 
 
+def _note_episodes(model: OnPolicyAlgorithm, infos: Sequence[dict[str, Any]], dones: np.ndarray, ended: list[int]) -> None:
+    """
+    Add what infos say of whole episodes to the model's statistics, as SB3 does with every info.
+
+    :param model: the algorithm
+    :param infos: of all environments. A sequence that makes them when they are asked for is asked for those that ended
+    :param dones: whether an episode ended, shape (n_envs,)
+    :param ended: the numbers of those environments
+    """
+    told = ended
+    if isinstance(infos, (list, tuple)):
+        # An environment may tell of an episode that ended inside of it
+        inside = [index for index, info in enumerate(infos) if "episode" in info]
+        told = ended if inside == ended else sorted({*ended, *inside})
+    if told:
+        model._update_info_buffer([infos[index] for index in told], dones[told])
+
+
+class _Cut(NamedTuple):
+    """
+    An episode that its time limit cut.
+
+    :param step: of the rollout
+    :param env: number of the environment
+    :param observation: the last one, a copy
+    """
+
+    step: int
+    env: int
+    observation: Any
+
+
+def _cut_episodes(infos: Sequence[dict[str, Any]], ended: list[int], step: int) -> list[_Cut]:
+    """List the episodes that their time limit cut, with copies: an environment may use its memory again."""
+    return [
+        _Cut(step, index, copy.deepcopy(infos[index]["terminal_observation"]))
+        for index in ended
+        if infos[index].get("terminal_observation") is not None and infos[index].get("TimeLimit.truncated", False)
+    ]
+
+
 def collect_rollouts(
     model: OnPolicyAlgorithm,
     actor: Actor,
@@ -121,7 +170,8 @@ def collect_rollouts(
     Fill a rollout buffer as ``OnPolicyAlgorithm.collect_rollouts`` does.
 
     Callbacks are called in the same order and find the same in their ``locals``, but for what is not known yet at a step:
-    ``obs_tensor`` is ``None``, and ``values`` and ``log_probs`` may be. What they may replace is read when it is used.
+    ``obs_tensor`` and ``terminal_value`` are ``None``, and ``values`` and ``log_probs`` may be. The buffer has NaN for these
+    until the rollout ends; what a callback has put there stays. What callbacks may replace is read when it is used.
 
     :param model: the algorithm, whose policy, last observation and counters are read and moved on
     :param actor: maps the observations of one step to what the policy of the moment does
@@ -132,64 +182,114 @@ def collect_rollouts(
     :return: False if the callback ended the rollout before its time
     """
     model.policy.set_training_mode(False)
-    n_steps = 0
-    n_without_values = 0  # steps whose values are computed at the end
     rollout_buffer.reset()
+    rollout_buffer.values.fill(np.nan)
+    rollout_buffer.log_probs.fill(np.nan)
+    n_steps, n_envs = 0, env.num_envs
     if model.use_sde:
-        _reset_noise(model.policy, env.num_envs)
-    time_limits: list[tuple[int, int, Any]] = []  # step, environment, last observation of the episode
+        _reset_noise(model.policy, n_envs)
+    cut: list[_Cut] = []
+    # What a callback finds in its variables, as SB3's loop has it
+    variables: dict[str, Any] = {"self": model, "env": env, "callback": callback, "rollout_buffer": rollout_buffer}
+    variables |= {"n_rollout_steps": n_rollout_steps, "obs_tensor": None}
 
     callback.on_rollout_start()
+    act = actor if runs_user_code(callback) else actor.go_on
+    n_attributes, is_own = len(vars(rollout_buffer)), is_sb3s_own(rollout_buffer)
     while n_steps < n_rollout_steps:
         if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
-            _reset_noise(model.policy, env.num_envs)
+            _reset_noise(model.policy, n_envs)
         last_obs, episode_starts = model._last_obs, model._last_episode_starts
         assert last_obs is not None, "No previous observation was provided"
-        # Before the step: an environment may use the memory of its observations again
         at = rollout_buffer.pos
-        _store_observations(rollout_buffer, at, last_obs)
-        values: Any
-        actions, log_probs, values = actor(last_obs)
+        if is_own:
+            # Before the step: an environment may use the memory of its observations again
+            _store_observations(rollout_buffer, at, last_obs)
+        actions, log_probs, values = act(last_obs) if is_own else _everything(actor, last_obs, act(last_obs))
         clipped_actions = _environment_actions(model, actions)
         new_obs, rewards, dones, infos = env.step(clipped_actions)
-        model.num_timesteps += env.num_envs
+        model.num_timesteps += n_envs
 
-        # What a rollout before left there is not of this step
-        variables = locals()
-        variables |= {"self": model, "obs_tensor": None}
+        variables["n_steps"] = n_steps
+        variables["actions"], variables["clipped_actions"] = actions, clipped_actions
+        variables["values"], variables["log_probs"] = values, log_probs
+        variables["new_obs"], variables["rewards"], variables["dones"], variables["infos"] = new_obs, rewards, dones, infos
         callback.update_locals(variables)
         if not callback.on_step():
+            _complete(model, actor, rollout_buffer, cut, n_steps)
             return False
-        model._update_info_buffer(infos, dones)
+        if len(vars(rollout_buffer)) != n_attributes:  # the callback has wrapped one of its methods
+            n_attributes, is_own = len(vars(rollout_buffer)), is_sb3s_own(rollout_buffer)
+        ended = dones.nonzero()[0].tolist()
+        _note_episodes(model, infos, dones, ended)
 
-        for index in np.flatnonzero(dones).tolist():
-            info = infos[index]
-            if info.get("terminal_observation") is not None and info.get("TimeLimit.truncated", False):
-                # A copy, for the same reason
-                time_limits.append((n_steps, index, copy.deepcopy(info["terminal_observation"])))
-        rollout_buffer.actions[at] = actions.reshape(env.num_envs, -1)
-        rollout_buffer.rewards[at] = rewards
-        rollout_buffer.episode_starts[at] = episode_starts
-        n_steps += 1
-        if values is None:
-            n_without_values = n_steps
+        now = _cut_episodes(infos, ended, n_steps) if ended else []
+        if now:
+            variables["terminal_obs"], variables["terminal_value"] = model.policy.obs_to_tensor(now[-1].observation)[0], None
+        if is_own:
+            cut += now
+            _store_rest(rollout_buffer, at, actions, rewards, episode_starts, values)
         else:
-            rollout_buffer.values[n_steps - 1] = values
-        rollout_buffer.pos += 1
+            _bootstrap(model, actor, rewards, now)
+            everything = _everything(actor, last_obs, Acted(actions, log_probs, values))
+            _add(model, rollout_buffer, last_obs, everything, rewards, episode_starts)
+        n_steps += 1
+        variables["idx"], variables["done"] = n_envs - 1, dones[-1]
         model._last_obs = new_obs  # type: ignore[assignment]
         model._last_episode_starts = dones
     rollout_buffer.full = rollout_buffer.pos == rollout_buffer.buffer_size
 
-    rollout_buffer.log_probs[:n_steps] = actor.log_probs()
-    with th.no_grad():
-        _evaluate(model, rollout_buffer, n_without_values)
-        _bootstrap(model, rollout_buffer, time_limits)
-        values = model.policy.predict_values(obs_as_tensor(new_obs, model.device))  # type: ignore[arg-type]
-    compute_returns_and_advantage(rollout_buffer, values.flatten().cpu().numpy(), dones)
+    _complete(model, actor, rollout_buffer, cut, n_steps)
+    after = actor.values(new_obs)  # type: ignore[arg-type]
+    last_values = th.as_tensor(after, device=model.device)[:, None]
+    if is_sb3s_own(rollout_buffer):
+        compute_returns_and_advantage(rollout_buffer, after, dones)
+    else:
+        rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
 
-    callback.update_locals({**locals(), "self": model})
+    callback.update_locals(variables | {"n_steps": n_steps, "values": last_values})
     callback.on_rollout_end()
     return True
+
+
+def _store_rest(
+    rollout_buffer: RolloutBuffer, at: int, actions: np.ndarray, rewards: np.ndarray, episode_starts: Any, values: Any
+) -> None:
+    """Put the rest of a step where its observations are."""
+    rollout_buffer.actions[at] = actions.reshape(len(rewards), -1)
+    rollout_buffer.rewards[at] = rewards
+    rollout_buffer.episode_starts[at] = episode_starts
+    if values is not None:
+        rollout_buffer.values[at] = values
+    rollout_buffer.pos += 1
+
+
+def _everything(actor: Actor, observations: Observations, acted: Acted) -> Acted:
+    """Return what an actor did with its log-probabilities and values, for a buffer that wants to be told at once."""
+    log_probs = actor.log_probs()[-1] if acted.log_probs is None else acted.log_probs
+    return Acted(acted.actions, log_probs, actor.values(observations) if acted.values is None else acted.values)
+
+
+def _add(
+    model: OnPolicyAlgorithm, rollout_buffer: RolloutBuffer, last_obs: Any, acted: Acted, rewards: Any, episode_starts: Any
+) -> None:
+    """Tell a buffer of a step, as SB3 does."""
+    actions, log_probs, values = acted
+    shaped = actions.reshape(-1, 1) if isinstance(model.action_space, spaces.Discrete) else actions
+    rollout_buffer.add(last_obs, shaped, rewards, episode_starts, th.as_tensor(values), th.as_tensor(log_probs))
+
+
+def _complete(model: OnPolicyAlgorithm, actor: Actor, rollout_buffer: RolloutBuffer, cut: list[_Cut], n_steps: int) -> None:
+    """Put in place what was not computed while the environment waited, for the first steps of a rollout."""
+    if n_steps == 0:
+        return
+    for array in (rollout_buffer.log_probs, rollout_buffer.values):
+        unknown = np.isnan(array[:n_steps])
+        if unknown.any():
+            is_value = array is rollout_buffer.values
+            found = _values(model, actor, rollout_buffer, n_steps) if is_value else actor.log_probs()[:n_steps]
+            np.copyto(array[:n_steps], found, where=unknown)
+    _bootstrap(model, actor, rollout_buffer.rewards, cut)
 
 
 def check_full(rollout_buffer: RolloutBuffer) -> None:
@@ -211,7 +311,7 @@ def whole_rollout(rollout_buffer: RolloutBuffer) -> WholeRollout:
     """
     check_full(rollout_buffer)
     if not is_sb3s_own(rollout_buffer):
-        data: Any = next(rollout_buffer.get(batch_size=None))
+        data: Any = _joined(list(rollout_buffer.get(batch_size=None)))
         masks = getattr(data, "action_masks", None)
         fields = (data.observations, data.actions, data.old_log_prob, data.advantages, data.returns)
         return WholeRollout(*fields, None if masks is None else masks.bool())
@@ -226,10 +326,25 @@ def whole_rollout(rollout_buffer: RolloutBuffer) -> WholeRollout:
     )
     actions = rollout_buffer.actions.astype(np.float32, copy=False)
     # A callback may have put other floats in place
-    scalars = (np.asarray(getattr(rollout_buffer, name)).astype(np.float32, copy=False) for name in SCALARS)
+    log_probs, advantages, returns = (
+        flat(np.asarray(getattr(rollout_buffer, name)).astype(np.float32, copy=False))
+        for name in ("log_probs", "advantages", "returns")
+    )
     masks = getattr(rollout_buffer, "action_masks", None)
     possible = None if masks is None else flat(masks.astype(bool), masks.shape[-1:])
-    return WholeRollout(observations, flat(actions, (rollout_buffer.action_dim,)), *map(flat, scalars), possible)
+    flat_actions = flat(actions, (rollout_buffer.action_dim,))
+    return WholeRollout(observations, flat_actions, log_probs, advantages, returns, possible)
+
+
+def _joined(parts: list[RolloutBufferSamples]) -> RolloutBufferSamples:
+    """Join what a buffer of the user's own yields, which may be several batches."""
+
+    def join(values: tuple[Any, ...]) -> Any:
+        if isinstance(values[0], dict):
+            return {key: th.cat([value[key] for value in values]) for key in values[0]}
+        return th.cat(values)
+
+    return parts[0] if len(parts) == 1 else type(parts[0])(*map(join, zip(*parts, strict=True)))
 
 
 def _in_one_order(rollout_buffer: RolloutBuffer, array: np.ndarray) -> np.ndarray:
@@ -239,12 +354,50 @@ def _in_one_order(rollout_buffer: RolloutBuffer, array: np.ndarray) -> np.ndarra
     return rollout_buffer.swap_and_flatten(array) if turned and as_collected else array
 
 
-def explained_by_values(rollout_buffer: RolloutBuffer) -> float:
-    """Return the share of the returns' variance that the values explain; NaN where it has no meaning."""
+def check_wasted_steps(env: Any, rollout_buffer: RolloutBuffer) -> None:
+    """
+    Refuse an environment that spends a step on each reset with a buffer of which nobody knows in what order it yields them.
+
+    :param env: the training environment
+    :param rollout_buffer: where its steps go
+    :raises ValueError: with the way out
+    """
+    if getattr(env, "wastes_steps", False) and not is_sb3s_own(rollout_buffer):
+        raise ValueError(
+            f"rollout_buffer_class must be SB3's own with an environment that spends a step on each reset, got "
+            f"{type(rollout_buffer).__name__}. Or make the environment with autoreset_mode=AutoresetMode.SAME_STEP of "
+            "gymnasium.vector"
+        )
+
+
+def step_weights(rollout_buffer: RolloutBuffer, wasted: np.ndarray | None, like: th.Tensor) -> th.Tensor:
+    """
+    Return the weight of each transition, in the order of :func:`whole_rollout`, shape (n,): they sum to one.
+
+    :param rollout_buffer: a full buffer
+    :param wasted: steps that were none, which weigh zero, shape (n_steps, n_envs); ``None`` where there are none
+    :param like: a tensor of as many numbers, of the type and on the device to return
+    """
+    if wasted is None:
+        return th.full_like(like, 1.0 / len(like))
+    counts = th.as_tensor(~_in_one_order(rollout_buffer, wasted).reshape(-1)).to(like)
+    return counts / counts.sum()
+
+
+def explained_by_values(rollout_buffer: RolloutBuffer, wasted: np.ndarray | None = None) -> float:
+    """
+    Return the share of the returns' variance that the values explain; NaN where it has no meaning.
+
+    :param rollout_buffer: a full buffer
+    :param wasted: as for :func:`step_weights`
+    """
     values, returns = (
         _in_one_order(rollout_buffer, getattr(rollout_buffer, name)).flatten().astype(np.float64)
         for name in ("values", "returns")
     )
+    if wasted is not None:
+        counted = ~_in_one_order(rollout_buffer, wasted).flatten()
+        values, returns = values[counted], returns[counted]
     with np.errstate(invalid="ignore"):
         return float(explained_variance(values, returns))
 
@@ -260,35 +413,49 @@ def observation_spread(rollout_buffer: RolloutBuffer) -> float | None:
     return float(scales.max() / scales.min()) if len(scales) and np.isfinite(scales).all() else None
 
 
+def rows_of(observations: Observations, rows: slice) -> Observations:
+    """Return some of n observations."""
+    if isinstance(observations, dict):
+        return {key: values[rows] for key, values in observations.items()}
+    return observations[rows]
+
+
 def _blocks(space: spaces.Space, n: int) -> Iterator[slice]:
     """Cut n observations into blocks that are evaluated together."""
-    size = max(1, EVALUATION_BLOCK // spaces.flatdim(space))
+    size = max(1, min(EVALUATION_ROWS, EVALUATION_BLOCK // spaces.flatdim(space)))
     return (slice(start, start + size) for start in range(0, n, size))
 
 
-def _evaluate(model: OnPolicyAlgorithm, rollout_buffer: RolloutBuffer, n_steps: int) -> None:
-    """Put the values of the first steps of a rollout in place."""
+def _values(model: OnPolicyAlgorithm, actor: Actor, rollout_buffer: RolloutBuffer, n_steps: int) -> np.ndarray:
+    """Return the values of the first steps of a rollout, shape (n_steps, n_envs)."""
 
     def flat(array: np.ndarray) -> np.ndarray:
         return array[:n_steps].reshape(-1, *array.shape[2:])
 
-    values = flat(rollout_buffer.values)
     stored: Any = rollout_buffer.observations
+    everything = {key: flat(array) for key, array in stored.items()} if isinstance(stored, dict) else flat(stored)
+    values = np.empty(n_steps * rollout_buffer.n_envs, np.float32)
     for block in _blocks(model.observation_space, len(values)):
-        rows = {key: flat(array)[block] for key, array in stored.items()} if isinstance(stored, dict) else flat(stored)[block]
-        observations: Any = obs_as_tensor(rows, model.device)
-        values[block] = model.policy.predict_values(observations).flatten().cpu().numpy()
+        values[block] = actor.values(rows_of(everything, block))
+    return values.reshape(n_steps, rollout_buffer.n_envs)
 
 
-def _bootstrap(model: OnPolicyAlgorithm, rollout_buffer: RolloutBuffer, time_limits: list[tuple[int, int, Any]]) -> None:
-    """Add the value of the last observation to the reward where an episode was cut by its time limit (SB3 issue 633)."""
-    for block in _blocks(model.observation_space, len(time_limits)):
-        steps, indices, last = zip(*time_limits[block], strict=True)
+def _bootstrap(model: OnPolicyAlgorithm, actor: Actor, rewards: np.ndarray, cut: list[_Cut]) -> None:
+    """
+    Add the value of the last observation to the reward where an episode was cut by its time limit (SB3 issue 633).
+
+    :param model: the algorithm
+    :param actor: what gives values
+    :param rewards: of the rollout, shape (n_steps, n_envs), or those of the one step that all of these are of, shape (n_envs,)
+    :param cut: the episodes
+    """
+    for block in _blocks(model.observation_space, len(cut)):
+        steps, indices, last = map(list, zip(*cut[block], strict=True))
         stacked: Any = (
             {key: np.stack([o[key] for o in last]) for key in last[0]} if isinstance(last[0], dict) else np.stack(last)
         )
-        values = model.policy.predict_values(model.policy.obs_to_tensor(stacked)[0]).flatten().cpu().numpy()
-        rollout_buffer.rewards[list(steps), list(indices)] += model.gamma * values
+        where = indices if rewards.ndim == 1 else (steps, indices)
+        rewards[where] += model.gamma * actor.values(stacked)
 
 
 def compute_returns_and_advantage(rollout_buffer: RolloutBuffer, last_values: np.ndarray, dones: np.ndarray) -> None:
@@ -326,8 +493,16 @@ def relabel_returns(rollout_buffer: RolloutBuffer, gae_lambda: float) -> None:
 
 def _decayed_sums(terms: np.ndarray, decay: np.ndarray) -> np.ndarray:
     """Add to each step's terms, in place, what the next step comes to times the decay in between."""
-    for step in reversed(range(len(terms) - 1)):
-        terms[step] += decay[step] * terms[step + 1]
+    if terms.shape[1] > FEW_ENVS:
+        for step in reversed(range(len(terms) - 1)):
+            terms[step] += decay[step] * terms[step + 1]
+        return terms
+    # One number after the other is quicker than as many small arrays
+    for column, factors in zip(terms.T, decay.T.tolist(), strict=True):
+        sums = column.tolist()
+        for step in reversed(range(len(factors))):
+            sums[step] += factors[step] * sums[step + 1]
+        column[:] = sums
     return terms
 
 
@@ -344,6 +519,8 @@ class RelabelledReturns(PassedOn):
         super().__init__(callback)
         self.rollout_buffer = rollout_buffer
         self.gae_lambda = gae_lambda
+        # Nothing to do at a step
+        self.update_locals, self.on_step = callback.update_locals, callback.on_step  # type: ignore[method-assign]
 
     def on_rollout_end(self) -> None:
         """Replace the returns, and pass the end on."""

@@ -23,7 +23,7 @@ from sb3_trpo.hyperparameters import OF_EVERY_TRPO, PER_DIMENSION, TRPO_RULES, d
 from sb3_trpo.metrics import PhaseClock, UpdateReport
 from sb3_trpo.objective import Batch, normalize_advantages
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_trpo.rollout import RelabelledReturns, collect_rollouts, is_sb3s_own, whole_rollout
+from sb3_trpo.rollout import RelabelledReturns, collect_rollouts, is_sb3s_own, step_weights, whole_rollout
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 from sb3_trpo.update import TrustRegionUpdate
 
@@ -272,7 +272,7 @@ class TRPO(TrustRegionUpdate):
         if isinstance(self.action_space, spaces.Discrete):
             # The buffer holds them as floats
             actions = actions.long().flatten()
-        weights = th.full_like(data.advantages, 1.0 / len(data.advantages))
+        weights = step_weights(self.rollout_buffer, self._wasted_steps, data.advantages)
         advantages = normalize_advantages(data.advantages, weights) if self.normalize_advantage else data.advantages
         return Batch(data.observations, actions, data.old_log_prob, advantages, data.returns, weights, data.action_masks)
 
@@ -298,12 +298,12 @@ class TRPO(TrustRegionUpdate):
 
         Called once an update, by the value fit, with the whole rollout.
         """
-        whole = ValueBatch(batch.observations, batch.returns)
+        whole, counted = ValueBatch(batch.observations, batch.returns), batch.weights.nonzero().squeeze(1)
         for _ in range(self.n_critic_updates):
             if is_sb3s_own(self.rollout_buffer):
                 # Not through the buffer: it would bring every minibatch to the device anew
-                order = th.as_tensor(self._random.permutation(len(batch.returns)), device=batch.returns.device)
-                yield Pass(whole, order, self.batch_size)
+                order = th.as_tensor(self._random.permutation(len(counted)), device=counted.device)
+                yield Pass(whole, counted[order], self.batch_size)
             else:
                 yield (ValueBatch(data.observations, data.returns) for data in self.rollout_buffer.get(self.batch_size))
 

@@ -22,7 +22,7 @@ from sb3_trpo.guards.random_network import N_ASKED, WARNING, is_random
 from sb3_trpo.hints import Hints
 from sb3_trpo.metrics import UpdateReport
 from sb3_trpo.objective import Batch, PolicyProblem, check_kl
-from sb3_trpo.rollout import explained_by_values, observation_spread
+from sb3_trpo.rollout import check_wasted_steps, explained_by_values, observation_spread
 from sb3_trpo.trust_region import TrustRegionStep, flatten, reached_by, refused_step, trust_region_step
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
@@ -82,6 +82,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         check_gradients(self.policy)  # before a rollout is collected for nothing
+        check_wasted_steps(self.env, self.rollout_buffer)
         return super()._setup_learn(*args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
@@ -207,7 +208,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             n_updates=self._n_updates,
             max_kl=self._now("target_kl"),
             damping=self._now("cg_damping"),
-            explained_variance=explained_by_values(self.rollout_buffer),
+            explained_variance=explained_by_values(self.rollout_buffer, self._wasted_steps),
             entropy=problem.entropy(of_new=step.accepted),
             std=None if log_std is None else log_std.exp().mean().item(),
             phase_seconds=phase_seconds,

@@ -47,7 +47,7 @@ class Scenario(NamedTuple):
     :param observation_space: what is observed
     :param action_space: what can be done
     :param n_envs: number of environments
-    :param policy: its alias
+    :param policy: its alias or class
     :param arguments: what else the model gets
     :param episode_length: after so many steps an episode is truncated
     :param termination_probability: of each step to end the episode
@@ -58,7 +58,7 @@ class Scenario(NamedTuple):
     observation_space: spaces.Space = VECTOR
     action_space: spaces.Space = BOX
     n_envs: int = 3
-    policy: str = "MlpPolicy"
+    policy: Any = "MlpPolicy"
     arguments: dict[str, Any] = {}  # noqa: RUF012 - nobody writes to it
     episode_length: int = 7
     termination_probability: float = 0.1

@@ -129,9 +129,8 @@ def test_callbacks_find_the_locals_of_sb3(scenario: Scenario) -> None:
     """Everything but what is not known at a step; what is there has the same type, shape and, where it counts, value."""
     ours, theirs = (learn(scenario, fast=fast) for fast in (True, False))
     late = {"values", "log_probs", "obs_tensor"}
-    bootstrap = {"idx", "done", "terminal_obs", "terminal_value"}
     for (event, *_), found, expected in zip(ours[1].events, ours[1].seen, theirs[1].seen, strict=True):
-        missing = expected.keys() - found.keys() - late - bootstrap
+        missing = expected.keys() - found.keys() - late
         assert not missing, f"{event}: {missing}"
         if event != "step":
             continue

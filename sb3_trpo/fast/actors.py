@@ -6,7 +6,7 @@ once a callback has made something of the policy, in the middle of a rollout, th
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from stable_baselines3.common.distributions import (
     CategoricalDistribution,
     DiagGaussianDistribution,
     MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
@@ -25,13 +26,18 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
-from sb3_trpo.fast.gauss_newton import agrees
-from sb3_trpo.fast.network import Stage, activate, is_as_sb3, is_quicker_on_gpu, read_actor, run
-from sb3_trpo.rollout import Acted, Observations, is_sb3s_own
+from sb3_trpo.distributions import drop_graphs
+from sb3_trpo.fast.elementwise import in_place
+from sb3_trpo.fast.gauss_newton import CLOSED_FORM, N_COMPARED, agrees, is_plain_gsde
+from sb3_trpo.fast.network import Stage, is_as_read, is_as_sb3, is_quicker_on_gpu, read_actor, read_critic, run
+from sb3_trpo.fast.numpy_layers import forward
+from sb3_trpo.rollout import Acted, Observations, is_sb3s_own, rows_of
 from sb3_trpo.trust_region.fisher import flatten, unflatten
 
 # Numbers of noise drawn at a time: enough that the call costs little per step, few enough for a short rollout
 NOISE_BLOCK = 2**12
+# Numbers of outputs whose log-probabilities are computed at a time
+LOG_PROB_BLOCK = 2**15
 
 
 class _PolicyActor(Protocol):
@@ -62,22 +68,37 @@ class LeanActor:
         self.n_envs = n_envs
         self.random: np.random.Generator | None = None
         self.policy: ActorCriticPolicy | None = None
-        self.actors: list[_PolicyActor] = []  # the last one acts
+        self.actors: list[_PolicyActor] = []
+        self.actor: Any = None  # the last of them
 
     def __call__(self, observations: Observations) -> Acted:
-        """Return what the policy does."""
+        """Return what the policy does, whatever became of it since the last step."""
         policy = self.model.policy
-        if policy is not self.policy or not self.actors[-1].is_current():
+        if policy is not self.policy or not self.actor.is_current():
             # Not before the first step: a callback may seed the model as a rollout starts
             self.random = self.random or self.model._random.for_actions()
-            self.policy = policy
             quick = quickest_actor(policy, self.n_envs, self.random, observations)
-            self.actors.append(quick or _PlainActor(policy, self.model.device))
-        return self.actors[-1](observations)
+            self.policy, self.actor = policy, quick or _PlainActor(policy, self.model.device)
+            self.actors.append(self.actor)
+        return self.actor(observations)
+
+    def go_on(self, observations: Observations) -> Acted:
+        """Return what the policy does, where nobody can have replaced anything in it since the last step."""
+        return self.actor(observations) if self.actors else self(observations)
 
     def log_probs(self) -> np.ndarray:
         """Return those of everything done so far, each under the policy that did it, shape (n_steps, n_envs)."""
         return np.concatenate([actor.log_probs() for actor in self.actors])
+
+    def values(self, observations: Observations) -> np.ndarray:
+        """Return the values of n observations, shape (n,), of the policy of now."""
+        policy = self.model.policy
+        quick = _numpy_values(policy, observations)
+        if quick is not None:
+            return quick
+        tensors: Any = obs_as_tensor(observations, self.model.device)
+        with th.no_grad():
+            return policy.predict_values(tensors).flatten().cpu().numpy()
 
 
 class _Parts:
@@ -92,6 +113,10 @@ class _Parts:
         layers += net if type(net) is nn.Sequential else [net]
         owners = [policy, policy.mlp_extractor, policy.pi_features_extractor, net, *layers]
         held: list[dict[str, Any]] = [policy._modules, policy.mlp_extractor._modules, net._modules]
+        # Of what joins the parts of a Dict each part
+        joined = [module for module in policy.pi_features_extractor.modules() if module is not policy.pi_features_extractor]
+        owners += joined
+        held += [module._modules for module in (policy.pi_features_extractor, *joined)]
         self.places: list[tuple[Any, str, object]] = [(vars(policy), "action_dist", policy.action_dist)]
         self.places += [(modules, name, module) for modules in held for name, module in modules.items()]
         owned: list[dict[str, Any]] = [layer._parameters for layer in layers]
@@ -152,15 +177,46 @@ class _Gaussian:
     def __init__(self, shape: tuple[int, int], random: np.random.Generator):
         self.noise = _noise(shape, lambda block: random.standard_normal(block, dtype=np.float32))
 
-    def sample(self, mean: np.ndarray, log_std: np.ndarray) -> np.ndarray:
-        """Return actions, of the mean's shape."""
-        return mean + np.exp(log_std) * next(self.noise)
+    def sample(self, latent: np.ndarray, mean: np.ndarray, log_std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return actions, of the mean's shape, and the logarithms of their deviations."""
+        # A copy: the deviation may be changed in place
+        return mean + np.exp(log_std) * next(self.noise), log_std.copy()
 
     def log_probs(self, means: np.ndarray, log_stds: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Return the log-probabilities of actions as they are stored, which is rounded, shape (n_steps, n_envs)."""
-        log_stds = np.broadcast_to(log_stds[:, None], means.shape)  # one deviation may be that of several actions
-        deviations = (actions - means) / np.exp(log_stds)
-        return (-0.5 * deviations**2 - log_stds - 0.5 * math.log(2.0 * math.pi)).sum(axis=2)
+        return _normal_log_probs(means, np.broadcast_to(log_stds[:, None], means.shape), actions)
+
+
+def _normal_log_probs(means: np.ndarray, log_stds: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    """Return log-probabilities of independent Gaussian dimensions; one deviation may be that of several."""
+    deviations = (actions - means) / np.exp(log_stds)
+    return (-0.5 * deviations**2 - log_stds - 0.5 * math.log(2.0 * math.pi)).sum(axis=2)
+
+
+class _StateDependent:
+    """
+    Gaussian dimensions whose noise is linear in the last hidden layer (gSDE), by the matrices that the policy has drawn.
+
+    :param distribution: the policy's
+    """
+
+    def __init__(self, distribution: StateDependentNoiseDistribution):
+        self.distribution = distribution
+
+    def sample(self, latent: np.ndarray, mean: np.ndarray, log_std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return actions, of the mean's shape, and the logarithms of their deviations, the same."""
+        variance = np.dot(np.square(latent), np.broadcast_to(np.exp(2.0 * log_std), (latent.shape[1], mean.shape[1])))
+        # Where SB3 has the matrices: drawn anew they are other tensors
+        matrices = self.distribution.exploration_matrices
+        if len(latent) == 1 or len(latent) != len(matrices):
+            noise = np.dot(latent, self.distribution.exploration_mat.detach().cpu().numpy())
+        else:
+            noise = np.matmul(latent[:, None], matrices.detach().cpu().numpy())[:, 0]
+        return mean + noise, 0.5 * np.log(variance + self.distribution.epsilon)
+
+    def log_probs(self, means: np.ndarray, log_stds: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Return the log-probabilities of actions, shape (n_steps, n_envs)."""
+        return _normal_log_probs(means, log_stds, actions)
 
 
 class _Categorical:
@@ -180,12 +236,12 @@ class _Categorical:
         # The largest of logits plus independent Gumbel noise is a sample of their softmax
         self.noise = _noise(shape, lambda block: -np.log(np.maximum(draw(block, dtype=np.float32), tiny)))
 
-    def sample(self, logits: np.ndarray, log_std: None) -> np.ndarray:
+    def sample(self, latent: np.ndarray, logits: np.ndarray, log_std: None) -> tuple[np.ndarray, None]:
         """Return actions, shape (n_envs,) or (n_envs, number of variables)."""
         noisy = logits + next(self.noise)
         if self.single:
-            return noisy.argmax(axis=1)
-        return np.stack([part.argmax(axis=1) for part in np.split(noisy, self.cuts, axis=1)], axis=1)
+            return noisy.argmax(axis=1), None
+        return np.stack([part.argmax(axis=1) for part in np.split(noisy, self.cuts, axis=1)], axis=1), None
 
     def log_probs(self, logits: np.ndarray, log_stds: None, actions: np.ndarray) -> np.ndarray:
         """Return the log-probabilities of actions, shape (n_steps, n_envs)."""
@@ -212,9 +268,9 @@ class _Bernoulli:
         # A uniform number is below the sigmoid of a logit where logistic noise is below the logit
         self.noise = _noise(shape, logistic)
 
-    def sample(self, logits: np.ndarray, log_std: None) -> np.ndarray:
+    def sample(self, latent: np.ndarray, logits: np.ndarray, log_std: None) -> tuple[np.ndarray, None]:
         """Return actions, of the logits' shape."""
-        return (logits > next(self.noise)).astype(np.float32)
+        return (logits > next(self.noise)).astype(np.float32), None
 
     def log_probs(self, logits: np.ndarray, log_stds: None, actions: np.ndarray) -> np.ndarray:
         """Return the log-probabilities of actions, shape (n_steps, n_envs)."""
@@ -231,7 +287,38 @@ def _distribution(policy: ActorCriticPolicy, shape: tuple[int, int], random: np.
     if kind is MultiCategoricalDistribution:
         sizes: Any = policy.action_dist
         return _Categorical(shape, [int(size) for size in sizes.action_dims], random)
+    if kind is StateDependentNoiseDistribution:
+        gsde: Any = policy.action_dist
+        return _StateDependent(gsde) if is_plain_gsde(policy) and gsde.bijector is None else None
     return _Bernoulli(shape, random) if kind is BernoulliDistribution else None
+
+
+class _Forward:
+    """
+    A perceptron in NumPy, in the memory of its torch twin.
+
+    :param stages: the layers
+    :param more: other parameters that are read along with them
+    """
+
+    def __init__(self, stages: list[Stage], more: Sequence[nn.Parameter] = ()):
+        self.layers = [(stage.affine, in_place(stage.activation)) for stage in stages]
+        self.read = _reader([parameter for stage in stages for parameter in (stage.weight, stage.bias)] + [*more])
+
+    def __call__(self, inputs: np.ndarray, arrays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Return what the last layer is given, shape (n, n_latent), and what it gives, shape (n, n_outputs).
+
+        :param inputs: float32, shape (n, n_inputs)
+        :param arrays: what ``read`` returned
+        """
+        latent = outputs = inputs
+        parameters = iter(arrays)
+        for affine, activate in self.layers:
+            latent = outputs
+            outputs = forward(affine, latent, next(parameters), next(parameters))
+            activate(outputs)
+        return latent, outputs
 
 
 class _NumpyActor:
@@ -247,43 +334,99 @@ class _NumpyActor:
     """
 
     def __init__(self, policy: ActorCriticPolicy, stages: list[Stage], n_envs: int, distribution: Any):
+        self.policy = policy
         self.parts = _Parts(policy)
-        self.is_current = self.parts.are_in_place
         self.n_envs = n_envs
-        self.action_shape = policy.action_space.shape or ()
-        self.activations = [stage.activation for stage in stages]
+        self.shape = (n_envs, *(policy.action_space.shape or ()))
         self.distribution = distribution
-        self.has_std = isinstance(distribution, _Gaussian)
-        log_std = [policy.log_std] if self.has_std else []
-        self.read = _reader([parameter for stage in stages for parameter in (stage.weight, stage.bias)] + log_std)
-        self.done: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]] = []  # outputs, log_std, actions
+        self.has_std = isinstance(distribution, _Gaussian | _StateDependent)
+        self.keys = _keys(policy)
+        self.forward = _Forward(stages, [policy.log_std] if self.has_std else [])
+        # Outputs, log_std and actions of steps whose log-probabilities are not computed yet: as many as stay in the cache
+        self.acted: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]] = []
+        self.most_acted = max(1, LOG_PROB_BLOCK // (n_envs * len(stages[-1].bias)))
+        self.known: list[np.ndarray] = []
+        self.distribution_left = vars(policy.action_dist)
+        self.left = self.distribution_left.get("distribution")
+
+    def is_current(self) -> bool:
+        """Whether what was read of the policy is still in place; weights need not be what they were."""
+        if self.distribution_left.get("distribution") is not self.left:
+            # A callback has evaluated the policy: SB3's own next step would drop the graph that this may have left
+            drop_graphs(self.policy)
+            self.left = self.distribution_left.get("distribution")
+        return self.parts.are_in_place()
 
     def __call__(self, observations: Observations) -> Acted:
-        assert isinstance(observations, np.ndarray)
-        values = observations.reshape(self.n_envs, -1).astype(np.float32, copy=False)
-        arrays = self.read()
-        for i, activation in enumerate(self.activations):
-            values = values @ arrays[2 * i].T + arrays[2 * i + 1]
-            activate(activation, values)
-        # A copy: the deviation may be changed in place
-        log_std = arrays[-1].copy() if self.has_std else None
-        actions = self.distribution.sample(values, log_std)
-        self.done.append((values, log_std, actions))
-        return Acted(actions.reshape(self.n_envs, *self.action_shape), None, None)
+        arrays = self.forward.read()
+        latent, outputs = self.forward(_vectors(observations, self.n_envs, self.keys), arrays)
+        actions, log_std = self.distribution.sample(latent, outputs, arrays[-1] if self.has_std else None)
+        self.acted.append((outputs, log_std, actions))
+        if len(self.acted) == self.most_acted:
+            self._settle()
+        return Acted(actions.reshape(self.shape), None, None)
 
-    def log_probs(self) -> np.ndarray:
-        """Return them from the outputs that were kept: all at once they cost next to nothing."""
-        outputs, log_stds, actions = zip(*self.done, strict=True)
+    def _settle(self) -> None:
+        """Compute the log-probabilities of the last steps: together they cost next to nothing."""
+        outputs, log_stds, actions = zip(*self.acted, strict=True)
+        self.acted.clear()
         # A deviation may have come to zero; what is not finite is asked for afterwards
         with np.errstate(all="ignore"):
             stacked = np.stack(log_stds) if self.has_std else None
-            return self.distribution.log_probs(np.stack(outputs), stacked, np.stack(actions))
+            self.known.append(self.distribution.log_probs(np.stack(outputs), stacked, np.stack(actions)))
+
+    def log_probs(self) -> np.ndarray:
+        """Return those of everything done so far."""
+        if self.acted:
+            self._settle()
+        return np.concatenate(self.known) if self.known else np.empty((0, self.n_envs), np.float32)
+
+
+def _keys(policy: ActorCriticPolicy) -> list[str]:
+    """Return the keys of Dict observations in the order in which the policy joins what is there."""
+    extractor: Any = policy.pi_features_extractor
+    return list(extractor.extractors) if isinstance(policy.observation_space, spaces.Dict) else []
+
+
+def _vectors(observations: Observations, n: int, keys: list[str]) -> np.ndarray:
+    """Return what the first layer is given, float32, shape (n, n_inputs)."""
+    if isinstance(observations, np.ndarray):
+        return observations.reshape(n, -1).astype(np.float32, copy=False)
+    return np.concatenate([observations[key].reshape(n, -1) for key in keys], axis=1, dtype=np.float32)
+
+
+def _covers_in_numpy(policy: ActorCriticPolicy, stages: list[Stage] | None, n: int) -> bool:
+    """Whether a network is a perceptron on vectors, and quicker in NumPy for n inputs at a time."""
+    space = policy.observation_space
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    return (
+        stages is not None
+        and all(isinstance(part, spaces.Box) for part in parts)
+        and not (policy.normalize_images and any(map(is_image_space, parts)))
+        and not any(isinstance(stage.affine, nn.Conv2d) for stage in stages)
+        and all(stage.weight.dtype == stage.bias.dtype == th.float32 for stage in stages)
+        and not is_quicker_on_gpu([stage.weight for stage in stages], n)
+    )
+
+
+@th.no_grad()
+def _numpy_values(policy: ActorCriticPolicy, observations: Observations) -> np.ndarray | None:
+    """Return the values of n observations, ``None`` where the critic is not covered, or is not what was read of it."""
+    stages = read_critic(policy)
+    n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+    if stages is None or not _covers_in_numpy(policy, stages, n):
+        return None
+    few: Any = obs_as_tensor(rows_of(observations, slice(N_COMPARED)), policy.device)
+    if not is_as_read(policy.predict_values(few), run(policy, stages, few)):
+        return None
+    critic = _Forward(stages)
+    return critic(_vectors(observations, n, _keys(policy)), critic.read())[1].ravel()
 
 
 # What samples actions and makes distributions, as SB3 has it
 _AS_SB3 = {
     (kind, name): getattr(kind, name)
-    for kind in (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
+    for kind in CLOSED_FORM
     for name in ("proba_distribution", "get_actions", "sample", "log_prob")
 }
 
@@ -298,22 +441,15 @@ def _acts_as_sb3(policy: ActorCriticPolicy, stages: list[Stage], observations: O
     if observations is None:
         return True
     few: Any = obs_as_tensor(observations, policy.device)
-    return agrees(policy, run(policy, stages, few), policy.get_distribution(few))
+    return agrees(policy, stages, few, policy.get_distribution(few))
 
 
 def _numpy_actor(
     policy: ActorCriticPolicy, n_envs: int, random: np.random.Generator, observations: Observations | None = None
 ) -> _NumpyActor | None:
     stages = read_actor(policy)
-    space = policy.observation_space
-    if (
-        stages is None
-        or not isinstance(space, spaces.Box)
-        or (policy.normalize_images and is_image_space(space))
-        or any(not isinstance(stage.affine, nn.Linear) for stage in stages)
-        or any(p.dtype != th.float32 for p in policy.parameters())
-        or is_quicker_on_gpu([stage.weight for stage in stages], n_envs)
-    ):
+    log_std = getattr(policy, "log_std", None)
+    if stages is None or not _covers_in_numpy(policy, stages, n_envs) or (log_std is not None and log_std.dtype != th.float32):
         return None
     distribution = _distribution(policy, (n_envs, len(stages[-1].bias)), random)
     if distribution is None or not _acts_as_sb3(policy, stages, observations):

@@ -20,10 +20,12 @@ from stable_baselines3.common.distributions import (
     StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_trpo.fast.network import Stage, is_as_read, network_input, read_actor, run, times_slope
+from sb3_trpo.fast.elementwise import apply, keeps_input, times_slope
+from sb3_trpo.fast.network import Stage, as_given, is_as_read, network_input, read_actor, run
 from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatten, unflatten
 
@@ -31,7 +33,13 @@ from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatte
 KEPT_BYTES = 128 * 2**20
 
 # Distributions whose Fisher matrix is written out below
-CLOSED_FORM = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
+CLOSED_FORM = (
+    DiagGaussianDistribution,
+    CategoricalDistribution,
+    MultiCategoricalDistribution,
+    BernoulliDistribution,
+    StateDependentNoiseDistribution,
+)
 
 # Transitions on which what is read of a network is compared with what the algorithm gets from it
 N_COMPARED = 16
@@ -41,13 +49,23 @@ NARROW = 16
 
 # Maps u to M u, both of shape (n, n_outputs)
 OutputFisher = Callable[[th.Tensor], th.Tensor]
+Affine = nn.Linear | nn.Conv2d | nn.LayerNorm
 
 
 class _Tape(NamedTuple):
-    """What a forward pass over a chunk leaves: every stage's output but the last's, and the Fisher matrix of that one."""
+    """
+    What a forward pass over a chunk leaves.
+
+    :param hidden: every stage's output but the last's
+    :param kept: for each of them what the derivative of its elementwise function is made from
+    :param output_fisher: the Fisher matrix of the last one's
+    :param log_std_fisher: that of the log standard deviations, for the weights of the chunk
+    """
 
     hidden: list[th.Tensor]
+    kept: list[th.Tensor]
     output_fisher: OutputFisher
+    log_std_fisher: Callable[[th.Tensor, th.Tensor], th.Tensor]
 
 
 def _softmax_fisher(logits: th.Tensor) -> OutputFisher:
@@ -56,9 +74,47 @@ def _softmax_fisher(logits: th.Tensor) -> OutputFisher:
     return lambda u: p * (u - (p * u).sum(dim=1, keepdim=True))
 
 
-def _output_fisher(policy: ActorCriticPolicy, output: th.Tensor) -> OutputFisher:
+def is_plain_gsde(policy: ActorCriticPolicy) -> bool:
+    """Whether noise that depends on the state has the variance that is written out here, which does not move the features."""
+    distribution = policy.action_dist
+    assert isinstance(distribution, StateDependentNoiseDistribution)
+    return not distribution.use_expln and not distribution.learn_features
+
+
+def _gsde_variance(policy: ActorCriticPolicy, latent: th.Tensor) -> th.Tensor:
+    """
+    Return the variances of actions whose noise depends on the state, shape (n, n_actions).
+
+    Raffin et al. 2021, *Smooth Exploration for Robotic Reinforcement Learning*, equation 7: the noise is linear in the last
+    hidden layer, with a deviation of its own for each weight.
+
+    :param policy: the policy
+    :param latent: its last hidden layer, shape (n, n_latent)
+    """
+    distribution: Any = policy.action_dist
+    std = policy.log_std.detach().exp()
+    return latent**2 @ (std**2).expand(-1, distribution.action_dim) + distribution.epsilon
+
+
+def _gsde_log_std_fisher(policy: ActorCriticPolicy, latent: th.Tensor) -> Callable[[th.Tensor, th.Tensor], th.Tensor]:
+    """Return the Fisher matrix of its log deviations: 1 / 2v² about each variance v, pulled back to them."""
+    variance = _gsde_variance(policy, latent)
+    slope = 2.0 * (2.0 * policy.log_std.detach()).exp()  # of a squared deviation in its logarithm
+
+    def fisher(tangent: th.Tensor, weights: th.Tensor) -> th.Tensor:
+        of_variance = latent**2 @ (slope * tangent).expand(-1, variance.shape[1])
+        cotangent = (latent**2).t() @ (of_variance * weights[:, None] / (2.0 * variance**2))
+        return (slope * cotangent).sum_to_size(tangent.shape)
+
+    return fisher
+
+
+def _output_fisher(policy: ActorCriticPolicy, latent: th.Tensor, output: th.Tensor) -> OutputFisher:
     """Return u -> M u for the network's output z, both of shape (n, n_outputs)."""
     distribution = policy.action_dist
+    if isinstance(distribution, StateDependentNoiseDistribution):
+        variance = _gsde_variance(policy, latent)
+        return lambda u: u / variance
     if isinstance(distribution, DiagGaussianDistribution):
         inverse_variance = (-2.0 * policy.log_std.detach()).exp()
         return lambda u: u * inverse_variance
@@ -76,27 +132,47 @@ def _convolve(affine: nn.Conv2d, inputs: th.Tensor, weight: th.Tensor, bias: th.
     return F.conv2d(inputs, weight, bias, affine.stride, affine.padding, affine.dilation, affine.groups)
 
 
-def _apply(affine: nn.Linear | nn.Conv2d, inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+def _normalized(norm: nn.LayerNorm, inputs: th.Tensor) -> th.Tensor:
+    """Return what a layer norm multiplies with its weight."""
+    return F.layer_norm(inputs, norm.normalized_shape, eps=norm.eps)
+
+
+def _of_normalized(norm: nn.LayerNorm, inputs: th.Tensor, values: th.Tensor) -> th.Tensor:
+    """Multiply by the derivative of :func:`_normalized`, which is symmetric: tangents and cotangents alike."""
+    normalized = _normalized(norm, inputs)
+    inverse_std = (inputs.var(dim=-1, correction=0, keepdim=True) + norm.eps).rsqrt()
+    along = (normalized * values).mean(dim=-1, keepdim=True)
+    return (values - values.mean(dim=-1, keepdim=True) - normalized * along) * inverse_std
+
+
+def _apply(affine: Affine, inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     if isinstance(affine, nn.Conv2d):
         return _convolve(affine, inputs, weight, bias)
+    if isinstance(affine, nn.LayerNorm):
+        return th.addcmul(bias, _normalized(affine, inputs), weight)
     if len(weight) < NARROW:
         return th.addmm(bias[:, None], weight, inputs.t()).t()
     return F.linear(inputs, weight, bias)
 
 
-def _add_linear_part(total: th.Tensor, affine: nn.Linear | nn.Conv2d, inputs: th.Tensor, weight: th.Tensor) -> th.Tensor:
-    """Add to what is there the affine map without its bias."""
+def _add_pushed(total: th.Tensor, affine: Affine, inputs: th.Tensor, tangent: th.Tensor, weight: th.Tensor) -> th.Tensor:
+    """Add to what is there what the map makes of a tangent of its inputs."""
     if isinstance(affine, nn.Conv2d):
-        return total.add_(_convolve(affine, inputs, weight))
-    return total.addmm_(inputs, weight.t())
+        return total.add_(_convolve(affine, tangent, weight))
+    if isinstance(affine, nn.LayerNorm):
+        return total.add_(_of_normalized(affine, inputs, tangent) * weight)
+    return total.addmm_(tangent, weight.t())
 
 
 def _pull_back_affine(
-    affine: nn.Linear | nn.Conv2d, inputs: th.Tensor, cotangent: th.Tensor, *, to_inputs: bool, to_weight: bool
+    affine: Affine, inputs: th.Tensor, cotangent: th.Tensor, *, to_inputs: bool, to_weight: bool
 ) -> tuple[th.Tensor | None, th.Tensor | None]:
     """Return the cotangents of an affine map's inputs and of its weight."""
     if isinstance(affine, nn.Linear):
         return cotangent @ affine.weight if to_inputs else None, cotangent.t() @ inputs if to_weight else None
+    if isinstance(affine, nn.LayerNorm):
+        to_weights = (cotangent * _normalized(affine, inputs)).sum(dim=0) if to_weight else None
+        return _of_normalized(affine, inputs, cotangent * affine.weight) if to_inputs else None, to_weights
     inputs_cotangent, weight_cotangent, _ = th.ops.aten.convolution_backward(
         cotangent,
         inputs,
@@ -111,6 +187,13 @@ def _pull_back_affine(
         [to_inputs, to_weight, False],
     )
     return inputs_cotangent, weight_cotangent
+
+
+def _log_std_fisher(policy: ActorCriticPolicy, latent: th.Tensor) -> Callable[[th.Tensor, th.Tensor], th.Tensor]:
+    if isinstance(policy.action_dist, StateDependentNoiseDistribution):
+        return _gsde_log_std_fisher(policy, latent)
+    # A Gaussian has Fisher information 2 about each log standard deviation, whatever the state
+    return lambda tangent, weights: 2.0 * weights.sum() * tangent
 
 
 class GaussNewtonFisher:
@@ -137,25 +220,24 @@ class GaussNewtonFisher:
 
     def _input(self, chunk: Batch, hidden: list[th.Tensor], i: int) -> th.Tensor:
         """Return what stage i is given. The first one's is made anew each time: floats of images are larger than the rest."""
-        assert isinstance(chunk.observations, th.Tensor)
-        values = network_input(self.policy, chunk.observations) if i == 0 else hidden[i - 1]
-        return values.flatten(1) if isinstance(self.stages[i].affine, nn.Linear) else values
+        return as_given(self.stages[i], network_input(self.policy, chunk.observations) if i == 0 else hidden[i - 1])
 
     def _run(self, chunk: Batch) -> _Tape:
         hidden: list[th.Tensor] = []
+        kept: list[th.Tensor] = []
         for i, stage in enumerate(self.stages):
             values: th.Tensor = stage.affine(self._input(chunk, hidden, i))
-            if stage.activation is not None:
-                values = values.tanh_() if isinstance(stage.activation, nn.Tanh) else values.relu_()
-            hidden.append(values)
+            hidden.append(apply(stage.activation, values))
+            kept.append(values if keeps_input(stage.activation) else hidden[-1])
         output = hidden.pop()
-        return _Tape(hidden, _output_fisher(self.policy, output))
+        latent = self._input(chunk, hidden, len(hidden))
+        return _Tape(hidden, kept[:-1], _output_fisher(self.policy, latent, output), _log_std_fisher(self.policy, latent))
 
     def _tape(self, index: int) -> _Tape:
         if index in self.kept:
             return self.kept[index]
         tape = self._run(self.chunks[index])
-        size = sum(values.nbytes for values in tape.hidden)
+        size = sum({id(values): values.nbytes for values in (*tape.hidden, *tape.kept)}.values())
         if size <= self.bytes_left:
             self.bytes_left -= size
             self.kept[index] = tape
@@ -170,8 +252,8 @@ class GaussNewtonFisher:
             own = [tangents[self.position[p]] if p in self.position else th.zeros_like(p) for p in (weight, bias)]
             moved = _apply(affine, inputs, *own)
             if tangent is not None:
-                moved = _add_linear_part(moved, affine, tangent.view_as(inputs), weight)
-            tangent = moved if i == len(tape.hidden) else times_slope(activation, moved, tape.hidden[i])
+                moved = _add_pushed(moved, affine, inputs, tangent.view_as(inputs), weight)
+            tangent = moved if i == len(tape.hidden) else times_slope(activation, moved, tape.kept[i])
         assert tangent is not None
         return tangent
 
@@ -180,7 +262,7 @@ class GaussNewtonFisher:
         for i in reversed(range(self.first_trainable, len(self.stages))):
             affine, weight, bias, activation = self.stages[i]
             if i < len(tape.hidden):
-                cotangent = times_slope(activation, cotangent.view_as(tape.hidden[i]), tape.hidden[i])
+                cotangent = times_slope(activation, cotangent.view_as(tape.hidden[i]), tape.kept[i])
             to_inputs, to_weight = _pull_back_affine(
                 affine,
                 self._input(chunk, tape.hidden, i),
@@ -200,26 +282,26 @@ class GaussNewtonFisher:
         """Return F v, shape (n_params,)."""
         tangents = unflatten(vector, self.parameters)
         result = [th.zeros_like(parameter) for parameter in self.parameters]
+        of_std = self.position.get(getattr(self.policy, "log_std", None))  # type: ignore[arg-type]
         for index, chunk in enumerate(self.chunks):
             tape = self._tape(index)
             outputs = self._push_forward(chunk, tape, tangents)
             self._pull_back(chunk, tape, tape.output_fisher(outputs) * chunk.weights[:, None], result)
-        log_std = getattr(self.policy, "log_std", None)
-        if log_std in self.position:
-            # A Gaussian has Fisher information 2 about each log standard deviation, whatever the state
-            total_weight = th.stack([chunk.weights.sum() for chunk in self.chunks]).sum()
-            i = self.position[log_std]
-            result[i] += 2.0 * total_weight * tangents[i]
+            if of_std is not None:
+                result[of_std] += tape.log_std_fisher(tangents[of_std], chunk.weights)
         return flatten(result)
 
 
-def agrees(policy: ActorCriticPolicy, output: th.Tensor, distribution: Distribution) -> bool:
-    """Whether a distribution is the policy's own, made of the chain's output, up to rounding."""
+def agrees(policy: ActorCriticPolicy, stages: list[Stage], observations: PyTorchObs, distribution: Distribution) -> bool:
+    """Whether a distribution is the policy's own, made of what the chain gives for the observations, up to rounding."""
+    output = run(policy, stages, observations)
     if type(distribution) is not type(policy.action_dist):
         return False
     inner: Any = distribution.distribution
     if isinstance(distribution, StateDependentNoiseDistribution):
-        return is_as_read(inner.mean, output)
+        latent = run(policy, stages[:-1], observations).flatten(1)
+        as_written = not is_plain_gsde(policy) or is_as_read(inner.variance, _gsde_variance(policy, latent))
+        return is_as_read(inner.mean, output) and as_written
     if isinstance(distribution, DiagGaussianDistribution):
         return is_as_read(inner.mean, output) and is_as_read(inner.stddev, policy.log_std.exp().expand_as(output))
     if isinstance(distribution, BernoulliDistribution):
@@ -239,11 +321,10 @@ def actor_of(policy: ActorCriticPolicy, batch: Batch, distribution_of: Callable[
     :param distribution_of: maps a batch to the action distribution that the algorithm uses
     """
     stages = read_actor(policy)
-    if stages is None or type(policy.action_dist) not in (*CLOSED_FORM, StateDependentNoiseDistribution):
+    if stages is None or type(policy.action_dist) not in CLOSED_FORM:
         return None
     few = batch.few(N_COMPARED)
-    assert isinstance(few.observations, th.Tensor)
-    return stages if agrees(policy, run(policy, stages, few.observations), distribution_of(few)) else None
+    return stages if agrees(policy, stages, few.observations, distribution_of(few)) else None
 
 
 def gauss_newton_fisher(
@@ -259,13 +340,17 @@ def gauss_newton_fisher(
     :param chunks: the transitions whose states make the Fisher matrix, in pieces
     :param parameters: the actor's trainable parameters, in the order of the vectors
     :param distribution_of: maps a batch to the action distribution that the algorithm uses
-    :return: the product, ``None`` for what is not covered: other networks, gSDE, distributions of the user's own
+    :return: the product, ``None`` for what is not covered: other networks, distributions of the user's own, and gSDE that
+        learns its features or has ``use_expln``
     """
     stages = actor_of(policy, chunks[0], distribution_of)
-    if stages is None or type(policy.action_dist) not in CLOSED_FORM:
+    if stages is None:
         return None
     log_std = getattr(policy, "log_std", None)
-    if log_std is not None and log_std.shape != stages[-1].bias.shape:
+    if isinstance(policy.action_dist, StateDependentNoiseDistribution):
+        if not is_plain_gsde(policy):
+            return None
+    elif log_std is not None and log_std.shape != stages[-1].bias.shape:
         return None  # one deviation of several actions
     covered = {parameter for stage in stages for parameter in (stage.weight, stage.bias)}
     if not covered.intersection(parameters) or not set(parameters) <= covered | {log_std}:

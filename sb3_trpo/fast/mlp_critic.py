@@ -1,7 +1,8 @@
-"""The value fit with its gradient and Adam written out, for critics that are multi-layer perceptrons."""
+"""The value fit with its gradient and its optimizer written out, for critics that are multi-layer perceptrons."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -11,8 +12,11 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sb3_trpo.critic import CriticFit, Origin, Pass, ValueBatch, step_on_minibatches, summarize
+from sb3_trpo.fast.elementwise import in_place, keeps_input, times_slope_in_place
 from sb3_trpo.fast.gauss_newton import N_COMPARED, actor_of
-from sb3_trpo.fast.network import Stage, activate, is_as_read, is_quicker_on_gpu, network_input, read_critic, run
+from sb3_trpo.fast.network import Stage, is_as_read, is_quicker_on_gpu, network_input, read_critic, run
+from sb3_trpo.fast.numpy_layers import forward, pull_back
+from sb3_trpo.fast.optimizers import WRITTEN_OUT
 from sb3_trpo.guards.process import one_blas_thread
 from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region.fisher import flatten, unflatten
@@ -34,18 +38,19 @@ class MlpCritic:
     def __init__(self, policy: ActorCriticPolicy, stages: list[Stage]):
         self.policy = policy
         self.stages = stages
+        self.activate = [in_place(stage.activation) for stage in stages]
         self.parameters = [parameter for stage in stages for parameter in (stage.weight, stage.bias)]
-        group = policy.optimizer.param_groups[0]
-        self.lr, (self.beta1, self.beta2), self.eps = float(group["lr"]), group["betas"], group["eps"]
+        group = _group_of(policy.optimizer, self.parameters)
+        assert group is not None
+        self.optimizer = WRITTEN_OUT[type(policy.optimizer)](group)
         states = [policy.optimizer.state.get(parameter, {}) for parameter in self.parameters]
         self.n_steps = int(states[0].get("step", 0))
         self.flat = self._flat(self.parameters)
-        self.mean, self.square = (
+        self.memory = [
             self._flat([state.get(name, th.zeros_like(p)) for state, p in zip(states, self.parameters, strict=True)])
-            for name in ("exp_avg", "exp_avg_sq")
-        )
+            for name in self.optimizer.MEMORY
+        ]
         self.gradient = np.zeros_like(self.flat)
-        self.scratch = np.empty_like(self.flat)
         self.views = self._views(self.flat)
         self.gradient_views = self._views(self.gradient)
 
@@ -59,73 +64,59 @@ class MlpCritic:
     def _differentiate(self, minibatch: tuple[np.ndarray, np.ndarray]) -> tuple[th.Tensor, bool]:
         """Put the gradient of a minibatch's mean squared error in place; return the error, and whether both are finite."""
         inputs, returns = minibatch
-        hidden = [inputs]
+        given, kept = [inputs], []  # to each stage, and what the derivative of its elementwise function is made from
         for i, stage in enumerate(self.stages):
-            weight, bias = self.views[2 * i : 2 * i + 2]
-            values = np.dot(hidden[-1], weight.T)
-            values += bias
-            activate(stage.activation, values)
-            hidden.append(values)
-        cotangent = hidden.pop()
+            values = forward(stage.affine, given[-1], *self.views[2 * i : 2 * i + 2])
+            kept.append(values.copy() if keeps_input(stage.activation) else values)
+            self.activate[i](values)
+            given.append(values)
+        cotangent = given.pop()
         error = cotangent[:, 0]
         error -= returns
         loss = error.dot(error) / len(returns)
         error *= 2.0 / len(returns)
-        ones = np.ones_like(error)
         for i in reversed(range(len(self.stages))):
-            np.dot(cotangent.T, hidden[i], out=self.gradient_views[2 * i])
-            np.dot(ones, cotangent, out=self.gradient_views[2 * i + 1])  # a sum, at a quarter of the time
+            weight, gradients = self.views[2 * i], (self.gradient_views[2 * i], self.gradient_views[2 * i + 1])
+            pulled = pull_back(self.stages[i].affine, given[i], cotangent, weight, gradients, to_inputs=i > 0)
             if i > 0:
-                cotangent = np.dot(cotangent, self.views[2 * i])
-                _pull_back_activation(self.stages[i - 1].activation, cotangent, hidden[i])
-        # Adam's memory holds the squares
+                assert pulled is not None
+                cotangent = pulled
+                times_slope_in_place(self.stages[i - 1].activation, cotangent, kept[i - 1])
+        # The optimizer's memory holds the squares
         squared_norm = self.gradient.dot(self.gradient)
         return th.scalar_tensor(loss, dtype=th.float64, device="cpu"), math.isfinite(loss) and math.isfinite(squared_norm)
 
-    def _adam_step(self) -> None:
-        """Kingma & Ba 2015, *Adam*, section 2, with both bias corrections in the scalars."""
+    def _step(self) -> None:
         self.n_steps += 1
-        gradient, mean, square, scratch = self.gradient, self.mean, self.square, self.scratch
-        np.multiply(gradient, 1.0 - self.beta1, out=scratch)
-        mean *= self.beta1
-        mean += scratch
-        np.multiply(gradient, gradient, out=scratch)
-        scratch *= 1.0 - self.beta2
-        square *= self.beta2
-        square += scratch
-        correction = math.sqrt(1.0 - self.beta2**self.n_steps)
-        np.sqrt(square, out=scratch)
-        scratch += self.eps * correction
-        np.divide(mean, scratch, out=scratch)
-        scratch *= self.lr * correction / (1.0 - self.beta1**self.n_steps)
-        self.flat -= scratch
+        self.optimizer.step(self.flat, self.gradient, self.memory, self.n_steps)
 
     @th.no_grad()
     def _write_back(self) -> None:
         origin = Origin(self.policy.optimizer, self.parameters)
-        vectors = (self._views(vector) for vector in (self.flat, self.mean, self.square))
         try:
-            for parameter, value, mean, square in zip(self.parameters, *vectors, strict=True):
+            for parameter, value in zip(self.parameters, self._views(self.flat), strict=True):
                 parameter.copy_(th.from_numpy(value))
-                state = self.policy.optimizer.state[parameter]
-                state["step"] = th.tensor(float(self.n_steps), device="cpu")  # where Adam keeps it
-                state["exp_avg"], state["exp_avg_sq"] = (th.tensor(m, device=parameter.device) for m in (mean, square))
+                # Where torch's optimizers keep it
+                self.policy.optimizer.state[parameter]["step"] = th.tensor(float(self.n_steps), device="cpu")
+            for name, vector in zip(self.optimizer.MEMORY, self.memory, strict=True):
+                for parameter, value in zip(self.parameters, self._views(vector), strict=True):
+                    self.policy.optimizer.state[parameter][name] = th.tensor(value, device=parameter.device)
         except BaseException:
             origin.restore()  # after Ctrl-C too
             raise
 
     def fit(self, epochs: Iterable[Iterable[ValueBatch]]) -> CriticFit | None:
         """
-        Take one Adam step on the mean squared error of each minibatch; the same steps as ``critic.fit_critic``.
+        Take one optimizer step on the mean squared error of each minibatch; the same steps as ``critic.fit_critic``.
 
         :param epochs: for each pass over the data its minibatches
         :return: the losses, ``None`` without a pass
         """
         # A minibatch is too small to share among threads. What is not finite is asked for
         with one_blas_thread(), np.errstate(all="ignore"):
-            steps = step_on_minibatches(map(self._arrays, epochs), self._differentiate, self._adam_step)
+            steps = step_on_minibatches(map(self._arrays, epochs), self._differentiate, self._step)
             losses, n_skipped, first_used = steps
-            kept = all(np.isfinite(vector).all() for vector in (self.flat, self.mean, self.square)) and (
+            kept = all(np.isfinite(vector).all() for vector in (self.flat, *self.memory)) and (
                 first_used is None or self._differentiate(first_used)[1]
             )
         if kept and losses:
@@ -138,7 +129,7 @@ class MlpCritic:
             yield from map(self._array, minibatches)
             return
         batch_size = minibatches.batch_size
-        n_per_block = max(1, INPUT_BLOCK // (self.stages[0].weight.shape[1] * batch_size)) * batch_size
+        n_per_block = max(1, INPUT_BLOCK // (self.stages[0].weight.shape[-1] * batch_size)) * batch_size
         whole = minibatches.whole.to("cpu")
         for rows in minibatches.order.cpu().split(n_per_block):
             inputs, targets = self._array(whole.select(rows))
@@ -146,20 +137,15 @@ class MlpCritic:
                 yield inputs[start : start + batch_size], targets[start : start + batch_size]
 
     def _array(self, batch: ValueBatch) -> tuple[np.ndarray, np.ndarray]:
-        assert isinstance(batch.observations, th.Tensor)
         dtype = self.flat.dtype
-        inputs = network_input(self.policy, batch.observations.cpu()).flatten(1).numpy().astype(dtype, copy=False)
-        return inputs, batch.returns.cpu().numpy().astype(dtype, copy=False)
+        batch = batch.to("cpu")
+        inputs = network_input(self.policy, batch.observations).flatten(1).numpy().astype(dtype, copy=False)
+        return inputs, batch.returns.numpy().astype(dtype, copy=False)
 
 
-def _pull_back_activation(activation: nn.Tanh | nn.ReLU | None, cotangent: np.ndarray, output: np.ndarray) -> None:
-    """Multiply a cotangent in place by the derivative of what gave the output."""
-    if isinstance(activation, nn.Tanh):
-        slope = np.multiply(output, output)
-        np.subtract(1.0, slope, out=slope)
-        cotangent *= slope
-    elif activation is not None:
-        cotangent *= output > 0.0
+def _group_of(optimizer: th.optim.Optimizer, parameters: list[nn.Parameter]) -> dict[str, Any] | None:
+    """Return the group of an optimizer that holds all of these parameters, if one does."""
+    return next((group for group in optimizer.param_groups if set(parameters) <= set(group["params"])), None)
 
 
 def mlp_critic(
@@ -171,7 +157,7 @@ def mlp_critic(
     batch_size: int,
 ) -> MlpCritic | None:
     """
-    Take a critic over, if it is a multi-layer perceptron of its own that ``torch.optim.Adam`` trains.
+    Take a critic over, if it is a multi-layer perceptron of its own whose optimizer is written out here.
 
     That of a policy on a GPU is fitted on the CPU, unless it is so large that the GPU takes less time.
 
@@ -182,16 +168,16 @@ def mlp_critic(
     :param values_of: maps a minibatch to the values that the algorithm uses
     :param batch_size: minibatch size of the fit
     :return: ``None`` for what is not covered: other networks, large ones on a GPU, shared or frozen layers, other
-        optimizers or Adam's variants; and policies that could depend on the critic unseen, for all that is known here
+        optimizers or variants of these; and policies that could depend on the critic unseen, for all that is known here
     """
     stages = read_critic(policy)
     optimizer = policy.optimizer
-    if stages is None or type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1:
+    if stages is None or type(optimizer) not in WRITTEN_OUT:
         return None
     own = [parameter for stage in stages for parameter in (stage.weight, stage.bias)]
     memory = [parameter.untyped_storage().data_ptr() for parameter in own]
     others = {parameter.untyped_storage().data_ptr() for parameter in {*policy.parameters()} - {*own}}
-    group = optimizer.param_groups[0]
+    group = _group_of(optimizer, own)
     states = [optimizer.state.get(parameter, {}) for parameter in own]
     if (
         any(isinstance(stage.affine, nn.Conv2d) for stage in stages)
@@ -200,9 +186,9 @@ def mlp_critic(
         or len(set(memory)) < len(own)  # layers that share their weights
         or not others.isdisjoint(memory)  # with the actor, unseen by autograd
         or set(own) != set(parameters)
-        or not set(own) <= set(group["params"])
-        or any(isinstance(beta, th.Tensor) for beta in group["betas"])
-        or any(group[flag] for flag in ("weight_decay", "amsgrad", "maximize", "differentiable", "capturable", "fused"))
+        or group is None
+        or any(isinstance(setting, th.Tensor) for setting in (*group.get("betas", ()), group.get("weight_decay")))
+        or any(group.get(flag) for flag in WRITTEN_OUT[type(optimizer)].OFF)
         or len({int(state.get("step", 0)) for state in states}) != 1
         or "step" in vars(optimizer)  # wrapped
         or optimizer._optimizer_step_pre_hooks
@@ -222,6 +208,5 @@ def _agrees(
 ) -> bool:
     """Whether what the algorithm takes for the values is what the chain gives, up to rounding."""
     few = batch.few(N_COMPARED)
-    assert isinstance(few.observations, th.Tensor)
     given = values_of(ValueBatch(few.observations, few.returns))
     return is_as_read(given, run(policy, stages, few.observations).flatten())

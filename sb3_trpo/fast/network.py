@@ -1,16 +1,16 @@
-"""Read a policy's networks as a chain of linear maps and elementwise activations, if that is all they are."""
+"""Read a policy's networks as a chain of linear maps, layer norms and elementwise functions, if that is all they are."""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_trpo.fast.elementwise import TABLE, apply
 from sb3_trpo.policies import from_zero
 
 # Weights times inputs up to which NumPy on the CPU is quicker than a GPU, which has to start its kernels: measured on an H100
@@ -20,18 +20,18 @@ MOST_ON_CPU = 2**23
 
 class Stage(NamedTuple):
     """
-    One link of the chain: an affine map, then an elementwise activation.
+    One link of the chain: a map that is affine in its parameters, then an elementwise function.
 
-    :param affine: ``Linear`` or ``Conv2d``
+    :param affine: ``Linear``, ``Conv2d``, or ``LayerNorm`` of the last dimension
     :param weight: its weight
     :param bias: its bias
-    :param activation: ``Tanh`` or ``ReLU``, ``None`` for the identity
+    :param activation: one of those in ``elementwise.TABLE``, ``None`` for the identity
     """
 
-    affine: nn.Linear | nn.Conv2d
+    affine: nn.Linear | nn.Conv2d | nn.LayerNorm
     weight: nn.Parameter
     bias: nn.Parameter
-    activation: nn.Tanh | nn.ReLU | None
+    activation: nn.Module | None
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -50,7 +50,8 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _is_affine(module: nn.Module) -> bool:
     plain_convolution = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return (type(module) is nn.Linear or plain_convolution) and module.bias is not None
+    norm_of_rows = type(module) is nn.LayerNorm and len(module.normalized_shape) == 1 and module.weight is not None
+    return (type(module) is nn.Linear or plain_convolution or norm_of_rows) and module.bias is not None
 
 
 def read_stages(modules: Iterable[nn.Module]) -> list[Stage] | None:
@@ -66,8 +67,10 @@ def read_stages(modules: Iterable[nn.Module]) -> list[Stage] | None:
         kind = type(module)
         if _is_affine(module):
             stages.append(Stage(module, module.weight, module.bias, None))  # type: ignore[arg-type]
-        elif kind in (nn.Tanh, nn.ReLU) and stages and stages[-1].activation is None:
-            stages[-1] = stages[-1]._replace(activation=module)  # type: ignore[arg-type]
+        elif kind in TABLE and stages and stages[-1].activation is None:
+            stages[-1] = stages[-1]._replace(activation=module)
+        elif kind is nn.Identity:
+            continue
         elif kind is nn.Flatten and module.start_dim == 1 and module.end_dim == -1:
             continue
         else:
@@ -90,10 +93,15 @@ def _layers(net: nn.Module) -> Iterator[nn.Module]:
         yield net
 
 
+def only_joins(extractor: nn.Module) -> bool:
+    """Whether an extractor makes one vector of those in a Dict, and learns nothing."""
+    return type(extractor) is CombinedExtractor and all(type(part) is nn.Flatten for part in extractor.extractors.values())
+
+
 def _extractor_modules(extractor: nn.Module) -> Iterator[nn.Module]:
     if type(extractor) is NatureCNN:
         yield from (*_layers(extractor.cnn), *_layers(extractor.linear))
-    elif type(extractor) is not FlattenExtractor:
+    elif type(extractor) is not FlattenExtractor and not only_joins(extractor):
         yield extractor  # no stage can be read from it
 
 
@@ -101,7 +109,6 @@ def _chain(policy: ActorCriticPolicy, extractor: str, net: str, head: str) -> li
     # By name: a policy that goes its own way need not have them
     if (
         not is_as_sb3(policy, "extract_features", "get_distribution", "_get_action_dist_from_latent", "predict_values")
-        or isinstance(policy.observation_space, spaces.Dict)
         or type(policy.mlp_extractor) is not MlpExtractor
     ):
         return None
@@ -129,47 +136,28 @@ def is_quicker_on_gpu(parameters: list[nn.Parameter], n: int) -> bool:
     return parameters[0].device.type != "cpu" and n * sum(map(th.numel, parameters)) > MOST_ON_CPU
 
 
-def network_input(policy: ActorCriticPolicy, observations: th.Tensor) -> th.Tensor:
-    """Return what the first layer is given: floats, images scaled, discrete observations one-hot, as our policies do."""
-    counted = from_zero(observations, policy.observation_space)
+def network_input(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.Tensor:
+    """Return what the first layer is given: floats, images scaled, discrete observations one-hot, a Dict of vectors joined."""
+    counted: Any = from_zero(observations, policy.observation_space)
     processed = preprocess_obs(counted, policy.observation_space, normalize_images=policy.normalize_images)
-    assert isinstance(processed, th.Tensor)
-    return processed
-
-
-def activate(activation: nn.Tanh | nn.ReLU | None, values: np.ndarray) -> None:
-    """Apply the activation of a stage to values in place."""
-    if isinstance(activation, nn.Tanh):
-        np.tanh(values, out=values)
-    elif isinstance(activation, nn.ReLU):
-        np.maximum(values, 0.0, out=values)
+    return processed if isinstance(processed, th.Tensor) else policy.pi_features_extractor(processed)
 
 
 @th.no_grad()
-def run(policy: ActorCriticPolicy, stages: list[Stage], observations: th.Tensor) -> th.Tensor:
+def run(policy: ActorCriticPolicy, stages: list[Stage], observations: PyTorchObs) -> th.Tensor:
     """Return what the chain gives for a few observations, shape (n, n_outputs)."""
     values = network_input(policy, observations)
     for stage in stages:
-        values = stage.affine(values.flatten(1) if isinstance(stage.affine, nn.Linear) else values)
-        values = values if stage.activation is None else stage.activation(values)
+        values = stage.affine(as_given(stage, values))
+        values = apply(stage.activation, values)
     return values
+
+
+def as_given(stage: Stage, values: th.Tensor) -> th.Tensor:
+    """Return what the stage before gave in the shape in which a stage takes it."""
+    return values if isinstance(stage.affine, nn.Conv2d) else values.flatten(1)
 
 
 def is_as_read(given: th.Tensor, read: th.Tensor) -> bool:
     """Whether what the algorithm gets from a policy is what the chain gives, up to rounding."""
     return given.shape == read.shape and th.allclose(given.to(read.dtype), read, rtol=1e-3, atol=1e-4, equal_nan=True)
-
-
-def times_slope(activation: nn.Tanh | nn.ReLU | None, values: th.Tensor, output: th.Tensor) -> th.Tensor:
-    """
-    Multiply by the derivative of an activation: what carries tangents forward and cotangents back through it.
-
-    :param activation: of a stage
-    :param values: tangents or cotangents, of the shape of the output
-    :param output: what the activation gave
-    """
-    if activation is None:
-        return values
-    if isinstance(activation, nn.Tanh):
-        return th.ops.aten.tanh_backward(values, output)
-    return th.ops.aten.threshold_backward(values, output, 0)

@@ -87,16 +87,10 @@ def as_env(env: Any) -> gym.Env | VecEnv:
 
     :param env: an environment, made already
     :raises TypeError: if it is none of those
-    :raises ValueError: if it spends a step on each reset, which would be learned from
     :raises ImportError: SB3's, if it needs Shimmy and that is not installed
     """
     if isinstance(env, gym.vector.VectorEnv):
         env = as_vec_env(env)
-    if getattr(env, "wastes_steps", False):
-        raise ValueError(
-            f"env must not spend a step on each reset, as {env!r} does with autoreset_mode=NEXT_STEP: make it with "
-            "autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP"
-        )
     if isinstance(env, VecEnv):
         return env
     try:

@@ -4,18 +4,16 @@ import copy
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecNormalize, unwrap_vec_wrapper
 
 from sb3_trpo.guards.parameters import check_parameters
-from sb3_trpo.guards.passed_on import PassedOn
 from sb3_trpo.guards.process import unvalidated_distributions
 
 # Causes before their consequences: the first that is not finite names the update
@@ -30,10 +28,10 @@ ROLLOUT = {
 }
 
 
-def _is_finite(values: Any) -> bool:
+def is_finite(values: Any) -> bool:
     """Whether there is no NaN or infinity in an array, or in any of a dict of arrays."""
     if isinstance(values, dict):
-        return all(map(_is_finite, values.values()))
+        return all(map(is_finite, values.values()))
     if values.dtype.kind != "f":
         return True
     # Sums are quicker than looking at each number, which is done only where they overflow
@@ -51,14 +49,14 @@ def unusable(rollout_buffer: RolloutBuffer, parameters: Iterable[th.nn.Parameter
     """
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
         return "parameters_not_finite"
-    return next((status for name, status in ROLLOUT.items() if not _is_finite(getattr(rollout_buffer, name))), None)
+    return next((status for name, status in ROLLOUT.items() if not is_finite(getattr(rollout_buffer, name))), None)
 
 
 class NonFiniteError(ValueError):
     """An environment gave a number that is not finite, or the policy did."""
 
 
-def _refuse(what: str, values: Any, *, step: int | None = None) -> None:
+def refuse_nonfinite(what: str, values: Any, *, step: int | None = None) -> None:
     """
     Raise if anything is not finite.
 
@@ -67,7 +65,7 @@ def _refuse(what: str, values: Any, *, step: int | None = None) -> None:
     :param step: of the rollout
     """
     for key, part in values.items() if isinstance(values, dict) else [("", values)]:
-        if not _is_finite(part):
+        if not is_finite(part):
             index, *_ = np.argwhere(~np.isfinite(part)).tolist()
             at_step, env, *place = index if step is None else (step - 1, *index)
             raise NonFiniteError(
@@ -88,69 +86,43 @@ def check_policy_is_finite(policy: BasePolicy) -> None:
     check_parameters(state, state, policy)
 
 
-class FiniteRollout(PassedOn):
+class FinitePart(NamedTuple):
     """
-    Raise at the first number of a rollout that is not finite.
+    What of a rollout must be finite while it is made.
 
-    SB3's loops tell a callback of what an environment gave before the policy sees it, and the policy must not: an action made
-    from NaN may crash a simulator for good. The environment is left alone: callbacks look at it, and pickle it.
-
-    :param callback: the user's
-    :param model: the algorithm that collects
-    :param observations_too: whether to look at observations, or at the policy alone
+    :param policy: whether the policy's parameters, as it starts
+    :param observations: whether each observation
     """
 
-    def __init__(self, callback: BaseCallback, model: BaseAlgorithm, *, observations_too: bool):
-        super().__init__(callback)
-        self.model = model
-        self.observations_too = observations_too
-        self.n_steps = 0
-
-    def on_rollout_start(self) -> None:
-        """Look at what the callback has left for the first step."""
-        super().on_rollout_start()
-        check_policy_is_finite(self.model.policy)
-        if self.observations_too:
-            _refuse("the observation of", self.model._last_obs, step=0)
-
-    def update_locals(self, locals_: dict[str, Any]) -> None:
-        """Look at what a step gave."""
-        if self.observations_too and not _is_finite(locals_["new_obs"]):
-            _refuse("the observation of", locals_["new_obs"], step=self.n_steps + 1)
-        super().update_locals(locals_)
-
-    def on_step(self) -> bool:
-        """Count the step."""
-        self.n_steps += 1
-        return self.callback.on_step()
+    policy: bool
+    observations: bool
 
 
 @contextmanager
 def finite_rollout(
-    model: BaseAlgorithm, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, *, required: bool
-) -> Iterator[BaseCallback | PassedOn]:
+    model: BaseAlgorithm, env: VecEnv, rollout_buffer: RolloutBuffer, *, required: bool
+) -> Iterator[FinitePart]:
     """
     Collect a rollout, unless something in it is not finite. A ``VecCheckNan`` among the wrappers does that in its own way.
 
     :param model: the algorithm that collects
     :param env: the training environment
-    :param callback: the user's
     :param rollout_buffer: where the rollout goes
     :param required: whether what is not finite is an error; else it is let through
-    :return: the callback to collect with
+    :return: what is to be looked at while it is collected
     :raises NonFiniteError: naming what it is, the environment and the step
     """
     if not required:
         with unvalidated_distributions():
-            yield callback
+            yield FinitePart(policy=False, observations=False)
         return
     # Before the first random number too: SB3 draws the noise of gSDE before a callback may do anything
     check_policy_is_finite(model.policy)
     observations_too = unwrap_vec_wrapper(env, VecCheckNan) is None
-    yield FiniteRollout(callback, model, observations_too=observations_too)
+    yield FinitePart(policy=True, observations=observations_too)
     if observations_too and rollout_buffer.full:
-        _refuse("the policy's action for", rollout_buffer.actions)
-        _refuse("the reward (at a time limit with the last observation's value) of", rollout_buffer.rewards)
+        refuse_nonfinite("the policy's action for", rollout_buffer.actions)
+        refuse_nonfinite("the reward (at a time limit with the last observation's value) of", rollout_buffer.rewards)
 
 
 def _statistics(normalizer: VecNormalize) -> list[Any]:
@@ -180,7 +152,7 @@ def finite_statistics(model: BaseAlgorithm) -> Iterator[None]:
         normalizer.returns[~np.isfinite(normalizer.returns)] = 0.0
         # The last observation was made with the statistics of before
         last = model._last_obs
-        if isinstance(last, np.ndarray) and not _is_finite(last):
+        if isinstance(last, np.ndarray) and not is_finite(last):
             anew = normalizer.normalize_obs(normalizer.get_original_obs())
             if isinstance(anew, np.ndarray) and last.shape == anew.shape:
                 model._last_obs = anew

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 
 
 class PassedOn:
@@ -31,3 +31,14 @@ class PassedOn:
     def on_rollout_end(self) -> None:
         """Pass the end on."""
         self.callback.on_rollout_end()
+
+
+def runs_user_code(callback: "BaseCallback | PassedOn") -> bool:
+    """Whether anything but SB3's own code runs in a callback: it does not where the user gave none, or a progress bar."""
+    if isinstance(callback, PassedOn):
+        return runs_user_code(callback.callback)
+    if type(callback) is CallbackList:
+        return any(map(runs_user_code, callback.callbacks))
+    if type(callback) is ConvertCallback:
+        return callback.callback is not None
+    return type(callback) is not ProgressBarCallback

@@ -1,14 +1,11 @@
 """What user code sets while a model trains: looked at where it is used, and refused before anything moves."""
 
 from collections.abc import Iterable
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-
-from sb3_trpo.guards.passed_on import PassedOn
 
 # What a model is built from, and what to do instead of setting it
 FIXED = {
@@ -21,8 +18,6 @@ FIXED = {
 }
 # What the rollout buffer holds copies of
 COPIED = ("gamma", "gae_lambda")
-# What each step of a rollout uses
-_used_at_a_step = attrgetter("gamma", "gae_lambda", "use_sde", "sde_sample_freq", "device")
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -85,57 +80,3 @@ class AsBuilt:
             if not self._is_set(model, "lr_schedule"):
                 model._setup_lr_schedule()
             self.values.update(learning_rate=model.learning_rate, lr_schedule=model.lr_schedule)
-
-
-class WatchedAttributes(PassedOn):
-    """
-    A callback around the user's, after which the attributes of the model are looked at.
-
-    :param callback: the user's, or one that is around it already
-    :param model: the algorithm that collects; its ``_check_attributes`` does the looking
-    """
-
-    def __init__(self, callback: BaseCallback | PassedOn, model: Any):
-        super().__init__(callback)
-        self.model = model
-        self.env = model.env
-        self.used = _used_at_a_step(model)
-
-    def on_rollout_start(self) -> None:
-        """Look at what the first step uses."""
-        super().on_rollout_start()
-        self._look()
-
-    def on_step(self) -> bool:
-        """Pass the step on, and look again if what the next one uses was set."""
-        goes_on = self.callback.on_step()
-        model, (gamma, gae_lambda, use_sde, sde_sample_freq, device) = self.model, self.used
-        # By identity and one by one, since this is done at every step
-        if goes_on and not (
-            model.gamma is gamma
-            and model.gae_lambda is gae_lambda
-            and model.use_sde is use_sde
-            and model.sde_sample_freq is sde_sample_freq
-            and model.device is device
-        ):
-            try:
-                self._look()
-            except (TypeError, ValueError):
-                # In the middle of a step: the environment is further on
-                self.model._last_obs = None
-                raise
-        return goes_on
-
-    def on_rollout_end(self) -> None:
-        """Look at what the returns and the update use."""
-        super().on_rollout_end()
-        self._look()
-
-    def _look(self) -> None:
-        if self.model.env is not self.env:
-            raise ValueError(
-                f"env must stay {self.env!r} while the model learns, got {self.model.env!r}: "
-                "call set_env between two calls of learn"
-            )
-        self.model._check_attributes()
-        self.used = _used_at_a_step(self.model)

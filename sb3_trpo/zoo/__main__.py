@@ -2,13 +2,15 @@
 Run a script of RL Zoo with TRPO: ``python -m sb3_trpo.zoo train --env CartPole-v1``.
 
 The arguments are RL Zoo's own, see ``python -m sb3_trpo.zoo train --help``. Left out, ``--algo`` is ``trpo`` and the folder to
-read from is ``logs``, where ``train`` writes.
+read from is ``logs``, where ``train`` writes. One argument is ours: ``--vector-env lean``, ``pool`` or ``envpool``, the vector
+environments of ``docs/vector_environments.md``.
 """
 
 import argparse
 import importlib
 import runpy
 import sys
+from typing import Any
 
 # For each script the options that it gets unless they are among the arguments, each by all of its names
 Defaults = dict[tuple[str, ...], str]
@@ -46,9 +48,18 @@ def main() -> None:
     parser.add_argument("script", choices=SCRIPTS)
     script = parser.parse_args(sys.argv[1:2]).script
 
-    import sb3_trpo.zoo  # noqa: F401 - registers TRPO
+    from rl_zoo3.exp_manager import ExperimentManager
 
-    sys.argv[:] = [f"{parser.prog} {script}", *with_defaults(sys.argv[2:], SCRIPTS[script])]
+    import sb3_trpo.zoo  # noqa: F401 - registers TRPO
+    from sb3_trpo.zoo.quick_envs import QUICK_ENVS
+
+    ours = argparse.ArgumentParser(parser.prog, add_help=False, allow_abbrev=False)
+    ours.add_argument("--vector-env", choices=QUICK_ENVS)
+    chosen, arguments = ours.parse_known_args(sys.argv[2:])
+    if chosen.vector_env is not None:
+        made: Any = staticmethod(QUICK_ENVS[chosen.vector_env])
+        ExperimentManager.default_vec_env_cls = made
+    sys.argv[:] = [f"{parser.prog} {script}", *with_defaults(arguments, SCRIPTS[script])]
     if script in _MODULES:
         runpy.run_module(f"rl_zoo3.{script}", run_name="__main__")
     else:

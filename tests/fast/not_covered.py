@@ -90,12 +90,13 @@ def with_own_forward(layer: nn.Module) -> None:
 
 
 NOT_COVERED: dict[str, Callable[[], TRPO]] = {
-    "gSDE": partial(small_model, use_sde=True),
+    "gSDE, expln": partial(small_model, use_sde=True, policy_kwargs={"use_expln": True}),
+    "gSDE that learns features": change(lambda model: setattr(model.policy.action_dist, "learn_features", True), use_sde=True),
     "extractor": partial(small_model, policy_kwargs={"features_extractor_class": Extractor}),
     "get_distribution overridden": partial(small_model, policy=OtherDistribution),
     "distribution from latent overridden": partial(small_model, policy=OtherFeatures),
     "distribution of a variant": partial(small_model, cls=OwnDistribution),
-    "ELU": partial(small_model, policy_kwargs={"activation_fn": nn.ELU}),
+    "Softsign": partial(small_model, policy_kwargs={"activation_fn": nn.Softsign}),
     "dict": lambda: Case("MultiInputPolicy", DICT).model(),
     "hook on a layer": change(lambda model: layers(model)[0].register_forward_hook(double)),
     "hook before a layer": change(
@@ -107,7 +108,7 @@ NOT_COVERED: dict[str, Callable[[], TRPO]] = {
     "forward of a layer replaced": change(lambda model: with_own_forward(layers(model)[0])),
     "weight norm": change(lambda model: nn.utils.parametrizations.weight_norm(layers(model)[0])),
     "no bias": change(lambda model: layers(model).__setitem__(2, nn.Linear(64, 64, bias=False))),
-    "normalised": change(lambda model: layers(model).append(nn.LayerNorm(64))),
+    "normalised without weights": change(lambda model: layers(model).append(nn.LayerNorm(64, elementwise_affine=False))),
     "two activations": change(lambda model: layers(model).append(nn.ReLU())),
     "container": change(contain),
     "activation at the end": change(end_in_activation),

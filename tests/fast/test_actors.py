@@ -17,6 +17,7 @@ from sb3_trpo import MlpPolicy
 from sb3_trpo.fast import actors
 from sb3_trpo.fast.actors import lean_actor
 from tests.cases import seeded, shake
+from tests.fast.covered import TWO_VECTORS, NormedPolicy
 from tests.scenarios import FIELDS, GRID, GSDE, NARROW, Arrays, Recorder, Scenario, check_equal, collect, contents, replay
 from tests.small_models import BOX, DICT, DISCRETE, IMAGE, MULTI_BINARY, MULTI_DISCRETE, VECTOR, make_env, small_model
 
@@ -41,13 +42,31 @@ NUMPY_ACTOR = {
     "double precision observed": Scenario(observation_space=spaces.Box(-1.0, 1.0, (3,), np.float64)),
     "ReLU, several layers": Scenario(arguments={"policy_kwargs": {"activation_fn": th.nn.ReLU, "net_arch": [8, 7, 6]}}),
     "no hidden layer": Scenario(arguments={"policy_kwargs": {"net_arch": []}}),
+    "ELU": Scenario(arguments={"policy_kwargs": {"activation_fn": th.nn.ELU}}),
+    "SiLU, 1 env": Scenario(n_envs=1, arguments={"policy_kwargs": {"activation_fn": th.nn.SiLU}}),
+    "layer norms": Scenario(policy=NormedPolicy),
+    "gSDE": Scenario(arguments=GSDE),
+    "gSDE, 1 env": Scenario(n_envs=1, arguments=GSDE),
+    "gSDE resampled": Scenario(arguments=GSDE | {"sde_sample_freq": 3}),
+    "gSDE, one deviation for all actions": Scenario(arguments=GSDE | {"policy_kwargs": {"full_std": False}}),
+    "dict of vectors": Scenario(observation_space=TWO_VECTORS, policy="MultiInputPolicy"),
+    "dict of vectors, discrete, 1 env": Scenario(
+        observation_space=TWO_VECTORS, action_space=DISCRETE, n_envs=1, policy="MultiInputPolicy"
+    ),
+    "dict, normalized": Scenario(
+        observation_space=spaces.Dict({"one": VECTOR, "other": VECTOR}), policy="MultiInputPolicy", normalized=True
+    ),
+    "dict, processes": Scenario(
+        observation_space=spaces.Dict({"one": VECTOR, "other": VECTOR}),
+        n_envs=2,
+        policy="MultiInputPolicy",
+        processes=True,
+    ),
 }
 
 # The torch actor draws SB3's numbers: the seed is enough
 TORCH_ACTOR = {
-    "gSDE": Scenario(arguments=GSDE),
-    "gSDE, 1 env": Scenario(n_envs=1, arguments=GSDE),
-    "gSDE resampled": Scenario(arguments=GSDE | {"sde_sample_freq": 3}),
+    "gSDE, expln": Scenario(arguments=GSDE | {"policy_kwargs": {"use_expln": True}}),
     "gSDE squashed": Scenario(
         action_space=NARROW, arguments=GSDE | {"sde_sample_freq": 4, "policy_kwargs": {"squash_output": True}}
     ),
@@ -64,16 +83,7 @@ TORCH_ACTOR = {
         action_space=MULTI_BINARY,
         policy="MultiInputPolicy",
     ),
-    "dict, normalized": Scenario(
-        observation_space=spaces.Dict({"one": VECTOR, "other": VECTOR}), policy="MultiInputPolicy", normalized=True
-    ),
-    "dict, processes": Scenario(
-        observation_space=spaces.Dict({"one": VECTOR, "other": VECTOR}),
-        n_envs=2,
-        policy="MultiInputPolicy",
-        processes=True,
-    ),
-    "ELU": Scenario(arguments={"policy_kwargs": {"activation_fn": th.nn.ELU}}),
+    "Softsign": Scenario(arguments={"policy_kwargs": {"activation_fn": th.nn.Softsign}}),
 }
 
 
@@ -313,6 +323,20 @@ def test_squashed_actions_reach_the_bounds_of_the_environment() -> None:
     np.testing.assert_allclose(given, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_noise_of_gsde_is_that_of_the_matrices_that_the_policy_has_drawn(n_envs: int) -> None:
+    """Mean and noise of each environment are SB3's to rounding, also once the noise is drawn anew."""
+    model = Scenario(n_envs=n_envs, arguments=GSDE).model(fast=True)
+    policy = model.policy
+    act = numpy_actor(policy, n_envs)
+    assert act is not None
+    for row in np.random.default_rng(1).uniform(-1, 1, (4, n_envs, 3)).astype(np.float32):
+        policy.reset_noise(n_envs)
+        with th.no_grad():
+            expected = policy(th.as_tensor(row))[0].numpy()
+        np.testing.assert_allclose(act(row)[0], expected, rtol=1e-5, atol=1e-5)
+
+
 # What is not covered
 
 
@@ -397,7 +421,7 @@ def test_policy_that_acts_in_a_way_of_its_own_is_asked_by_sb3(sb3_collections: l
 def test_policy_that_overrides_another_method_is_collected_from_as_by_sb3(policy: type[MlpPolicy]) -> None:
     """SB3's ``forward`` uses some of a policy's methods and not others: what it makes of them is the experience."""
     ours, theirs = (
-        small_model(policy=policy, env=make_env(n_envs=2), fast=fast, policy_kwargs={"activation_fn": th.nn.ELU})
+        small_model(policy=policy, env=make_env(n_envs=2), fast=fast, policy_kwargs={"activation_fn": th.nn.Softsign})
         for fast in (True, False)
     )
     for model in (ours, theirs):

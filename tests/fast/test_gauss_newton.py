@@ -15,6 +15,7 @@ from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
 from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region import reached_by
 from tests.cases import PolicyCase, generator, normal, sample_actions, seeded, shake
+from tests.fast.covered import ACTIVATIONS, TWO_VECTORS, NormedPolicy
 from tests.fast.not_covered import NOT_COVERED
 from tests.oracles import dense_fisher, relative_error
 from tests.small_models import BOX, DISCRETE, MULTI_BINARY, VECTOR, changed, policy_state
@@ -54,6 +55,7 @@ def build(
     n: int = 11,
     freeze: tuple[str, ...] = (),
     weights: th.Tensor | None = None,
+    policy_class: type[MlpPolicy] = MlpPolicy,
     **kwargs: Any,
 ) -> PolicyCase:
     """Build a policy away from its initial weights, and transitions of unequal weight that it made."""
@@ -63,7 +65,7 @@ def build(
         if isinstance(observation_space, spaces.Dict)
         else CnnPolicy
         if observation_space is PIXELS and "features_extractor_class" not in kwargs
-        else MlpPolicy
+        else policy_class
     )
     with seeded(0):
         policy = cls(
@@ -77,7 +79,7 @@ def build(
         policy.to(dtype)
         if policy.use_sde:
             policy.reset_noise()
-    shake(list(policy.parameters()), scale=0.3 if cls is MlpPolicy else 0.02, seed=1)
+    shake(list(policy.parameters()), scale=0.3 if cls is policy_class else 0.02, seed=1)
     policy.set_training_mode(False)
     for name, parameter in policy.named_parameters():
         if name in freeze:
@@ -119,6 +121,40 @@ def check_products(case: PolicyCase, *, chunk_size: int | None = None) -> None:
 @pytest.mark.parametrize("action", ACTIONS)
 def test_product_is_the_plain_one_for_perceptrons(action: str, activation: type[nn.Module], dtype: th.dtype) -> None:
     check_products(build(action, dtype, activation_fn=activation))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_product_is_the_plain_one_for_every_elementwise_function(name: str, dtype: th.dtype) -> None:
+    check_products(build("box", dtype, activation_fn=ACTIVATIONS[name]), chunk_size=4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU])
+@pytest.mark.parametrize("frozen", ["", "policy_net.0.", "policy_net.2.", "policy_net.2.weight"])
+def test_product_is_the_plain_one_with_layer_norms(frozen: str, activation: type[nn.Module], dtype: th.dtype) -> None:
+    """Whose weights are frozen or not: the first one is before the first layer, the second one behind it."""
+    freeze = tuple(f"mlp_extractor.{frozen}{p}" for p in (("",) if frozen.endswith("weight") else ("weight", "bias")))
+    case = build("discrete", dtype, policy_class=NormedPolicy, activation_fn=activation, freeze=freeze if frozen else ())
+    check_products(case, chunk_size=4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("freeze", [(), ("log_std",), ("action_net.weight", "action_net.bias")])
+@pytest.mark.parametrize("kwargs", [{}, {"full_std": False}, {"squash_output": True}, {"net_arch": []}], ids=str)
+def test_product_is_the_plain_one_for_gsde(kwargs: dict[str, Any], freeze: tuple[str, ...], dtype: th.dtype) -> None:
+    """Whose noise depends on the state, and whose deviations are parameters of their own."""
+    if freeze != () and kwargs.get("net_arch") == []:
+        freeze = ("log_std",)
+    check_products(build("box", dtype, use_sde=True, freeze=freeze, log_std_init=-0.5, **kwargs), chunk_size=4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shared", [True, False])
+def test_product_is_the_plain_one_for_a_dict_of_vectors(shared: bool, dtype: th.dtype) -> None:
+    """And of states, which become vectors."""
+    space = spaces.Dict({**TWO_VECTORS.spaces, "state": spaces.Discrete(3)})
+    check_products(build("box", dtype, observation_space=space, share_features_extractor=shared), chunk_size=4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -248,7 +284,7 @@ def test_what_is_not_covered_takes_the_plain_products(name: str) -> None:
     assert all(tensor.isfinite().all() for tensor in policy_state(model).values())
 
 
-@pytest.mark.parametrize("name", ["dict", "hook on a layer", "ELU", "one deviation for all actions"])
+@pytest.mark.parametrize("name", ["dict", "hook on a layer", "Softsign", "one deviation for all actions"])
 def test_what_is_not_covered_is_none(name: str) -> None:
     model = NOT_COVERED[name]()
     model.learn(64)
@@ -277,7 +313,8 @@ CHUNK_CASES: dict[str, dict[str, Any]] = {
     "dict, box": {"observation_space": PICTURE_AND_VECTOR},
 }
 # The fast products cover the others no more than the plain ones do: there is one way
-CHUNKED = [(name, fast) for name in CHUNK_CASES for fast in (True, False) if not fast or name in (*ACTIONS, "image")]
+QUICK = (*ACTIONS, "gSDE", "image")
+CHUNKED = [(name, fast) for name in CHUNK_CASES for fast in (True, False) if not fast or name in QUICK]
 
 
 @pytest.mark.parametrize("name, fast", CHUNKED, ids=[f"{name}-{'fast' if fast else 'plain'}" for name, fast in CHUNKED])

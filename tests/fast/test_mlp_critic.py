@@ -20,6 +20,7 @@ from sb3_trpo.critic import CriticFit, ValueBatch
 from sb3_trpo.fast.mlp_critic import MlpCritic
 from sb3_trpo.fast.network import network_input
 from sb3_trpo.objective import Batch
+from tests.fast.covered import ACTIVATIONS, TWO_VECTORS, NormedPolicy
 from tests.fast.not_covered import Extractor, contain, double, end_in_activation, layers
 from tests.one_rollout import rolled_out
 from tests.small_models import DICT, DISCRETE, IMAGE, Case, changed, make_env, policy_state
@@ -82,6 +83,19 @@ def check_same_fits(ours: CriticFit | None, theirs: CriticFit | None) -> None:
         pytest.param({"env": make_env(spaces.MultiDiscrete([2, 3]), DISCRETE, 2)}, id="multi-discrete"),
         pytest.param({"env": make_env(spaces.MultiBinary(4), DISCRETE, 2)}, id="multi-binary"),
         pytest.param({"use_sde": True}, id="gSDE"),
+        *(pytest.param({"policy_kwargs": {"activation_fn": kind}}, id=name) for name, kind in ACTIVATIONS.items()),
+        pytest.param({"policy": NormedPolicy, "policy_kwargs": {"activation_fn": nn.SiLU}}, id="layer norms"),
+        pytest.param({"policy": "MultiInputPolicy", "env": make_env(TWO_VECTORS, n_envs=2)}, id="dict of vectors"),
+        pytest.param({"policy_kwargs": {"optimizer_class": th.optim.AdamW}}, id="AdamW"),
+        pytest.param(
+            {"policy_kwargs": {"optimizer_class": th.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.3}}},
+            id="AdamW, large decay",
+        ),
+        pytest.param({"policy_kwargs": {"optimizer_class": th.optim.RMSprop}}, id="RMSprop"),
+        pytest.param(
+            {"policy_kwargs": {"optimizer_class": th.optim.RMSprop, "optimizer_kwargs": {"alpha": 0.8, "eps": 1e-3}}},
+            id="RMSprop, alpha and eps",
+        ),
         pytest.param({"batch_size": 64}, id="one minibatch"),
         pytest.param({"batch_size": 1000}, id="minibatch larger than the rollout"),
         pytest.param({"batch_size": 63}, id="last minibatch of one"),
@@ -261,6 +275,15 @@ def share_memory(model: TRPO) -> None:
     layers(model, "value_net")[2].weight.data = layers(model)[2].weight.data
 
 
+def split_groups(model: TRPO, *modules: nn.Module) -> None:
+    """Give some modules a parameter group of their own, with a learning rate of its own."""
+    optimizer = model.policy.optimizer
+    apart = [parameter for module in modules for parameter in module.parameters()]
+    (group,) = optimizer.param_groups
+    group["params"] = [parameter for parameter in group["params"] if all(parameter is not other for other in apart)]
+    optimizer.add_param_group({"params": apart})
+
+
 def replace_head(model: TRPO) -> None:
     model.policy.value_net = nn.Linear(64, 1)
     nn.init.constant_(model.policy.value_net.weight, 0.01)
@@ -271,18 +294,20 @@ NO_MLP_CRITIC: dict[str, Callable[[], TRPO]] = {
     "weight decay": of_policy(optimizer_kwargs={"weight_decay": 0.1}),
     "amsgrad": of_policy(optimizer_kwargs={"amsgrad": True}),
     "maximize": of_policy(optimizer_kwargs={"maximize": True}),
-    "AdamW": of_policy(optimizer_class=th.optim.AdamW),
+    "AdamW, amsgrad": of_policy(optimizer_class=th.optim.AdamW, optimizer_kwargs={"amsgrad": True}),
     "SGD": of_policy(optimizer_class=th.optim.SGD),
-    "RMSprop": of_policy(optimizer_class=th.optim.RMSprop),
+    "RMSprop, momentum": of_policy(optimizer_class=th.optim.RMSprop, optimizer_kwargs={"momentum": 0.5}),
+    "RMSprop, centered": of_policy(optimizer_class=th.optim.RMSprop, optimizer_kwargs={"centered": True}),
+    "RMSprop, weight decay": of_policy(optimizer_class=th.optim.RMSprop, optimizer_kwargs={"weight_decay": 0.1}),
     "shared extractor": of_policy(features_extractor_class=Extractor, share_features_extractor=True),
     "own extractor": of_policy(features_extractor_class=Extractor, share_features_extractor=False),
-    "ELU": of_policy(activation_fn=nn.ELU),
+    "Softsign": of_policy(activation_fn=nn.Softsign),
     "predict_values overridden": partial(rolled_out, policy=OtherValues),
     "convolution": lambda: rolled_out(Case("CnnPolicy", IMAGE, DISCRETE, 2).model),
     "dict": lambda: rolled_out(Case("MultiInputPolicy", DICT, DISCRETE, 2).model),
     "frozen weight": afterwards(lambda model: layers(model, "value_net")[0].weight.requires_grad_(False)),
     "frozen bias": afterwards(lambda model: model.policy.value_net.bias.requires_grad_(False)),
-    "two groups": afterwards(lambda model: model.policy.optimizer.add_param_group({"params": [nn.Parameter(th.ones(1))]})),
+    "in two groups": afterwards(lambda model: split_groups(model, model.policy.value_net)),
     "hook on a layer": afterwards(lambda model: layers(model, "value_net")[0].register_forward_hook(double)),
     "hook on the layers together": afterwards(lambda model: layers(model, "value_net").register_forward_hook(double)),
     "hook after steps": afterwards(lambda model: model.policy.optimizer.register_step_post_hook(lambda *_: zero_bias(model))),
@@ -318,6 +343,17 @@ def test_minibatches_of_the_users_own_are_fitted_quickly(of_the_user: dict[str, 
     ours, theirs = rolled_out(**of_the_user), rolled_out(**of_the_user)
     check_same_fits(fit(ours, fast=True), fit(theirs, fast=False))
     check_same(policy_state(ours), policy_state(theirs))
+
+
+def test_critic_with_a_parameter_group_of_its_own_ends_where_the_plain_fit_ends() -> None:
+    """Its settings are those of its group, and not of the first one."""
+    ours, theirs = rolled_out(), rolled_out()
+    for model in (ours, theirs):
+        split_groups(model, model.policy.mlp_extractor.value_net, model.policy.value_net)
+        model.policy.optimizer.param_groups[1]["eps"] = 1e-2
+    for seed in range(2):
+        check_same_fits(fit(ours, fast=True, seed=seed), fit(theirs, fast=False, seed=seed))
+        check_same_critics(ours, theirs)
 
 
 def test_hooks_on_everything_take_the_plain_paths() -> None:

@@ -2,9 +2,17 @@
 
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback
+import pytest
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    ConvertCallback,
+    EvalCallback,
+    ProgressBarCallback,
+)
 
-from sb3_trpo.guards.passed_on import PassedOn
+from sb3_trpo.guards.passed_on import PassedOn, runs_user_code
+from tests.small_models import make_env
 
 
 class Heard(BaseCallback):
@@ -36,3 +44,25 @@ def test_callback_hears_everything_and_sees_itself() -> None:
     assert outer.on_step() is False
     outer.on_rollout_end()
     assert heard.told == ["start", heard, heard, "end"]
+
+
+class OwnProgressBar(ProgressBarCallback):
+    """May do anything."""
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: ConvertCallback(None), False),
+        (lambda: CallbackList([ConvertCallback(None), ProgressBarCallback()]), False),
+        (lambda: PassedOn(PassedOn(ConvertCallback(None))), False),
+        (lambda: ConvertCallback(lambda locals_, globals_: True), True),
+        (lambda: CallbackList([ProgressBarCallback(), Heard()]), True),
+        (lambda: PassedOn(Heard()), True),
+        (OwnProgressBar, True),
+        (lambda: EvalCallback(make_env()), True),
+    ],
+)
+def test_user_code_is_all_but_what_is_known_to_be_none(make: Any, expected: bool) -> None:
+    """What SB3 makes of no callback at all, and its progress bar."""
+    assert runs_user_code(make()) is expected

@@ -384,10 +384,3 @@ def test_vector_environment_of_gymnasium_is_taken(mode: Any, tmp_path: Path) -> 
     loaded = TRPO.load(tmp_path / "model", env=vector(), device="cpu")
     loaded.set_env(vector())
     assert loaded.learn(96).num_timesteps == 96
-
-
-def test_vector_environment_that_spends_steps_on_resets_is_refused() -> None:
-    """Such a step would be learned from: the error says how to make one that does not."""
-    env: Any = gymnasium.make_vec("CartPole-v1", num_envs=2, vectorization_mode="vector_entry_point")
-    with pytest.raises(ValueError, match=r"env must not spend a step.*SAME_STEP"):
-        small_model(env=env)

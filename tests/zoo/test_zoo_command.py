@@ -110,3 +110,16 @@ def test_zoo_builds_the_pipelines_of_the_field(env_id: str, tmp_path: pathlib.Pa
     name = env_id.replace("/", "-")
     run(tmp_path, "sb3_trpo.zoo", "train", "--env", env_id, "--eval-freq", "-1", *TINY, "n_critic_updates:1")
     assert load(tmp_path / "logs" / "trpo" / f"{name}_1" / f"{name}.zip")._n_updates >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lean", "pool", "envpool"])
+def test_zoo_trains_in_the_vector_environments_of_this_package(kind: str, tmp_path: pathlib.Path) -> None:
+    """``--vector-env`` is taken out of what RL Zoo reads; evaluation goes by it too."""
+    if kind == "envpool":
+        pytest.importorskip("envpool")
+    arguments = ("--env", "CartPole-v1", "--vector-env", kind, "--eval-freq", "128", "--eval-episodes", "1")
+    said = run(tmp_path, "sb3_trpo.zoo", "train", *arguments, *TINY)
+    assert "update_accepted" in said and "has no effect" not in said
+    assert load(tmp_path / "logs" / "trpo" / "CartPole-v1_1" / "CartPole-v1.zip").num_timesteps == 512
+    assert "invalid choice" in run(tmp_path, "sb3_trpo.zoo", "train", "--vector-env", "quick", code=2)

@@ -1,0 +1,93 @@
+"""What is looked at while a rollout is made, around the user's callback: one layer, since it costs at every step."""
+
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_trpo.guards.finite import FinitePart, check_policy_is_finite, is_finite, refuse_nonfinite
+from sb3_trpo.guards.passed_on import PassedOn
+
+# What each step of a rollout uses
+_used_at_a_step = attrgetter("gamma", "gae_lambda", "use_sde", "sde_sample_freq", "device")
+
+
+class WatchedRollout(PassedOn):
+    """
+    Look at the numbers that a rollout is made of, and at the attributes of the model that a callback may set.
+
+    SB3's loops tell a callback of what an environment gave before the policy sees it, and the policy must not see what is not
+    finite: an action made from NaN may crash a simulator for good. The environment is left alone: callbacks look at it, and
+    pickle it.
+
+    :param callback: the user's
+    :param model: the algorithm that collects; its ``_check_attributes`` looks at the attributes
+    :param finite: what must be finite
+    """
+
+    def __init__(self, callback: BaseCallback, model: Any, finite: FinitePart):
+        super().__init__(callback)
+        self.model = model
+        self.env = model.env
+        self.finite = finite
+        self.looks_at_observations = finite.observations
+        self.used = _used_at_a_step(model)
+        self.wastes_steps = getattr(self.env, "wastes_steps", False)
+        self.wasted: list[np.ndarray] = []
+
+    def wasted_steps(self) -> np.ndarray | None:
+        """Return which steps were none, since an environment only reset in them, shape (n_steps, n_envs); or ``None``."""
+        return np.stack(self.wasted) if self.wasted else None
+
+    def on_rollout_start(self) -> None:
+        """Look at what the callback has left for the first step."""
+        super().on_rollout_start()
+        self._look()
+        if self.finite.policy:
+            check_policy_is_finite(self.model.policy)
+        if self.finite.observations:
+            refuse_nonfinite("the observation of", self.model._last_obs, step=0)
+
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """Look at what a step gave."""
+        if self.looks_at_observations and not is_finite(locals_["new_obs"]):
+            refuse_nonfinite("the observation of", locals_["new_obs"], step=locals_["n_steps"] + 1)
+        locals_["callback"] = self.callback
+        self.callback.update_locals(locals_)
+
+    def on_step(self) -> bool:
+        """Pass the step on, and look again if what the next one uses was set."""
+        if self.wastes_steps:
+            self.wasted.append(self.env.wasted_steps.copy())
+        goes_on = self.callback.on_step()
+        model, (gamma, gae_lambda, use_sde, sde_sample_freq, device) = self.model, self.used
+        # By identity and one by one, since this is done at every step
+        if goes_on and not (
+            model.gamma is gamma
+            and model.gae_lambda is gae_lambda
+            and model.use_sde is use_sde
+            and model.sde_sample_freq is sde_sample_freq
+            and model.device is device
+        ):
+            try:
+                self._look()
+            except (TypeError, ValueError):
+                # In the middle of a step: the environment is further on
+                self.model._last_obs = None
+                raise
+        return goes_on
+
+    def on_rollout_end(self) -> None:
+        """Look at what the returns and the update use."""
+        super().on_rollout_end()
+        self._look()
+
+    def _look(self) -> None:
+        if self.model.env is not self.env:
+            raise ValueError(
+                f"env must stay {self.env!r} while the model learns, got {self.model.env!r}: "
+                "call set_env between two calls of learn"
+            )
+        self.model._check_attributes()
+        self.used = _used_at_a_step(self.model)

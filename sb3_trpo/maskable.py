@@ -1,0 +1,270 @@
+"""
+TRPO for environments in which some actions are impossible at times: ``MaskableTRPO``.
+
+Huang & Ontañón 2022, *A Closer Look at Invalid Action Masking in Policy Gradient Algorithms*, https://arxiv.org/abs/2006.14171.
+"""
+
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution, MultiCategoricalDistribution
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from sb3_trpo.guards.passed_on import PassedOn
+from sb3_trpo.objective import Batch
+from sb3_trpo.policies import CountsFromZero
+from sb3_trpo.rollout import KNOWN_BUFFERS
+from sb3_trpo.trpo import TRPO
+
+try:
+    from sb3_contrib import MaskablePPO
+    from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
+    from sb3_contrib.common.maskable.distributions import (
+        MaskableCategoricalDistribution,
+        MaskableMultiCategoricalDistribution,
+    )
+    from sb3_contrib.common.maskable.policies import (
+        MaskableActorCriticCnnPolicy,
+        MaskableActorCriticPolicy,
+        MaskableMultiInputActorCriticPolicy,
+    )
+    from sb3_contrib.common.maskable.utils import EXPECTED_METHOD_NAME, is_masking_supported
+except ImportError as error:
+    raise ImportError(f"MaskableTRPO needs sb3-contrib: pip install 'sb3_trpo[contrib]' ({error})") from error
+
+SelfMaskable = TypeVar("SelfMaskable", bound="MaskableTRPO")
+
+KNOWN_BUFFERS.update((MaskableRolloutBuffer, MaskableDictRolloutBuffer))
+
+
+class MaskableMlpPolicy(MaskableActorCriticPolicy, CountsFromZero):
+    """sb3-contrib's ``MaskableActorCriticPolicy``, saved with all of its arguments (see there for them)."""
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {"share_features_extractor": self.share_features_extractor}
+
+
+class MaskableCnnPolicy(MaskableMlpPolicy, MaskableActorCriticCnnPolicy):
+    """sb3-contrib's ``MaskableActorCriticCnnPolicy``; ``share_features_extractor`` is ``False`` by default."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"share_features_extractor": False, **kwargs})
+
+
+class MaskableMultiInputPolicy(MaskableMlpPolicy, MaskableMultiInputActorCriticPolicy):
+    """sb3-contrib's ``MaskableMultiInputActorCriticPolicy``; ``share_features_extractor`` is ``False`` by default."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"share_features_extractor": False, **kwargs})
+
+
+def mask_sizes(action_space: spaces.Space) -> list[int]:
+    """Return how many choices each of an action's variables has: those of a binary one are no and yes, in this order."""
+    if isinstance(action_space, spaces.Discrete):
+        return [int(action_space.n)]
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return [int(n) for n in action_space.nvec]
+    assert isinstance(action_space, spaces.MultiBinary) and isinstance(action_space.n, int)
+    return [2] * action_space.n
+
+
+def check_masks(masks: list[Any], action_space: spaces.Space, *, step: int) -> np.ndarray:
+    """
+    Return what environments say is possible as booleans, shape (n_envs, n_masks).
+
+    :param masks: what ``action_masks()`` of each environment returned
+    :param action_space: that of the environment
+    :param step: of the rollout, for the error
+    :raises ValueError: naming environment and step, if a mask is of another size or leaves no action
+    """
+    sizes = mask_sizes(action_space)
+    rows = []
+    for index, mask in enumerate(masks):
+        row = np.asarray(mask).astype(bool).reshape(-1)
+        if len(row) != sum(sizes):
+            raise ValueError(
+                f"action_masks() of environment {index} must return {sum(sizes)} booleans for {action_space}, got {len(row)} "
+                f"at step {step} of the rollout"
+            )
+        for variable, part in enumerate(np.split(row, np.cumsum(sizes)[:-1])):
+            if not part.any():
+                of_variable = f" of variable {variable}" if len(sizes) > 1 else ""
+                raise ValueError(
+                    f"action_masks() of environment {index} must leave at least one action{of_variable}, got none at step "
+                    f"{step} of the rollout. An episode in which nothing is possible must end before"
+                )
+        rows.append(row)
+    return np.stack(rows)
+
+
+class _CheckedMasks(VecEnvWrapper):
+    """An environment whose masks are looked at before anything acts by them."""
+
+    def __init__(self, venv: VecEnv):
+        super().__init__(venv)
+        self.n_steps = 0
+
+    def reset(self) -> VecEnvObs:
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        self.n_steps += 1
+        return self.venv.step_wait()
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        result = self.venv.env_method(method_name, *args, indices=indices, **kwargs)
+        if method_name != EXPECTED_METHOD_NAME:
+            return result
+        return list(check_masks(result, self.action_space, step=self.n_steps + 1))
+
+
+class _OwnEnvironment(PassedOn):
+    """Let a callback find the environment that the user gave, and not what stands before it."""
+
+    def __init__(self, callback: Any, env: VecEnv):
+        super().__init__(callback)
+        self.env = env
+
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        locals_["env"] = self.env
+        super().update_locals(locals_)
+
+
+def without_masks(distribution: Any) -> Distribution:
+    """
+    Return a masked distribution of sb3-contrib as one of SB3's, with the same graph: what is impossible has probability zero.
+
+    :param distribution: the policy's; one of the user's own is returned as it is
+    """
+    if isinstance(distribution, MaskableMultiCategoricalDistribution):
+        categoricals = MultiCategoricalDistribution(distribution.action_dims)
+        categoricals.distribution = [th.distributions.Categorical(logits=one.logits) for one in distribution.distributions]
+        return categoricals
+    if isinstance(distribution, MaskableCategoricalDistribution):
+        categorical = CategoricalDistribution(distribution.action_dim)
+        categorical.distribution = th.distributions.Categorical(logits=distribution.distribution.logits)
+        return categorical
+    return distribution
+
+
+class MaskableTRPO(TRPO):
+    """
+    TRPO that never takes, and never learns from, actions that the environment says are impossible.
+
+    It takes the arguments of :class:`sb3_trpo.TRPO`, for Discrete, MultiDiscrete and MultiBinary actions. The environment has
+    a method ``action_masks()`` that returns booleans, one for each action (sb3-contrib's ``ActionMasker`` adds one): ``n`` for
+    Discrete, the sum of ``nvec`` for MultiDiscrete, and for MultiBinary two for each variable, that for 0 first.
+
+    Surrogate, KL, entropy and Fisher matrix are those of the possible actions alone. ``target_kl`` limits the KL between the
+    masked policies.
+
+    :raises ImportError: without sb3-contrib
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MaskableMlpPolicy,
+        "CnnPolicy": MaskableCnnPolicy,
+        "MultiInputPolicy": MaskableMultiInputPolicy,
+    }
+    saved_by: ClassVar[str] = "sb3_trpo.MaskableTRPO"
+    kind: ClassVar[str] = "MaskableTRPO"
+    policy_base: ClassVar[type[BasePolicy]] = MaskableActorCriticPolicy
+    supported_action_spaces = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+    _use_masking = True
+
+    def _build(self) -> None:
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        # No gSDE, which these policies know nothing of
+        policy: Any = self.policy_class
+        self.policy = policy(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
+        self.policy = self.policy.to(self.device)
+        if self.rollout_buffer_class is None:
+            of_dicts = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = MaskableDictRolloutBuffer if of_dicts else MaskableRolloutBuffer
+        buffer: Any = self.rollout_buffer_class
+        if not issubclass(buffer, MaskableRolloutBuffer | MaskableDictRolloutBuffer):
+            raise TypeError(
+                f"rollout_buffer_class must derive from MaskableRolloutBuffer or MaskableDictRolloutBuffer, got {buffer!r}"
+            )
+        self.rollout_buffer = buffer(
+            self.n_steps,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_envs,
+            **self.rollout_buffer_kwargs,
+        )
+
+    def learn(  # type: ignore[override]
+        self: SelfMaskable,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "MaskableTRPO",
+        reset_num_timesteps: bool = True,
+        use_masking: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfMaskable:
+        """
+        Train for at least a number of environment steps (see SB3's ``BaseAlgorithm.learn`` for the parameters).
+
+        :param use_masking: whether to ask the environment which actions are possible
+        :raises ValueError: if the environment does not say
+        """
+        if use_masking and self.env is not None and not is_masking_supported(self.env):
+            raise ValueError("Environment does not support action masking. Consider using ActionMasker wrapper")
+        self._use_masking = use_masking
+        try:
+            return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        finally:
+            self._use_masking = True
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Return the policy's actions (see SB3's ``BaseAlgorithm.predict`` for the other parameters).
+
+        :param action_masks: which actions are possible, all of them if not given; a row for each observation
+        :raises ValueError: if a row leaves no action, or is of another size
+        """
+        if action_masks is not None:
+            n_masks = sum(mask_sizes(self.action_space))
+            rows = np.asarray(action_masks)
+            if rows.size % n_masks:
+                raise ValueError(f"action_masks must hold {n_masks} booleans for each observation, got shape {rows.shape}")
+            action_masks = check_masks(list(rows.reshape(-1, n_masks)), self.action_space, step=1)
+        policy: Any = self.policy
+        return policy.predict(observation, state, episode_start, deterministic, action_masks=action_masks)
+
+    def _lean_collection(self, env: VecEnv, rollout_buffer: RolloutBuffer) -> None:
+        return None
+
+    def _plain_collection(self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+        own: Any = self  # the loop asks its model for nothing that we have not
+        watched: Any = _OwnEnvironment(callback, env)
+        return MaskablePPO.collect_rollouts(
+            own, _CheckedMasks(env), watched, rollout_buffer, n_rollout_steps, self._use_masking
+        )
+
+    def _distribution(self, batch: Batch) -> Distribution:
+        policy: Any = self.policy
+        return without_masks(policy.get_distribution(batch.observations, action_masks=batch.action_masks))
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_use_masking"]

@@ -54,8 +54,8 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
     expected_in_zip: ClassVar[Set[str]] = frozenset()
     saved_by: ClassVar[str] = "an on-policy algorithm"
 
-    # What stands in a saved model for its kind: subclasses of the user's own are of the kind of their base. A file without a
-    # word on it, as all were once, is of the second
+    # What stands in a saved model for its kind: subclasses of the user's own are of the kind of their base. A file that says
+    # nothing of it is of the second
     kind: ClassVar[str] = ""
     kind_of_old_files: ClassVar[str] = ""
     # What a policy class is derived from
@@ -99,7 +99,8 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             saved = vars(self).get("_random")
             with building:
                 self._build()
-            self.saved_kind = self.kind
+            if self.kind != self.kind_of_old_files:
+                self.saved_kind = self.kind
             if saved is not None and saved.seed == self.seed:
                 # A model that was saved goes on with the numbers that it would have drawn
                 self._random = saved

@@ -216,9 +216,16 @@ class MaskableTRPO(TRPO):
         progress_bar: bool = False,
     ) -> SelfMaskable:
         """
-        Train for at least a number of environment steps (see SB3's ``BaseAlgorithm.learn`` for the parameters).
+        Train for at least a number of environment steps.
 
+        :param total_timesteps: number of environment steps to train for, at least
+        :param callback: called at every step, as SB3's ``BaseAlgorithm.learn`` does
+        :param log_interval: number of rollouts between two rows of the log
+        :param tb_log_name: name of the run in TensorBoard
+        :param reset_num_timesteps: whether to count steps from zero, and begin with a reset
         :param use_masking: whether to ask the environment which actions are possible
+        :param progress_bar: whether to show one
+        :return: the model
         :raises ValueError: if the environment does not say
         """
         if use_masking and self.env is not None and not is_masking_supported(self.env):
@@ -238,8 +245,12 @@ class MaskableTRPO(TRPO):
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        Return the policy's actions (see SB3's ``BaseAlgorithm.predict`` for the other parameters).
+        Return the policy's actions, and the state as it was given.
 
+        :param observation: one observation or a row for each environment
+        :param state: handed back; this policy has none
+        :param episode_start: of no account to a policy without a state
+        :param deterministic: whether to take the most probable action
         :param action_masks: which actions are possible, all of them if not given; a row for each observation
         :raises ValueError: if a row leaves no action, or is of another size
         """

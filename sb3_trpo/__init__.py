@@ -9,6 +9,7 @@ from sb3_trpo.trpo import TRPO
 
 if TYPE_CHECKING:
     from sb3_trpo.maskable import MaskableTRPO
+    from sb3_trpo.recurrent import RecurrentTRPO
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,7 @@ __all__ = [
     "MaskableTRPO",
     "MlpPolicy",
     "MultiInputPolicy",
+    "RecurrentTRPO",
     "UpdateReport",
     "__version__",
     "kl_old_new",
@@ -30,4 +32,8 @@ def __getattr__(name: str) -> Any:
         from sb3_trpo.maskable import MaskableTRPO
 
         return MaskableTRPO
+    if name == "RecurrentTRPO":
+        from sb3_trpo.recurrent import RecurrentTRPO
+
+        return RecurrentTRPO
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -200,6 +200,15 @@ def frozen(distribution: Distribution) -> Distribution:
     return _Copy(_without_graph, double=True)(distribution)
 
 
+def selected(distribution: Distribution, rows: th.Tensor, n: int) -> Distribution:
+    """Return a copy of an SB3 action distribution for n states, with its graph, of some of them."""
+    of_some = _Copy(lambda tensor: tensor[rows] if tensor.shape[:1] == (n,) else tensor, share=True)(distribution)
+    for factor in factors_of(of_some):
+        if factor._batch_shape[:1] == (n,):
+            factor._batch_shape = th.Size((len(rows), *factor._batch_shape[1:]))
+    return of_some
+
+
 def tensors_of(distribution: Distribution) -> list[th.Tensor]:
     """List the tensors of floats that an SB3 action distribution is made of, in an order that the policy does not change."""
     tensors: list[th.Tensor] = []

@@ -1,0 +1,338 @@
+"""
+TRPO for policies with a memory: ``RecurrentTRPO``.
+
+Surrogate and KL are those of whole sequences: each is run from its first step, so that they are the policy's own. What stays
+approximate is the state at the beginning of a rollout, in the middle of an episode: earlier parameters made it, and it is held
+fixed.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo.distributions import selected
+from sb3_trpo.objective import Batch, normalize_advantages, rows_of
+from sb3_trpo.policies import CountsFromZero
+from sb3_trpo.rollout import check_full
+from sb3_trpo.trpo import TRPO
+
+try:
+    from sb3_contrib import RecurrentPPO
+    from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
+    from sb3_contrib.common.recurrent.policies import (
+        RecurrentActorCriticCnnPolicy,
+        RecurrentActorCriticPolicy,
+        RecurrentMultiInputActorCriticPolicy,
+    )
+    from sb3_contrib.common.recurrent.type_aliases import RNNStates
+except ImportError as error:
+    raise ImportError(f"RecurrentTRPO needs sb3-contrib: pip install 'sb3_trpo[contrib]' ({error})") from error
+
+# A piece is as long as its longest sequence; one shorter than this share of it begins a new piece
+LEAST_SHARE = 0.6
+# Numbers that a graph of LSTMs may hold
+GRAPH_NUMBERS = 2**25
+
+
+class MlpLstmPolicy(RecurrentActorCriticPolicy, CountsFromZero):
+    """sb3-contrib's ``RecurrentActorCriticPolicy``, saved with all of its arguments (see there for them)."""
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """Return the extractor; torch's LSTM takes no NumPy number for its size."""
+        extractor = super().make_features_extractor()
+        extractor._features_dim = int(extractor._features_dim)
+        return extractor
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {
+            "share_features_extractor": self.share_features_extractor,
+            "lstm_hidden_size": self.lstm_actor.hidden_size,
+            "n_lstm_layers": self.lstm_actor.num_layers,
+            "shared_lstm": self.shared_lstm,
+            "enable_critic_lstm": self.enable_critic_lstm,
+            "lstm_kwargs": self.lstm_kwargs,
+        }
+
+
+class CnnLstmPolicy(MlpLstmPolicy, RecurrentActorCriticCnnPolicy):
+    """sb3-contrib's ``RecurrentActorCriticCnnPolicy``; extractors are separate unless the LSTM is shared."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"share_features_extractor": kwargs.get("shared_lstm", False), **kwargs})
+
+
+class MultiInputLstmPolicy(MlpLstmPolicy, RecurrentMultiInputActorCriticPolicy):
+    """sb3-contrib's ``RecurrentMultiInputActorCriticPolicy``; extractors are separate unless the LSTM is shared."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"share_features_extractor": kwargs.get("shared_lstm", False), **kwargs})
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceBatch(Batch):
+    """
+    Transitions in sequences, one after the other and each in the order of time. The unit of everything is the sequence.
+
+    :param observations: as in :class:`Batch`, like all of these up to ``action_masks``
+    :param actions: shape (n, *action_shape)
+    :param old_log_prob: shape (n,)
+    :param advantages: shape (n,)
+    :param returns: shape (n,)
+    :param weights: shape (n,)
+    :param action_masks: shape (n, n_masks)
+    :param lengths: number of steps of each sequence, shape (n_sequences,)
+    :param states: of the LSTMs before the first step of each, of shape (n_layers, n_sequences, hidden_size)
+    """
+
+    lengths: th.Tensor = field(kw_only=True)
+    states: RNNStates = field(kw_only=True)
+
+    def select(self, rows: slice | th.Tensor) -> "SequenceBatch":
+        """Return some of the sequences; their weights no longer sum to one."""
+        chosen = th.arange(len(self.lengths), device=self.lengths.device)[rows]
+        starts = self.lengths.cumsum(0) - self.lengths
+        parts = [th.arange(int(starts[i]), int(starts[i] + self.lengths[i]), device=starts.device) for i in chosen.tolist()]
+        return self._of(th.cat(parts), chosen, self.lengths[chosen])
+
+    def _of(self, rows: th.Tensor, chosen: th.Tensor, lengths: th.Tensor) -> "SequenceBatch":
+        names = ("observations", "actions", "old_log_prob", "advantages", "returns", "weights", "action_masks")
+        states = RNNStates(*(tuple(part[:, chosen].contiguous() for part in pair) for pair in self.states))
+        fields = {name: rows_of(getattr(self, name), rows) for name in names}
+        return SequenceBatch(**fields, lengths=lengths, states=states)
+
+    def few(self, n: int) -> "SequenceBatch":
+        """Return about n transitions for a look at them: the beginnings of the first sequences."""
+        lengths = self.lengths.clamp(max=n)
+        n_sequences = int((lengths.cumsum(0) < n).sum()) + 1
+        chosen = th.arange(len(lengths), device=lengths.device)[:n_sequences]
+        starts = self.lengths.cumsum(0) - self.lengths
+        parts = [th.arange(int(starts[i]), int(starts[i] + lengths[i]), device=starts.device) for i in chosen.tolist()]
+        return self._of(th.cat(parts), chosen, lengths[chosen])
+
+    def thinned(self, factor: int, permutation: Callable[[int], np.ndarray] = np.random.permutation) -> "SequenceBatch":
+        """Return one in ``factor`` of the sequences, drawn at random, with the same sum of weights."""
+        if factor == 1:
+            return self
+        n = len(self.lengths)
+        thin = self.select(th.as_tensor(permutation(n)[: -(-n // factor)], device=self.lengths.device))
+        return thin._replace(weights=thin.weights * (self.weights.sum() / thin.weights.sum()))
+
+    def split(self, size: int | None) -> list["SequenceBatch"]:
+        """Cut into pieces of sequences of about one length, of at most ``size`` transitions or one sequence."""
+        order = self.lengths.argsort(descending=True, stable=True).tolist()
+        lengths = self.lengths.tolist()
+        pieces: list[list[int]] = []
+        for i in order:
+            longest = lengths[pieces[-1][0]] if pieces else 0
+            is_full = bool(pieces) and size is not None and (len(pieces[-1]) + 1) * longest > size
+            if not pieces or is_full or lengths[i] < LEAST_SHARE * longest:
+                pieces.append([])
+            pieces[-1].append(i)
+        if len(pieces) == 1:
+            return [self]
+        return [self.select(th.as_tensor(sorted(piece), device=self.lengths.device)) for piece in pieces]
+
+    def padded(self) -> tuple[Any, th.Tensor, th.Tensor]:
+        """
+        Return what sb3-contrib's policies take: sequences of one length, in which the last step is repeated.
+
+        :return: observations of n_sequences * length rows, zeros for their episode starts, and where among the rows the
+            transitions are
+        """
+        length = int(self.lengths.max())
+        starts = self.lengths.cumsum(0) - self.lengths
+        step = th.arange(length, device=starts.device)
+        index = (starts[:, None] + th.minimum(step, self.lengths[:, None] - 1)).flatten()
+        rows = (step < self.lengths[:, None]).flatten().nonzero().squeeze(1)
+        zeros = th.zeros(len(index), dtype=th.float32, device=starts.device)
+        return rows_of(self.observations, index), zeros, rows
+
+
+class RecurrentTRPO(TRPO):
+    """
+    TRPO for policies with an LSTM, sb3-contrib's.
+
+    It takes the arguments of :class:`sb3_trpo.TRPO`, and ``MlpLstmPolicy``, ``CnnLstmPolicy`` or ``MultiInputLstmPolicy`` with
+    sb3-contrib's ``policy_kwargs``: ``lstm_hidden_size``, ``n_lstm_layers``, ``shared_lstm``, ``enable_critic_lstm`` and
+    ``lstm_kwargs``. ``predict`` takes and returns the state of the LSTM, as that of ``RecurrentPPO``.
+
+    :raises ImportError: without sb3-contrib
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpLstmPolicy": MlpLstmPolicy,
+        "CnnLstmPolicy": CnnLstmPolicy,
+        "MultiInputLstmPolicy": MultiInputLstmPolicy,
+    }
+    saved_by: ClassVar[str] = "sb3_trpo.RecurrentTRPO"
+    kind: ClassVar[str] = "RecurrentTRPO"
+    policy_base: ClassVar[type[BasePolicy]] = RecurrentActorCriticPolicy
+
+    _last_lstm_states: Any = None
+
+    def _build(self) -> None:
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        self.policy = self.policy_class(  # type: ignore[assignment]
+            self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
+        )
+        self.policy = self.policy.to(self.device)
+        if self.policy.squash_output and not np.all([-self.action_space.low == 1, self.action_space.high == 1]):  # type: ignore
+            raise ValueError(
+                f"squash_output needs actions from -1 to 1, got {self.action_space}: sb3-contrib collects with them as they "
+                "are, gymnasium.wrappers.RescaleAction makes them so"
+            )
+        of_dicts = isinstance(self.observation_space, spaces.Dict)
+        buffer: Any = self.rollout_buffer_class or (RecurrentDictRolloutBuffer if of_dicts else RecurrentRolloutBuffer)
+        if not issubclass(buffer, RecurrentRolloutBuffer | RecurrentDictRolloutBuffer):
+            raise TypeError(f"rollout_buffer_class must be a recurrent rollout buffer of sb3-contrib, got {buffer!r}")
+        self.rollout_buffer_class = buffer
+        lstm: Any = self.policy.lstm_actor
+        self.rollout_buffer = buffer(
+            self.n_steps,
+            self.observation_space,
+            self.action_space,
+            (self.n_steps, lstm.num_layers, self.n_envs, lstm.hidden_size),
+            self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_envs,
+            **self.rollout_buffer_kwargs,
+        )
+        self._forget()
+
+    def _forget(self) -> None:
+        """Put zeros in the memory of every environment."""
+        lstm: Any = self.policy.lstm_actor
+        shape = (lstm.num_layers, self.n_envs, lstm.hidden_size)
+        pi, vf = (tuple(th.zeros(shape, device=self.device) for _ in range(2)) for _ in range(2))
+        self._last_lstm_states = RNNStates(pi, vf)
+
+    def _setup_learn(
+        self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
+    ) -> Any:
+        begins = reset_num_timesteps or self._last_obs is None
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
+        if begins:
+            self._forget()
+        return result
+
+    def _finish_load(self, saved: Collection[str], given: Collection[str]) -> None:
+        if self._last_obs is not None:
+            # The memory is not in the file: the observation that is goes with none
+            self._last_episode_starts = np.ones(self.n_envs, dtype=bool)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_last_lstm_states"]
+
+    def _lean_collection(self, env: VecEnv, rollout_buffer: RolloutBuffer) -> None:
+        return None
+
+    def _plain_collection(self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+        own: Any = self
+        return RecurrentPPO.collect_rollouts(own, env, callback, rollout_buffer, n_rollout_steps)
+
+    def _by_environment(self, array: np.ndarray, shape: tuple[int, ...] = ()) -> np.ndarray:
+        """Return an array of the buffer environment by environment, whether ``get`` has turned it round yet or not."""
+        if array.shape[:2] == (self.n_steps, self.n_envs):
+            array = self.rollout_buffer.swap_and_flatten(array)
+        return array.reshape(-1, *shape)
+
+    def _stored_states(self, kind: str) -> list[np.ndarray]:
+        """Return hidden and cell states before each step, environment by environment, shape (n, n_layers, hidden_size)."""
+        stored = [getattr(self.rollout_buffer, f"{name}_states_{kind}") for name in ("hidden", "cell")]
+        # (n_steps, n_layers, n_envs, hidden_size) until `get` is called
+        return [s.transpose(2, 0, 1, 3).reshape(-1, s.shape[1], s.shape[3]) if s.ndim == 4 else s for s in stored]
+
+    def _starts(self) -> np.ndarray:
+        """Return where an episode starts, environment by environment, shape (n,)."""
+        return self._by_environment(self.rollout_buffer.episode_starts) > 0.5
+
+    def _states_at(self, rows: np.ndarray) -> RNNStates:
+        """Return the states before these steps; what is stored where an episode starts is of the one before."""
+        goes_on = (~self._starts()[rows]).astype(np.float32)[None, :, None]
+        pairs = (
+            tuple(self._to_torch(states[rows].swapaxes(0, 1) * goes_on) for states in self._stored_states(kind))
+            for kind in ("pi", "vf")
+        )
+        return RNNStates(*pairs)
+
+    def _to_torch(self, array: np.ndarray) -> th.Tensor:
+        return th.as_tensor(np.ascontiguousarray(array), device=self.device)
+
+    def _full_batch(self) -> SequenceBatch:
+        buffer: Any = self.rollout_buffer
+        check_full(buffer)
+        stored, shapes = buffer.observations, buffer.obs_shape
+        observations: Any = (
+            {key: self._to_torch(self._by_environment(stored[key], shapes[key])) for key in stored}
+            if isinstance(stored, dict)
+            else self._to_torch(self._by_environment(stored, shapes))
+        )
+        actions = self._to_torch(self._by_environment(buffer.actions, (buffer.action_dim,)).astype(np.float32))
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.long().flatten()
+        old_log_prob, advantages, returns = (
+            self._to_torch(self._by_environment(np.asarray(array)).astype(np.float32))
+            for array in (buffer.log_probs, buffer.advantages, buffer.returns)
+        )
+        counts = np.ones((self.n_steps, self.n_envs), bool) if self._wasted_steps is None else ~self._wasted_steps
+        weights = self._to_torch(counts.T.reshape(-1).astype(np.float32) / counts.sum())
+        if self.normalize_advantage:
+            advantages = normalize_advantages(advantages, weights)
+        begins = self._starts().copy()
+        begins[:: self.n_steps] = True
+        first = np.flatnonzero(begins)
+        lengths = np.diff([*first, len(begins)])
+        return SequenceBatch(
+            observations,
+            actions,
+            old_log_prob,
+            advantages,
+            returns,
+            weights,
+            lengths=self._to_torch(lengths),
+            states=self._states_at(first),
+        )
+
+    def _distribution(self, batch: Batch) -> Distribution:
+        assert isinstance(batch, SequenceBatch)
+        observations, starts, rows = batch.padded()
+        policy: Any = self.policy
+        distribution, _ = policy.get_distribution(observations, batch.states.pi, starts)
+        return distribution if len(rows) == len(starts) else selected(distribution, rows, len(starts))
+
+    def _values(self, batch: Any) -> th.Tensor:
+        observations, starts, rows = batch.padded()
+        policy: Any = self.policy
+        return policy.predict_values(observations, batch.states.vf, starts).flatten()[rows]
+
+    def _value_epochs(self, batch: Batch) -> Iterator[Iterable[Any]]:
+        n = len(batch.returns)
+        for _ in range(self.n_critic_updates):
+            # sb3-contrib's pieces: consecutive steps from a random one on, the states before them those of the rollout
+            order = np.roll(np.arange(n), -int(self._random.permutation(n)[0]))
+            yield (self._piece(batch, order[at : at + self.batch_size]) for at in range(0, n, self.batch_size))
+
+    def _piece(self, batch: Batch, rows: np.ndarray) -> SequenceBatch:
+        begins = self._starts()[rows] | (rows % self.n_steps == 0)
+        begins[0] = True
+        first = np.flatnonzero(begins)
+        chosen = self._to_torch(rows)
+        names = ("observations", "actions", "old_log_prob", "advantages", "returns", "weights")
+        fields = (rows_of(getattr(batch, name), chosen) for name in names)
+        lengths = self._to_torch(np.diff([*first, len(rows)]))
+        return SequenceBatch(*fields, lengths=lengths, states=self._states_at(rows[first]))
+
+    def _chunk_size(self) -> int:
+        lstm: Any = self.policy.lstm_actor
+        return min(super()._chunk_size(), max(128, GRAPH_NUMBERS // (16 * lstm.num_layers * lstm.hidden_size)))

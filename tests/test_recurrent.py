@@ -1,0 +1,169 @@
+"""The limit holds for policies with a memory, measured step by step; states and observations belong together."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+
+from sb3_trpo import TRPO
+from sb3_trpo.recurrent import RecurrentTRPO, SequenceBatch
+from tests.from_outside import joint_kl_by_hand
+from tests.small_models import (
+    BOX,
+    DICT,
+    DISCRETE,
+    IMAGE,
+    MULTI_BINARY,
+    MULTI_DISCRETE,
+    VECTOR,
+    Case,
+    policy_state,
+    small_model,
+)
+
+SMALL = {"lstm_hidden_size": 8}
+
+
+def case(
+    policy: str = "MlpLstmPolicy",
+    observation_space: spaces.Space = VECTOR,
+    action_space: spaces.Space = BOX,
+    *,
+    use_sde: bool = False,
+    **policy_kwargs: Any,
+) -> Case:
+    arguments = {"policy_kwargs": SMALL | policy_kwargs, "use_sde": use_sde}
+    return Case(policy, observation_space, action_space, 2, arguments)
+
+
+CASES = {
+    "box": case(),
+    "discrete": case("MlpLstmPolicy", VECTOR, DISCRETE),
+    "multi_discrete": case("MlpLstmPolicy", spaces.MultiDiscrete([3, 2]), MULTI_DISCRETE),
+    "multi_binary": case("MlpLstmPolicy", VECTOR, MULTI_BINARY),
+    "shared": case(shared_lstm=True, enable_critic_lstm=False),
+    "no_critic_lstm": case(enable_critic_lstm=False),
+    "two_layers_dropout": case(n_lstm_layers=2, lstm_kwargs={"dropout": 0.5}),
+    "dict": case("MultiInputLstmPolicy", DICT, DISCRETE),
+    "cnn": case("CnnLstmPolicy", IMAGE, BOX),
+    "cnn_shared": case("CnnLstmPolicy", IMAGE, DISCRETE, share_features_extractor=True),
+    "gsde": case(use_sde=True),
+}
+
+
+class Measured(RecurrentTRPO):
+    """Every update is measured with sb3-contrib's single-step calls."""
+
+    measurements: tuple[tuple[Any, float], ...] = ()
+
+    def train(self) -> None:
+        rollout = self._copied()
+        old = self._step_by_step(rollout)
+        super().train()
+        assert self.last_update is not None
+        kls = [joint_kl_by_hand(a, b) for a, b in zip(old, self._step_by_step(rollout), strict=True)]
+        n_factors = len(kls) // self.n_steps
+        self.measurements += ((self.last_update.step, float(th.stack(kls).mean()) * n_factors),)
+
+    def _copied(self) -> Any:
+        buffer: Any = self.rollout_buffer
+        obs = buffer.observations
+        observations = {k: v.copy() for k, v in obs.items()} if isinstance(obs, dict) else obs.copy()
+        states = [th.tensor(s[0]) for s in (buffer.hidden_states_pi, buffer.cell_states_pi)]
+        return observations, buffer.episode_starts.copy(), states
+
+    @th.no_grad()
+    def _step_by_step(self, rollout: Any) -> list[Any]:
+        observations, starts, state = rollout
+        policy: Any = self.policy
+        policy.set_training_mode(False)
+        result = []
+        for t in range(self.n_steps):
+            is_dict = isinstance(observations, dict)
+            obs = {k: th.tensor(v[t]) for k, v in observations.items()} if is_dict else th.tensor(observations[t])
+            distribution, state = policy.get_distribution(obs, tuple(state), th.tensor(starts[t]))
+            inner = distribution.distribution
+            for one in inner if isinstance(inner, list) else [inner]:
+                if isinstance(one, th.distributions.Normal):
+                    result.append(th.distributions.Normal(one.mean.clone(), one.stddev.clone()))
+                else:
+                    result.append(type(one)(logits=one.logits.clone()))
+        return result
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_limit_holds_measured_step_by_step(name: str) -> None:
+    """After every update the KL over the rollout's steps, each asked alone, is within target_kl and as reported."""
+    model = CASES[name].model(Measured, target_kl=0.02, learning_rate=1e-2)
+    assert isinstance(model, Measured)
+    model.learn(3 * 64)
+    assert len(model.measurements) == 3 and any(step.accepted for step, _ in model.measurements)
+    for step, mean_kl in model.measurements:
+        assert mean_kl <= 0.02 + 1e-6
+        assert mean_kl == pytest.approx(step.mean_kl, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["box", "multi_discrete", "shared", "dict"])
+def test_batch_is_the_policy_that_acted_in_either_layout(name: str) -> None:
+    """The log-probabilities of whole sequences are those stored, before and after ``get``, which draws; reading does not."""
+    model = CASES[name].model(RecurrentTRPO)
+    model.learn(64)
+    model.collect_rollouts(model.env, _silent(model), model.rollout_buffer, model.n_steps)  # type: ignore[arg-type]
+    state = np.random.get_state()[1].copy()  # type: ignore[index]
+    batch = model._full_batch()
+    assert (np.random.get_state()[1] == state).all()  # type: ignore[index]
+    next(model.rollout_buffer.get(None))
+    for one in (batch, model._full_batch()):
+        assert isinstance(one, SequenceBatch) and int(one.lengths.sum()) == 64
+        for chunk in [one, *one.split(24), one.thinned(2, np.random.default_rng(0).permutation)]:
+            with th.no_grad():
+                log_prob = model._distribution(chunk).log_prob(chunk.actions)
+            th.testing.assert_close(log_prob, chunk.old_log_prob, rtol=1e-4, atol=1e-5)
+    assert sum(float(chunk.weights.sum()) for chunk in batch.split(24)) == pytest.approx(1.0)
+    values = model._by_environment(model.rollout_buffer.values)  # type: ignore[attr-defined]
+    with th.no_grad():
+        th.testing.assert_close(model._values(batch).numpy(), values, rtol=1e-4, atol=1e-5)
+
+
+def _silent(model: TRPO) -> Any:
+    _, callback = model._setup_learn(64, None, False)
+    return callback
+
+
+def test_one_chunk_and_many_make_the_same_step() -> None:
+    """Sorting by length does not mix rows."""
+    states = []
+    for size in (10_000, 16):
+        model = CASES["discrete"].model(RecurrentTRPO, n_critic_updates=0)
+        model._chunk_size = lambda size=size: size  # type: ignore[method-assign,misc]
+        model.learn(64)
+        assert model.last_update is not None and model.last_update.step.accepted
+        states.append(policy_state(model))
+    for name, value in states[0].items():
+        th.testing.assert_close(value, states[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_same_seed_same_weights_and_a_zip_is_of_its_kind(tmp_path: pathlib.Path) -> None:
+    """Twice in a row; loaded with another number of environments; refused by TRPO, which refuses the policy too."""
+    one, other = (CASES["box"].model(RecurrentTRPO).learn(128) for _ in range(2))
+    assert all(th.equal(value, policy_state(other)[name]) for name, value in policy_state(one).items())
+    one.save(tmp_path / "model")
+    loaded = RecurrentTRPO.load(tmp_path / "model", env=Case(n_envs=3).env(), device="cpu")
+    loaded.learn(64, reset_num_timesteps=False)
+    with pytest.raises(ValueError, match="holds a model of RecurrentTRPO, expected one of TRPO"):
+        TRPO.load(tmp_path / "model", device="cpu")
+    small_model().save(tmp_path / "plain")
+    with pytest.raises(ValueError, match="holds a model of TRPO, expected one of RecurrentTRPO"):
+        RecurrentTRPO.load(tmp_path / "plain", device="cpu")
+
+
+@pytest.mark.parametrize("name", ["shared", "no_critic_lstm", "two_layers_dropout"])
+def test_policy_is_saved_with_every_argument(name: str, tmp_path: pathlib.Path) -> None:
+    """sb3-contrib forgets those of the LSTM."""
+    policy: Any = CASES[name].model(RecurrentTRPO).policy
+    policy.save(tmp_path / "policy")
+    loaded = type(policy).load(tmp_path / "policy", device="cpu")
+    assert all(th.equal(value, loaded.state_dict()[key]) for key, value in policy.state_dict().items())

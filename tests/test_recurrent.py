@@ -9,6 +9,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_trpo import TRPO
+from sb3_trpo.inspect import TrustRegionRecorder, read_run
 from sb3_trpo.recurrent import RecurrentTRPO, SequenceBatch
 from tests.from_outside import joint_kl_by_hand
 from tests.small_models import (
@@ -167,3 +168,11 @@ def test_policy_is_saved_with_every_argument(name: str, tmp_path: pathlib.Path) 
     policy.save(tmp_path / "policy")
     loaded = type(policy).load(tmp_path / "policy", device="cpu")
     assert all(th.equal(value, loaded.state_dict()[key]) for key, value in policy.state_dict().items())
+
+
+def test_recorder_draws_the_updates(tmp_path: pathlib.Path) -> None:
+    """States and slice of each update are measured on sequences."""
+    model = CASES["discrete"].model(RecurrentTRPO)
+    model.learn(128, callback=TrustRegionRecorder(tmp_path, pictures_every=1))
+    run = read_run(tmp_path)
+    assert len(run.states) == len(run.slices) == 2

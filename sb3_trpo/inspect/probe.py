@@ -70,6 +70,10 @@ def affordable(space: spaces.Space) -> int:
 
 def sample(batch: Batch, n: int) -> Batch:
     """Return at most n of the transitions that count, the same ones each time, with weights that sum to one."""
+    if type(batch) is not Batch:
+        # Sequences are looked at from their beginning
+        few = batch.few(n)
+        return few._replace(weights=few.weights / few.weights.sum())
     rows = batch.weights.nonzero().squeeze(1)
     if len(rows) > n:
         # Not every second one, which with two environments would be one of them; with a generator that is nobody else's

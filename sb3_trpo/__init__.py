@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sb3_trpo.about import __version__, system_info
 from sb3_trpo.metrics import UpdateReport
 from sb3_trpo.objective import kl_old_new
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
     from sb3_trpo.maskable import MaskableTRPO
     from sb3_trpo.maskable_recurrent import MaskableRecurrentTRPO
     from sb3_trpo.recurrent import RecurrentTRPO
-
-__version__ = "0.1.0"
 
 __all__ = [
     "TRPO",
@@ -26,6 +25,7 @@ __all__ = [
     "UpdateReport",
     "__version__",
     "kl_old_new",
+    "system_info",
 ]
 
 

@@ -150,10 +150,10 @@ class _WithMasks(RolloutBuffer):
         yield from super().get(batch_size)
 
     def _get_samples(self, batch_inds: np.ndarray, *args: Any) -> Any:
-        data: tuple[Any, ...] = super()._get_samples(batch_inds, *args)
+        data: Any = super()._get_samples(batch_inds, *args)
         pad: Any = self.pad  # type: ignore[attr-defined]
         masks = pad(self.action_masks[batch_inds], 1.0).reshape(-1, self.mask_dims)
-        return MaskableRecurrentRolloutBufferSamples(*data, masks)
+        return MaskableRecurrentRolloutBufferSamples(**data._asdict(), action_masks=masks)
 
 
 class MaskableRecurrentRolloutBuffer(_WithMasks, RecurrentRolloutBuffer, MaskableRolloutBuffer):  # type: ignore[misc]

@@ -113,7 +113,18 @@ def weighted_mean(values: th.Tensor, weights: th.Tensor) -> th.Tensor:
     return (weights * without_padding(values, weights)).sum()
 
 
-def normalize_advantages(advantages: th.Tensor, weights: th.Tensor) -> th.Tensor:
+def _of_everything(part: th.Tensor) -> th.Tensor:
+    """Return what a part comes to where there is no other part."""
+    return part
+
+
+def normalize_advantages(
+    advantages: th.Tensor,
+    weights: th.Tensor,
+    *,
+    total: Callable[[th.Tensor], th.Tensor] = _of_everything,
+    largest: Callable[[th.Tensor], th.Tensor] = _of_everything,
+) -> th.Tensor:
     """
     Shift advantages to mean zero and scale them to standard deviation one (with Bessel's correction, as SB3 does).
 
@@ -122,15 +133,18 @@ def normalize_advantages(advantages: th.Tensor, weights: th.Tensor) -> th.Tensor
 
     :param advantages: shape (n,)
     :param weights: shape (n,), see :class:`Batch`
+    :param total: completes sums where these advantages are a part of more, as in :class:`PolicyProblem`
+    :param largest: the same for the largest of them
     :return: shape (n,)
     """
-    n = th.count_nonzero(weights)
     # In units of the largest one nothing over- or underflows on the way
-    largest = without_padding(advantages, weights).abs().max()
-    advantages = advantages / th.where(largest > 0, largest, th.ones_like(largest))
-    centred = advantages - weighted_mean(advantages, weights)
-    std = (weighted_mean(centred**2, weights) * n / (n - 1)).sqrt()
-    rounding = 10 * th.finfo(advantages.dtype).eps * weighted_mean(advantages.abs(), weights)
+    unit = largest(without_padding(advantages, weights).abs().max())
+    advantages = advantages / th.where(unit > 0, unit, th.ones_like(unit))
+    sums = (weighted_mean(advantages, weights), weighted_mean(advantages.abs(), weights), (weights != 0).sum().to(advantages))
+    mean, mean_size, n = total(th.stack(sums))
+    centred = advantages - mean
+    std = (total(weighted_mean(centred**2, weights)) * n / (n - 1)).sqrt()
+    rounding = 10 * th.finfo(advantages.dtype).eps * mean_size
     return th.where(std <= rounding, th.zeros_like(centred), centred / std)
 
 
@@ -247,7 +261,7 @@ class PolicyProblem:
         forward_fisher: ForwardBuilder | None = None,
         fisher_path: str = "",
         is_random: bool = False,
-        total: Callable[[th.Tensor], th.Tensor] = lambda value: value,
+        total: Callable[[th.Tensor], th.Tensor] = _of_everything,
     ):
         self.distribution_of = distribution_of
         self.parameters = parameters
@@ -279,10 +293,11 @@ class PolicyProblem:
             gradient = flat_gradient(term, self.parameters).add_(gradient.to(term))
             surrogate += float(surrogate_term(old, chunk))
         self.graph = None
-        return self._completed(surrogate), self.total(gradient)
+        (surrogate,) = self._completed(surrogate)
+        return surrogate, self.total(gradient)
 
-    def _completed(self, value: float) -> float:
-        return float(self.total(th.tensor(value, dtype=th.float64)))
+    def _completed(self, *sums: float) -> list[float]:
+        return self.total(th.tensor(sums, dtype=th.float64)).tolist()
 
     def fisher_vector_product(self) -> MatrixVectorProduct:
         """Return v -> F v at θ_old, both of shape (n_params,); ``fisher_path`` then says how it is made."""
@@ -345,7 +360,8 @@ class PolicyProblem:
         for chunk, old, new in zip(self.chunks, self.old_distributions, self.new_distributions, strict=True):
             surrogate += float(surrogate_term(new, chunk))
             mean_kl += float(kl_term(old, new, chunk))
-        return self._completed(surrogate), self._completed(mean_kl)
+        surrogate, mean_kl = self._completed(surrogate, mean_kl)
+        return surrogate, mean_kl
 
     def entropy(self, *, of_new: bool) -> float | None:
         """
@@ -363,4 +379,5 @@ class PolicyProblem:
             if entropy is None:
                 return None
             total += float(weighted_mean(per_state(entropy), chunk.weights))
-        return self._completed(total)
+        (total,) = self._completed(total)
+        return total

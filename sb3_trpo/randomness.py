@@ -30,6 +30,14 @@ class RandomNumbers:
         """Return the generator of a rollout's actions; of the process' generators torch's seeds it, as SB3 draws from that."""
         return self.own or np.random.default_rng(int(th.randint(2**63 - 1, (), device="cpu")))
 
+    def of_process(self, rank: int) -> "RandomNumbers":
+        """Return numbers of another process, which have nothing in common with these (those of rank 0)."""
+        other = copy.deepcopy(self)
+        if self.own is not None:
+            bits: Any = self.own.bit_generator
+            other.own = other._orders = np.random.Generator(bits.jumped(rank))
+        return other
+
     def twin(self) -> "RandomNumbers":
         """Return one that draws the same numbers as this one would, and leaves them to it."""
         twin = copy.deepcopy(self)

@@ -21,7 +21,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.distributions import selected
-from sb3_trpo.objective import Batch, normalize_advantages, rows_of
+from sb3_trpo.objective import Batch, rows_of
 from sb3_trpo.policies import CountsFromZero
 from sb3_trpo.rollout import check_full
 from sb3_trpo.trpo import TRPO
@@ -315,9 +315,9 @@ class RecurrentTRPO(TRPO):
             for array in (buffer.log_probs, buffer.advantages, buffer.returns)
         )
         counts = np.ones((self.n_steps, self.n_envs), bool) if self._wasted_steps is None else ~self._wasted_steps
-        weights = self._to_torch(counts.T.reshape(-1).astype(np.float32) / counts.sum())
-        if self.normalize_advantage:
-            advantages = normalize_advantages(advantages, weights)
+        n_counted = np.int64(self._peers.total(th.tensor(counts.sum(), dtype=th.float64, device="cpu")))
+        weights = self._to_torch(counts.T.reshape(-1).astype(np.float32) / n_counted)
+        advantages = self._normalized(advantages, weights)
         begins = self._starts().copy()
         begins[:: self.n_steps] = True
         first = np.flatnonzero(begins)

@@ -26,11 +26,11 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
-from sb3_trpo.distributions import drop_graphs
 from sb3_trpo.fast.elementwise import in_place
 from sb3_trpo.fast.gauss_newton import CLOSED_FORM, N_COMPARED, agrees, is_plain_gsde
 from sb3_trpo.fast.network import Stage, is_as_read, is_as_sb3, is_quicker_on_gpu, read_actor, read_critic, run
 from sb3_trpo.fast.numpy_layers import forward
+from sb3_trpo.guards.left_graphs import drop_graphs
 from sb3_trpo.rollout import Acted, Observations, is_sb3s_own, rows_of
 from sb3_trpo.trust_region.fisher import flatten, unflatten
 

@@ -38,6 +38,17 @@ def test_page_on_the_trust_region_runs_and_has_its_pictures(tmp_path: Path, monk
     assert len(pictures) >= 8 and all(path.is_file() for path in pictures)
 
 
+@pytest.mark.parametrize("name", ["recurrent_trpo", "maskable_trpo", "maskable_recurrent_trpo"])
+def test_pages_of_the_variants_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in names of its own."""
+    monkeypatch.chdir(tmp_path)
+    blocks = PYTHON.findall((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8"))
+    names: dict[str, object] = {}
+    for code in blocks:
+        exec(compile(code, f"docs/{name}.md", "exec"), names)
+    assert blocks and "model" in names
+
+
 def test_readme_explains_every_metric() -> None:
     """The table of metrics is the one that the logger follows, word for word."""
     rows = re.findall(r"^\| `((?:train|time)/\w+)` \| (.*) \|$", README, flags=re.MULTILINE)

@@ -120,6 +120,12 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             warnings.warn(WARNING.format(what=what), stacklevel=2)
         return of_actor
 
+    def _chosen_states(self, states: Any) -> Batch:
+        """Return observations that somebody wants to look at as a batch of which nothing else is known."""
+        observations = self.policy.obs_to_tensor(states)[0]
+        n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+        return Batch(observations, *[th.zeros(n, device=self.device)] * 5)
+
     def _policy_problem(self, batch: Batch, parameters: Parameters) -> PolicyProblem:
         """Return the trust-region problem of a rollout, around the present policy."""
         return PolicyProblem(

@@ -38,7 +38,8 @@ class TrustRegionRecorder(BaseCallback):
     :param pictures_every: every so many updates also keep the policy before and after in some states, and measure the plane
         that the step lies in, which takes as long as some hundred evaluations of the policy on the rollout. With
         ``tensorboard_log`` the figures then appear there under Images. 0 means never
-    :param states: observations to look at one by one, of shape (n, *obs_shape) or a dict of such arrays
+    :param states: states to look at one by one: observations of shape (n, *obs_shape) or a dict of such arrays, and of a
+        policy with a memory a pair of these and of the state before them, as ``predict`` returns it
     :param verbose: verbosity level of SB3's callbacks
     :raises ValueError: if ``pictures_every`` is negative, or ``states`` are given and no pictures asked for
     """

@@ -23,5 +23,6 @@ def without_ppos_own(cls: type) -> Any:
     return InPlace
 
 
-sb3_contrib.RecurrentPPO = without_ppos_own(RecurrentTRPO)
-sb3_contrib.MaskablePPO = without_ppos_own(MaskableTRPO)
+contrib: Any = sb3_contrib
+contrib.RecurrentPPO = without_ppos_own(RecurrentTRPO)
+contrib.MaskablePPO = without_ppos_own(MaskableTRPO)

@@ -19,9 +19,9 @@ class TwoOptimizers(OnPolicyAlgorithm):
 
     def __init__(self, _: Any, env: Any, n_steps: int = 32, **kwargs: Any):
         kwargs.pop("batch_size")
-        of_losses = {"gamma": 0.99, "gae_lambda": 0.95, "ent_coef": 0.0, "vf_coef": 0.5, "max_grad_norm": 1.0}
-        of_noise = {"use_sde": False, "sde_sample_freq": -1}
-        super().__init__(ActorCriticPolicy, env, learning_rate=0.01, n_steps=n_steps, **of_losses, **of_noise, **kwargs)
+        rest: dict[str, Any] = {"gamma": 0.99, "gae_lambda": 0.95, "ent_coef": 0.0, "vf_coef": 0.5, "max_grad_norm": 1.0}
+        rest |= {"use_sde": False, "sde_sample_freq": -1} | kwargs
+        super().__init__(ActorCriticPolicy, env, learning_rate=0.01, n_steps=n_steps, **rest)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -60,7 +60,7 @@ def _model(kind: Any, policy: str = "MlpPolicy", make: Callable[[], Any] = monit
     return made
 
 
-LSTM = {"policy_kwargs": {"lstm_hidden_size": 8}}
+LSTM: dict[str, Any] = {"policy_kwargs": {"lstm_hidden_size": 8}}
 OTHERS: dict[str, Maker] = {
     "ppo": _model(PPO),
     "ppo-discrete": _model(PPO, make=lambda: make_env(action_space=DISCRETE)),
@@ -80,6 +80,8 @@ OTHERS: dict[str, Maker] = {
         sb3_contrib.MaskablePPO, make=lambda: masked_env(action_space=MULTI_DISCRETE, n_envs=2)
     ),
     "recurrent-ppo": _model(sb3_contrib.RecurrentPPO, "MlpLstmPolicy", **LSTM),
-    "recurrent-ppo-dict": _model(sb3_contrib.RecurrentPPO, "MultiInputLstmPolicy", lambda: make_env(DICT, DISCRETE, 2), **LSTM),
+    "recurrent-ppo-dict": _model(
+        sb3_contrib.RecurrentPPO, "MultiInputLstmPolicy", lambda: make_env(DICT, DISCRETE, 2), **LSTM
+    ),
     "two-optimizers": _model(TwoOptimizers),
 }

@@ -33,9 +33,9 @@ class TrustRegionRecorder(BaseCallback):
     """
     Write down what every update did, the last one included, as JSON Lines that can be read while training goes on.
 
-    It is a callback of every on-policy algorithm: those of this package, PPO and A2C, those of sb3-contrib, and the user's own.
-    Ours report what they did. Of any other the policy is kept before an update, and compared with that after it in every state
-    of the rollout. The run is the same with the recorder as without it, bit for bit.
+    It is a callback of every on-policy algorithm: those of this package, PPO and A2C, those of sb3-contrib, and the user's
+    own. Ours report what they did. Of any other the policy is kept before an update, and compared with that after it in every
+    state of the rollout. The run is the same with the recorder as without it, bit for bit.
 
     Give it to ``learn(callback=...)``, alone or among others, and look with ``python -m sb3_trpo.inspect FOLDER`` or
     :func:`read_run`. ``updates.jsonl`` holds a line for each update, ``states.jsonl`` and ``slices.jsonl`` what the pictures

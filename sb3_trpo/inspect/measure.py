@@ -13,6 +13,7 @@ from sb3_trpo.objective import Batch, entropy_term, kl_old_new, log_ratio, surro
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.trust_region import flat_gradient, flatten, reached_by
 
+
 class Spread(NamedTuple):
     """
     How differently an update changed the policy from state to state.

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_trpo.inspect.experience import clip_range_of, limit_of, nothing_drawn, seen_as_ours
+from sb3_trpo.inspect.as_ours import clip_range_of, limit_of, nothing_drawn, seen_as_ours
 from sb3_trpo.inspect.measure import Means, Spread, SpreadOfChunks, measure
 from sb3_trpo.inspect.policy_copies import copy_of
 from sb3_trpo.inspect.probe import WatchedStates, slice_ahead
@@ -142,12 +142,16 @@ class OtherUpdate:
 
     def record(self, **others: Any) -> UpdateRecord:
         """Return what there is to keep."""
-        known = {"explained_variance": self.explained_variance, "observation_spread": self.observation_spread, "std": self.std}
+        known: dict[str, Any] = {
+            "explained_variance": self.explained_variance,
+            "observation_spread": self.observation_spread,
+            "std": self.std,
+        }
         if self.measured is None:
             return record_from_outside(self.model, self.n_updates, **known, **others)
         means, spread = self.measured
         status = "accepted" if means.step_norm > 0.0 else "unchanged"
-        known |= {**means._asdict(), **spread._asdict(), "status": status, "max_kl": limit_of(self.model)}
+        known |= means._asdict() | spread._asdict() | {"status": status, "max_kl": limit_of(self.model)}
         return record_from_outside(self.model, self.n_updates, **known, **others)
 
     def pictures(self) -> Pictures:

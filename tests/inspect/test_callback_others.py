@@ -40,7 +40,7 @@ def test_run_is_the_same_with_the_recorder_and_told_whole(name: str, tmp_path: P
         assert update.largest_kl >= update.mean_kl >= 0 and len(update.kl_quantiles) == len(update.ratio_quantiles) == 5
         assert 0 <= update.outside_clip <= 1 and update.n_states > 0 and update.phase_seconds.keys() == {"collect", "update"}
         # What an algorithm does not have is left out
-        assert not update.tells_of_search and update.candidates == update.cg_residual_norms == ()
+        assert not update.tells_of_search and not update.candidates and not update.cg_residual_norms
         assert math.isnan(update.max_kl) != ("trpo" in name)
         assert math.isnan(update.entropy) == (name == "ppo-gsde-squashed")
         assert math.isnan(update.std) == (not hasattr(OTHERS[name]().policy, "log_std"))
@@ -48,7 +48,7 @@ def test_run_is_the_same_with_the_recorder_and_told_whole(name: str, tmp_path: P
 
 
 def test_names_and_returns_of_other_algorithms(tmp_path: Path) -> None:
-    """The class names the algorithm, sb3-contrib's TRPO by its full name; returns and explained variance are told as of ours."""
+    """The class names the algorithm, sb3-contrib's TRPO by its full name; returns are told as of ours."""
     for name, expected in (("ppo", "PPO"), ("contrib-trpo", "sb3_contrib.TRPO"), ("two-optimizers", "TwoOptimizers")):
         model = OTHERS[name]().learn(128, callback=TrustRegionRecorder(tmp_path / name))
         (*_, last) = read_run(tmp_path / name).updates
@@ -86,7 +86,8 @@ def test_updates_are_numbered_by_rollouts_and_a_run_goes_on(tmp_path: Path) -> N
 def test_policy_that_cannot_be_copied_is_skipped_with_one_warning(tmp_path: Path) -> None:
     """The run goes on, its returns and times are on record, and the warning says what is in the way."""
     model = OTHERS["ppo"]()
-    model.policy.lock = threading.Lock()
+    policy: Any = model.policy
+    policy.lock = threading.Lock()
     with pytest.warns(UserWarning, match=r"does not measure .* ActorCriticPolicy cannot be copied .*lock") as caught:
         model.learn(3 * 64, callback=TrustRegionRecorder(tmp_path))
     assert len(caught) == 1

@@ -8,7 +8,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_trpo.inspect.experience import seen_as_ours
+from sb3_trpo.inspect.as_ours import seen_as_ours
 from sb3_trpo.inspect.measure import Means, Spread, measure
 from sb3_trpo.inspect.policy_copies import copy_of
 from sb3_trpo.inspect.run_files import QUANTILES
@@ -93,7 +93,7 @@ def test_spread_follows_from_the_definitions(name: str) -> None:
     arguments: dict[str, Any] = {} if name == "two-optimizers" else {"learning_rate": 0.03}
     OTHERS[name](**arguments).learn(64, callback=outside)
     (means, spread), hand = outside.measured[-1], by_hand(outside)
-    near = {"rtol": 1e-3, "atol": 1e-6}
+    near: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-6}
     assert means.mean_kl > 1e-4 or name == "contrib-trpo"
     np.testing.assert_allclose(means.mean_kl, hand["kl"].mean(), **near)
     np.testing.assert_allclose(spread.reverse_kl, hand["reverse"].mean(), **near)
@@ -123,7 +123,7 @@ def test_chunks_add_up_to_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) 
     """In pieces of ten transitions the numbers are those of one piece."""
     outside = Outside()
     OTHERS[name]().learn(64, callback=outside)
-    whole = outside.measured[-1]
+    whole: tuple[Any, Any] = outside.measured[-1]
     monkeypatch.setattr(type(outside.before), "_chunk_size", lambda self: 10)
     for expected, pieces in zip(whole, measure(outside.before, outside.after, outside.batch, 0.2), strict=True):
         for field, value in expected._asdict().items():

@@ -12,7 +12,7 @@ from tests.other_algorithms import OTHERS
 
 @pytest.mark.parametrize("name", ["ppo", "ppo-dict", "ppo-image", "ppo-gsde", "two-optimizers"])
 def test_copy_does_what_the_policy_did_and_stays_what_it_is(name: str) -> None:
-    """After an update, with the graph that it leaves behind: the same distribution, which a change of the policy leaves alone."""
+    """After an update, with the graph that it leaves behind, and whatever becomes of the policy from then on."""
     model = OTHERS[name]().learn(64)
     policy: Any = model.policy
     policy.set_training_mode(False)

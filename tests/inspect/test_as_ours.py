@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_trpo import TRPO
-from sb3_trpo.inspect.experience import clip_range_of, limit_of, nothing_drawn, seen_as_ours
+from sb3_trpo.inspect.as_ours import clip_range_of, limit_of, nothing_drawn, seen_as_ours
 from sb3_trpo.inspect.policy_copies import copy_of
 from tests.other_algorithms import OTHERS
 from tests.small_models import small_model
@@ -73,10 +73,10 @@ def test_clip_range_is_that_of_the_last_update() -> None:
 
 def test_generators_of_the_process_are_given_back() -> None:
     """Whatever a policy or a buffer draws while it is looked at."""
-    states = random.getstate(), np.random.get_state(), th.get_rng_state()
+    states: Any = random.getstate(), np.random.get_state(), th.get_rng_state()
     with nothing_drawn():
         random.random(), np.random.random(), th.rand(1)
-    after = random.getstate(), np.random.get_state(), th.get_rng_state()
+    after: Any = random.getstate(), np.random.get_state(), th.get_rng_state()
     assert states[0] == after[0] and np.array_equal(states[1][1], after[1][1]) and th.equal(states[2], after[2])
 
 

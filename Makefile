@@ -2,29 +2,55 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
-SOURCES := sb3_trpo tests benchmarks examples
+SOURCES := sb3_trpo tests benchmarks examples docs
 
-# Installs once; again only when what is to be installed has changed
-$(INSTALLED): setup.cfg pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[tests,benchmarks]"
-	touch $@
+# Of each set of packages a stamp, which is made when its installation is complete
+DEMO := $(VENV)/.installed-demo
+TESTS := $(VENV)/.installed-tests
+DOCS := $(VENV)/.installed-docs
+UNFINISHED := $(VENV)/.unfinished
+EXTRAS_OF_TESTS := tests,benchmarks
+WANTED := setup.cfg pyproject.toml constraints.txt
 
-install: $(INSTALLED)
+# While an installation is not finished, none before it counts
+ifneq ($(wildcard $(UNFINISHED)),)
+$(shell rm -f $(DEMO) $(TESTS) $(DOCS))
+endif
 
-demo: $(INSTALLED)
+# $(call install,extras): pip takes half of a package for all of it, so what was interrupted is begun anew
+define install
+	@if test -e $(UNFINISHED) || ! $(BIN)/python -m pip --version > /dev/null 2>&1; then $(PYTHON) -m venv --clear $(VENV); fi
+	@touch $(UNFINISHED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(1)]"
+	@rm $(UNFINISHED)
+	@touch $@
+endef
+
+$(DEMO): $(WANTED)
+	$(call install,demo)
+
+# These bring what the demo needs
+$(TESTS): $(WANTED)
+	$(call install,$(EXTRAS_OF_TESTS))
+	@touch $(DEMO)
+
+$(DOCS): $(WANTED)
+	$(call install,docs)
+
+install: $(TESTS)
+
+demo: $(DEMO)
 	$(BIN)/python examples/demo.py
 
-format: $(INSTALLED)
+format: $(TESTS)
 	$(BIN)/ruff check --fix --select I $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-lint: $(INSTALLED)
+lint: $(TESTS)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 
-type: $(INSTALLED)
+type: $(TESTS)
 	$(BIN)/mypy
 
 # What a change to one module needs, in seconds: make quick MODULE=objective, or a folder: make quick MODULE=trust_region
@@ -36,36 +62,56 @@ quick: lint
 test: lint type
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-fail-under=95
 
-test-slow: $(INSTALLED)
+test-slow: $(TESTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
+test-examples: $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m examples
+
+# Warnings are errors, and whatever a page points to inside of the site must be there: docs/_build/html/index.html
+docs: $(DOCS)
+	rm -rf docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python docs/check_site.py docs/_build/html
+
+# And what it points to elsewhere, which needs a network
+docs-links: docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b linkcheck docs docs/_build/links
+
 # imitation asks for an older SB3 and works with this one: it is no extra, since its own requirements would take SB3 down with it
-test-imitation: $(INSTALLED)
+test-imitation: $(TESTS)
 	$(BIN)/python -m pip install --quiet --no-deps imitation==1.0.1
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m imitation tests/promises/test_imitation.py
 
 # The old Gym lies in a folder of its own, where SB3 finds it in this run only
-test-gym: $(INSTALLED)
+test-gym: $(TESTS)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/old_gym gym==0.26.2 gym_notices
 	$(BIN)/python -m pip install --quiet "shimmy>=2.0"
 	PYTHONPATH=$(VENV)/old_gym OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/promises/test_environments_accepted.py
 
 # Each of several hundred mistakes in the numerics must be noticed by a test; half an hour
-mutation: $(INSTALLED)
+mutation: $(TESTS)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[mutation]"
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run
 	$(BIN)/mutmut results
 
-bench: $(INSTALLED)
+bench: $(TESTS)
 	$(BIN)/python -m benchmarks.speed
 
 # Days of computing: see benchmarks/README.md for parts of it. Skips what is on record
 WORKERS ?= 1
-bench-returns: $(INSTALLED)
+bench-returns: $(TESTS)
 	$(BIN)/python -m benchmarks.sweep --envs mujoco classic box2d --algorithms trpo --seeds 0-4 --workers $(WORKERS)
 	$(BIN)/python -m benchmarks.sweep --envs mujoco classic box2d --algorithms contrib ppo --seeds 0-2 --workers $(WORKERS)
 	$(BIN)/python -m benchmarks.report
 
 commit-checks: format lint type
 
-.PHONY: install demo format lint type quick test test-slow test-imitation test-gym mutation bench bench-returns commit-checks
+# What is published, in dist/
+dist: $(TESTS)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt twine
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
+.PHONY: install demo format lint type quick docs docs-links dist test test-slow test-examples test-imitation test-gym mutation bench bench-returns commit-checks

@@ -1,7 +1,9 @@
 """Trust Region Policy Optimization for Stable-Baselines3, with a trust region that is kept."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sb3_trpo.about import __version__, system_info
 from sb3_trpo.metrics import UpdateReport
 from sb3_trpo.objective import kl_old_new
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -9,13 +11,13 @@ from sb3_trpo.trpo import TRPO
 
 if TYPE_CHECKING:
     from sb3_trpo.maskable import MaskableTRPO
+    from sb3_trpo.maskable_recurrent import MaskableRecurrentTRPO
     from sb3_trpo.recurrent import RecurrentTRPO
-
-__version__ = "0.1.0"
 
 __all__ = [
     "TRPO",
     "CnnPolicy",
+    "MaskableRecurrentTRPO",
     "MaskableTRPO",
     "MlpPolicy",
     "MultiInputPolicy",
@@ -23,17 +25,20 @@ __all__ = [
     "UpdateReport",
     "__version__",
     "kl_old_new",
+    "system_info",
 ]
 
 
+# Where the variants are, which need sb3-contrib
+_VARIANTS = {
+    "MaskableRecurrentTRPO": "sb3_trpo.maskable_recurrent",
+    "MaskableTRPO": "sb3_trpo.maskable",
+    "RecurrentTRPO": "sb3_trpo.recurrent",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Hand out the variants, which need sb3-contrib, when they are asked for."""
-    if name == "MaskableTRPO":
-        from sb3_trpo.maskable import MaskableTRPO
-
-        return MaskableTRPO
-    if name == "RecurrentTRPO":
-        from sb3_trpo.recurrent import RecurrentTRPO
-
-        return RecurrentTRPO
+    """Hand out the variants when they are asked for."""
+    if name in _VARIANTS:
+        return getattr(import_module(_VARIANTS[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

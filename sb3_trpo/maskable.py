@@ -38,7 +38,7 @@ try:
 except ImportError as error:
     raise ImportError(f"MaskableTRPO needs sb3-contrib: pip install 'sb3_trpo[contrib]' ({error})") from error
 
-SelfMaskable = TypeVar("SelfMaskable", bound="MaskableTRPO")
+SelfMaskable = TypeVar("SelfMaskable", bound="Masking")
 
 KNOWN_BUFFERS.update((MaskableRolloutBuffer, MaskableDictRolloutBuffer))
 
@@ -103,37 +103,49 @@ def check_masks(masks: list[Any], action_space: spaces.Space, *, step: int) -> n
     return np.stack(rows)
 
 
-class _CheckedMasks(VecEnvWrapper):
-    """An environment whose masks are looked at before anything acts by them."""
+class CheckedMasks(VecEnvWrapper):
+    """
+    An environment whose masks are looked at before anything acts by them.
+
+    :param venv: says what is possible
+    """
 
     def __init__(self, venv: VecEnv):
         super().__init__(venv)
         self.n_steps = 0
 
     def reset(self) -> VecEnvObs:
+        """Reset."""
         return self.venv.reset()
 
     def step_wait(self) -> VecEnvStepReturn:
+        """Wait for a step, and count it."""
         self.n_steps += 1
         return self.venv.step_wait()
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Call a method of each environment (see SB3's ``VecEnv``); masks are checked."""
         result = self.venv.env_method(method_name, *args, indices=indices, **kwargs)
         if method_name != EXPECTED_METHOD_NAME:
             return result
         return list(check_masks(result, self.action_space, step=self.n_steps + 1))
 
 
-class _OwnEnvironment(PassedOn):
-    """Let a callback find the environment that the user gave, and not what stands before it."""
+class AsGiven(PassedOn):
+    """
+    Let a callback find in its ``locals`` what the user gave, and not what stands before it.
 
-    def __init__(self, callback: Any, env: VecEnv):
+    :param callback: the user's, or what stands before it
+    :param given: by the names of the variables
+    """
+
+    def __init__(self, callback: Any, given: dict[str, Any]):
         super().__init__(callback)
-        self.env = env
+        self.given = given
 
     def update_locals(self, locals_: dict[str, Any]) -> None:
-        locals_["env"] = self.env
-        super().update_locals(locals_)
+        """Pass on what the loop has in its variables."""
+        super().update_locals(locals_ | self.given)
 
 
 def without_masks(distribution: Any) -> Distribution:
@@ -153,57 +165,12 @@ def without_masks(distribution: Any) -> Distribution:
     return distribution
 
 
-class MaskableTRPO(TRPO):
-    """
-    TRPO that never takes, and never learns from, actions that the environment says are impossible.
+class Masking(TRPO):
+    """What ``learn`` and ``predict`` of every TRPO with masks have more than those of :class:`sb3_trpo.TRPO`."""
 
-    It takes the arguments of :class:`sb3_trpo.TRPO`, for Discrete, MultiDiscrete and MultiBinary actions. The environment has
-    a method ``action_masks()`` that returns booleans, one for each action (sb3-contrib's ``ActionMasker`` adds one): ``n`` for
-    Discrete, the sum of ``nvec`` for MultiDiscrete, and for MultiBinary two for each variable, that for 0 first.
-
-    Surrogate, KL, entropy and Fisher matrix are those of the possible actions alone. ``target_kl`` limits the KL between the
-    masked policies.
-
-    :raises ImportError: without sb3-contrib
-    """
-
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": MaskableMlpPolicy,
-        "CnnPolicy": MaskableCnnPolicy,
-        "MultiInputPolicy": MaskableMultiInputPolicy,
-    }
-    saved_by: ClassVar[str] = "sb3_trpo.MaskableTRPO"
-    kind: ClassVar[str] = "MaskableTRPO"
-    policy_base: ClassVar[type[BasePolicy]] = MaskableActorCriticPolicy
     supported_action_spaces = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
     _use_masking = True
-
-    def _build(self) -> None:
-        self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
-        # No gSDE, which these policies know nothing of
-        policy: Any = self.policy_class
-        self.policy = policy(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
-        self.policy = self.policy.to(self.device)
-        if self.rollout_buffer_class is None:
-            of_dicts = isinstance(self.observation_space, spaces.Dict)
-            self.rollout_buffer_class = MaskableDictRolloutBuffer if of_dicts else MaskableRolloutBuffer
-        buffer: Any = self.rollout_buffer_class
-        if not issubclass(buffer, MaskableRolloutBuffer | MaskableDictRolloutBuffer):
-            raise TypeError(
-                f"rollout_buffer_class must derive from MaskableRolloutBuffer or MaskableDictRolloutBuffer, got {buffer!r}"
-            )
-        self.rollout_buffer = buffer(
-            self.n_steps,
-            self.observation_space,
-            self.action_space,
-            device=self.device,
-            gamma=self.gamma,
-            gae_lambda=self.gae_lambda,
-            n_envs=self.n_envs,
-            **self.rollout_buffer_kwargs,
-        )
 
     def learn(  # type: ignore[override]
         self: SelfMaskable,
@@ -245,11 +212,11 @@ class MaskableTRPO(TRPO):
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        Return the policy's actions, and the state as it was given.
+        Return the policy's actions, and the state after them; a policy without one hands back what it was given.
 
         :param observation: one observation or a row for each environment
-        :param state: handed back; this policy has none
-        :param episode_start: of no account to a policy without a state
+        :param state: what this returned for the step before
+        :param episode_start: where an episode starts, and the state of a policy that has one
         :param deterministic: whether to take the most probable action
         :param action_masks: which actions are possible, all of them if not given; a row for each observation
         :raises ValueError: if a row leaves no action, or is of another size
@@ -263,19 +230,69 @@ class MaskableTRPO(TRPO):
         policy: Any = self.policy
         return policy.predict(observation, state, episode_start, deterministic, action_masks=action_masks)
 
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_use_masking"]
+
+
+class MaskableTRPO(Masking):
+    """
+    TRPO that never takes, and never learns from, actions that the environment says are impossible.
+
+    It takes the arguments of :class:`sb3_trpo.TRPO`, for Discrete, MultiDiscrete and MultiBinary actions. The environment has
+    a method ``action_masks()`` that returns booleans, one for each action (sb3-contrib's ``ActionMasker`` adds one): ``n`` for
+    Discrete, the sum of ``nvec`` for MultiDiscrete, and for MultiBinary two for each variable, that for 0 first.
+
+    Surrogate, KL, entropy and Fisher matrix are those of the possible actions alone. ``target_kl`` limits the KL between the
+    masked policies.
+
+    :raises ImportError: without sb3-contrib
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MaskableMlpPolicy,
+        "CnnPolicy": MaskableCnnPolicy,
+        "MultiInputPolicy": MaskableMultiInputPolicy,
+    }
+    saved_by: ClassVar[str] = "sb3_trpo.MaskableTRPO"
+    kind: ClassVar[str] = "MaskableTRPO"
+    policy_base: ClassVar[type[BasePolicy]] = MaskableActorCriticPolicy
+
+    def _build(self) -> None:
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        # No gSDE, which these policies know nothing of
+        policy: Any = self.policy_class
+        self.policy = policy(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
+        self.policy = self.policy.to(self.device)
+        if self.rollout_buffer_class is None:
+            of_dicts = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = MaskableDictRolloutBuffer if of_dicts else MaskableRolloutBuffer
+        buffer: Any = self.rollout_buffer_class
+        if not issubclass(buffer, MaskableRolloutBuffer | MaskableDictRolloutBuffer):
+            raise TypeError(
+                f"rollout_buffer_class must derive from MaskableRolloutBuffer or MaskableDictRolloutBuffer, got {buffer!r}"
+            )
+        self.rollout_buffer = buffer(
+            self.n_steps,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_envs,
+            **self.rollout_buffer_kwargs,
+        )
+
     def _lean_collection(self, env: VecEnv, rollout_buffer: RolloutBuffer) -> None:
         return None
 
     def _plain_collection(self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         own: Any = self  # the loop asks its model for nothing that we have not
-        watched: Any = _OwnEnvironment(callback, env)
+        watched: Any = AsGiven(callback, {"env": env})
         return MaskablePPO.collect_rollouts(
-            own, _CheckedMasks(env), watched, rollout_buffer, n_rollout_steps, self._use_masking
+            own, CheckedMasks(env), watched, rollout_buffer, n_rollout_steps, self._use_masking
         )
 
     def _distribution(self, batch: Batch) -> Distribution:
         policy: Any = self.policy
         return without_masks(policy.get_distribution(batch.observations, action_masks=batch.action_masks))
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_use_masking"]

@@ -8,7 +8,7 @@ fixed.
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
@@ -17,6 +17,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.distributions import selected
@@ -36,6 +37,8 @@ try:
     from sb3_contrib.common.recurrent.type_aliases import RNNStates
 except ImportError as error:
     raise ImportError(f"RecurrentTRPO needs sb3-contrib: pip install 'sb3_trpo[contrib]' ({error})") from error
+
+SelfRecurrent = TypeVar("SelfRecurrent", bound="RecurrentTRPO")
 
 # A piece is as long as its longest sequence; one shorter than this share of it begins a new piece
 LEAST_SHARE = 0.6
@@ -75,6 +78,22 @@ class MultiInputLstmPolicy(MlpLstmPolicy, RecurrentMultiInputActorCriticPolicy):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"share_features_extractor": kwargs.get("shared_lstm", False), **kwargs})
+
+
+class Padded(NamedTuple):
+    """
+    Sequences of one length, one after the other, as sb3-contrib's policies take them: the last step of each is repeated.
+
+    :param observations: of n_sequences * length rows
+    :param episode_starts: zeros, shape (n_sequences * length,): a sequence begins with the state that goes with it
+    :param rows: where among these rows the transitions are, shape (n,)
+    :param action_masks: which actions were possible, if the environment says so
+    """
+
+    observations: Any
+    episode_starts: th.Tensor
+    rows: th.Tensor
+    action_masks: th.Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,20 +160,15 @@ class SequenceBatch(Batch):
             return [self]
         return [self.select(th.as_tensor(sorted(piece), device=self.lengths.device)) for piece in pieces]
 
-    def padded(self) -> tuple[Any, th.Tensor, th.Tensor]:
-        """
-        Return what sb3-contrib's policies take: sequences of one length, in which the last step is repeated.
-
-        :return: observations of n_sequences * length rows, zeros for their episode starts, and where among the rows the
-            transitions are
-        """
+    def padded(self) -> Padded:
+        """Return the sequences in the form in which sb3-contrib's policies take them."""
         length = int(self.lengths.max())
         starts = self.lengths.cumsum(0) - self.lengths
         step = th.arange(length, device=starts.device)
         index = (starts[:, None] + th.minimum(step, self.lengths[:, None] - 1)).flatten()
         rows = (step < self.lengths[:, None]).flatten().nonzero().squeeze(1)
         zeros = th.zeros(len(index), dtype=th.float32, device=starts.device)
-        return rows_of(self.observations, index), zeros, rows
+        return Padded(rows_of(self.observations, index), zeros, rows, rows_of(self.action_masks, index))
 
 
 class RecurrentTRPO(TRPO):
@@ -176,6 +190,8 @@ class RecurrentTRPO(TRPO):
     saved_by: ClassVar[str] = "sb3_trpo.RecurrentTRPO"
     kind: ClassVar[str] = "RecurrentTRPO"
     policy_base: ClassVar[type[BasePolicy]] = RecurrentActorCriticPolicy
+    # Of vectors and images, and of dicts
+    buffers: ClassVar[tuple[type, type]] = (RecurrentRolloutBuffer, RecurrentDictRolloutBuffer)
 
     _last_lstm_states: Any = None
 
@@ -192,9 +208,10 @@ class RecurrentTRPO(TRPO):
                 "are, gymnasium.wrappers.RescaleAction makes them so"
             )
         of_dicts = isinstance(self.observation_space, spaces.Dict)
-        buffer: Any = self.rollout_buffer_class or (RecurrentDictRolloutBuffer if of_dicts else RecurrentRolloutBuffer)
-        if not issubclass(buffer, RecurrentRolloutBuffer | RecurrentDictRolloutBuffer):
-            raise TypeError(f"rollout_buffer_class must be a recurrent rollout buffer of sb3-contrib, got {buffer!r}")
+        buffer: Any = self.rollout_buffer_class or self.buffers[of_dicts]
+        if not issubclass(buffer, self.buffers):
+            names = " or ".join(kind.__name__ for kind in self.buffers)
+            raise TypeError(f"rollout_buffer_class must derive from {names}, got {buffer!r}")
         self.rollout_buffer_class = buffer
         lstm: Any = self.policy.lstm_actor
         self.rollout_buffer = buffer(
@@ -216,6 +233,18 @@ class RecurrentTRPO(TRPO):
         shape = (lstm.num_layers, self.n_envs, lstm.hidden_size)
         pi, vf = (tuple(th.zeros(shape, device=self.device) for _ in range(2)) for _ in range(2))
         self._last_lstm_states = RNNStates(pi, vf)
+
+    def learn(
+        self: SelfRecurrent,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "RecurrentTRPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfRecurrent:
+        """Train for at least a number of environment steps (see SB3's ``BaseAlgorithm.learn`` for the parameters)."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(
         self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
@@ -293,6 +322,7 @@ class RecurrentTRPO(TRPO):
         begins[:: self.n_steps] = True
         first = np.flatnonzero(begins)
         lengths = np.diff([*first, len(begins)])
+        masks = getattr(buffer, "action_masks", None)
         return SequenceBatch(
             observations,
             actions,
@@ -300,21 +330,42 @@ class RecurrentTRPO(TRPO):
             advantages,
             returns,
             weights,
+            None if masks is None else self._to_torch(self._by_environment(masks, masks.shape[-1:]).astype(bool)),
             lengths=self._to_torch(lengths),
             states=self._states_at(first),
         )
 
+    def _chosen_states(self, states: Any) -> SequenceBatch:
+        # At the beginning of an episode, unless a state comes with them
+        observations, state = states if isinstance(states, tuple) else (states, None)
+        batch = super()._chosen_states(observations)
+        lstm: Any = self.policy.lstm_actor
+        n = len(batch.weights)
+        shape = (lstm.num_layers, n, lstm.hidden_size)
+        pair = tuple(self._to_torch(np.asarray(part, np.float32)) for part in state or [np.zeros(shape)] * 2)
+        for part in pair:
+            if part.shape != shape:
+                raise ValueError(f"states must come with hidden and cell state of shape {shape}, got {tuple(part.shape)}")
+        fields = vars(batch) | {"lengths": th.ones(n, dtype=th.long, device=self.device), "states": RNNStates(pair, pair)}
+        return SequenceBatch(**fields)
+
     def _distribution(self, batch: Batch) -> Distribution:
         assert isinstance(batch, SequenceBatch)
-        observations, starts, rows = batch.padded()
+        padded = batch.padded()
+        distribution = self._distribution_of(padded, batch.states.pi)
+        n_rows = len(padded.episode_starts)
+        return distribution if len(padded.rows) == n_rows else selected(distribution, padded.rows, n_rows)
+
+    def _distribution_of(self, padded: Padded, states: tuple[th.Tensor, ...]) -> Distribution:
+        """Return the action distribution of the policy for every row of padded sequences, one of SB3's."""
         policy: Any = self.policy
-        distribution, _ = policy.get_distribution(observations, batch.states.pi, starts)
-        return distribution if len(rows) == len(starts) else selected(distribution, rows, len(starts))
+        distribution, _ = policy.get_distribution(padded.observations, states, padded.episode_starts)
+        return distribution
 
     def _values(self, batch: Any) -> th.Tensor:
-        observations, starts, rows = batch.padded()
+        padded = batch.padded()
         policy: Any = self.policy
-        return policy.predict_values(observations, batch.states.vf, starts).flatten()[rows]
+        return policy.predict_values(padded.observations, batch.states.vf, padded.episode_starts).flatten()[padded.rows]
 
     def _value_epochs(self, batch: Batch) -> Iterator[Iterable[Any]]:
         n = len(batch.returns)

@@ -213,6 +213,14 @@ def test_kl_of_contribs_own_distributions() -> None:
         assert kl.shape == (2,) and th.isfinite(kl).all() and (kl > 0).all()
 
 
+def test_example_runs(tmp_path: pathlib.Path) -> None:
+    """What stands in the place of RL Zoo, which passes no masks."""
+    script = pathlib.Path(__file__).parents[1] / "examples" / "masked_actions.py"
+    command = [sys.executable, str(script), "-n", "1024", "--path", str(tmp_path / "model")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "mean return" in done.stdout and (tmp_path / "model.zip").exists()
+
+
 def test_without_contrib_the_error_says_what_to_install() -> None:
     """In a process of its own, where there is none."""
     program = (

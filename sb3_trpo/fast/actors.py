@@ -26,12 +26,12 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
-from sb3_trpo.distributions import drop_graphs
 from sb3_trpo.fast.elementwise import in_place
 from sb3_trpo.fast.gauss_newton import CLOSED_FORM, N_COMPARED, agrees, is_plain_gsde
 from sb3_trpo.fast.network import Stage, is_as_read, is_as_sb3, is_quicker_on_gpu, read_actor, read_critic, run
 from sb3_trpo.fast.numpy_layers import forward
-from sb3_trpo.rollout import Acted, Observations, is_sb3s_own, rows_of
+from sb3_trpo.guards.left_graphs import drop_graphs
+from sb3_trpo.rollout import EVALUATION_ROWS, Acted, Critic, Observations, is_sb3s_own, rows_of
 from sb3_trpo.trust_region.fisher import flatten, unflatten
 
 # Numbers of noise drawn at a time: enough that the call costs little per step, few enough for a short rollout
@@ -42,6 +42,8 @@ LOG_PROB_BLOCK = 2**15
 
 class _PolicyActor(Protocol):
     """One way to act as a policy, for as long as the policy is made of what it was made of."""
+
+    draws_in_torch: bool
 
     def is_current(self) -> bool:
         """Whether what was read of the policy is still in place; weights need not be what they were."""
@@ -80,25 +82,36 @@ class LeanActor:
             quick = quickest_actor(policy, self.n_envs, self.random, observations)
             self.policy, self.actor = policy, quick or _PlainActor(policy, self.model.device)
             self.actors.append(self.actor)
-        return self.actor(observations)
+        return self._act(observations)
+
+    def _act(self, observations: Observations) -> Acted:
+        if not self.actor.draws_in_torch:
+            return self.actor(observations)
+        with self.model._random.in_torch(self.model.device):
+            return self.actor(observations)
 
     def go_on(self, observations: Observations) -> Acted:
         """Return what the policy does, where nobody can have replaced anything in it since the last step."""
-        return self.actor(observations) if self.actors else self(observations)
+        return self._act(observations) if self.actors else self(observations)
+
+    @th.no_grad()
+    def reset_noise(self) -> None:
+        """Draw the noise of gSDE anew; without a graph, which would keep a callback from copying the policy."""
+        with self.model._random.in_torch(self.model.device):
+            self.model.policy.reset_noise(self.n_envs)
 
     def log_probs(self) -> np.ndarray:
         """Return those of everything done so far, each under the policy that did it, shape (n_steps, n_envs)."""
         return np.concatenate([actor.log_probs() for actor in self.actors])
 
-    def values(self, observations: Observations) -> np.ndarray:
-        """Return the values of n observations, shape (n,), of the policy of now."""
-        policy = self.model.policy
-        quick = _numpy_values(policy, observations)
-        if quick is not None:
-            return quick
+    def critic(self, observations: Observations) -> Critic:
+        """Return what gives values, of the policy of now; some of the observations that it will be given are looked at."""
+        return _numpy_critic(self.model.policy, observations) or self._plain_values
+
+    @th.no_grad()
+    def _plain_values(self, observations: Observations) -> np.ndarray:
         tensors: Any = obs_as_tensor(observations, self.model.device)
-        with th.no_grad():
-            return policy.predict_values(tensors).flatten().cpu().numpy()
+        return self.model.policy.predict_values(tensors).flatten().cpu().numpy()
 
 
 class _Parts:
@@ -184,13 +197,18 @@ class _Gaussian:
 
     def log_probs(self, means: np.ndarray, log_stds: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Return the log-probabilities of actions as they are stored, which is rounded, shape (n_steps, n_envs)."""
-        return _normal_log_probs(means, np.broadcast_to(log_stds[:, None], means.shape), actions)
+        return _normal_log_probs(means, log_stds[:, None], actions)
 
 
 def _normal_log_probs(means: np.ndarray, log_stds: np.ndarray, actions: np.ndarray) -> np.ndarray:
     """Return log-probabilities of independent Gaussian dimensions; one deviation may be that of several."""
-    deviations = (actions - means) / np.exp(log_stds)
-    return (-0.5 * deviations**2 - log_stds - 0.5 * math.log(2.0 * math.pi)).sum(axis=2)
+    deviations = actions - means
+    deviations /= np.exp(log_stds)
+    # The last axis is short: einsum adds it up without a loop over rows for each operation
+    squares = np.einsum("seu,seu->se", deviations, deviations)
+    dimensions = means.shape[2]
+    constant = log_stds.sum(axis=2) * (dimensions / log_stds.shape[2]) + 0.5 * dimensions * math.log(2.0 * math.pi)
+    return -0.5 * squares - constant
 
 
 class _StateDependent:
@@ -312,13 +330,21 @@ class _Forward:
         :param inputs: float32, shape (n, n_inputs)
         :param arrays: what ``read`` returned
         """
+        if len(inputs) <= EVALUATION_ROWS:
+            return self._block(inputs, arrays)
+        starts = range(0, len(inputs), EVALUATION_ROWS)
+        latents, outputs = zip(*(self._block(inputs[at : at + EVALUATION_ROWS], arrays) for at in starts), strict=True)
+        return np.concatenate(latents), np.concatenate(outputs)
+
+    def _block(self, inputs: np.ndarray, arrays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Do it for as many as stay in the cache."""
         latent = outputs = inputs
         parameters = iter(arrays)
         for affine, activate in self.layers:
             latent = outputs
-            outputs = forward(affine, latent, next(parameters), next(parameters))
+            outputs = forward(affine, latent, next(parameters), next(parameters), once=True)
             activate(outputs)
-        return latent, outputs
+        return latent, np.ascontiguousarray(outputs)
 
 
 class _NumpyActor:
@@ -332,6 +358,8 @@ class _NumpyActor:
     :param n_envs: number of environments
     :param distribution: how actions are drawn from the outputs
     """
+
+    draws_in_torch = False
 
     def __init__(self, policy: ActorCriticPolicy, stages: list[Stage], n_envs: int, distribution: Any):
         self.policy = policy
@@ -410,17 +438,22 @@ def _covers_in_numpy(policy: ActorCriticPolicy, stages: list[Stage] | None, n: i
 
 
 @th.no_grad()
-def _numpy_values(policy: ActorCriticPolicy, observations: Observations) -> np.ndarray | None:
-    """Return the values of n observations, ``None`` where the critic is not covered, or is not what was read of it."""
+def _numpy_critic(policy: ActorCriticPolicy, observations: Observations) -> Critic | None:
+    """Return what gives values, ``None`` where the critic is not covered, or is not what was read of it."""
     stages = read_critic(policy)
-    n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-    if stages is None or not _covers_in_numpy(policy, stages, n):
+    if stages is None or not _covers_in_numpy(policy, stages, min(_count(observations), EVALUATION_ROWS)):
         return None
     few: Any = obs_as_tensor(rows_of(observations, slice(N_COMPARED)), policy.device)
     if not is_as_read(policy.predict_values(few), run(policy, stages, few)):
         return None
-    critic = _Forward(stages)
-    return critic(_vectors(observations, n, _keys(policy)), critic.read())[1].ravel()
+    network, keys = _Forward(stages), _keys(policy)
+    arrays = network.read()
+    return lambda rows: network(_vectors(rows, _count(rows), keys), arrays)[1].ravel()
+
+
+def _count(observations: Observations) -> int:
+    """Return how many observations there are."""
+    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
 
 
 # What samples actions and makes distributions, as SB3 has it
@@ -440,7 +473,7 @@ def _acts_as_sb3(policy: ActorCriticPolicy, stages: list[Stage], observations: O
         return False
     if observations is None:
         return True
-    few: Any = obs_as_tensor(observations, policy.device)
+    few: Any = obs_as_tensor(rows_of(observations, slice(N_COMPARED)), policy.device)
     return agrees(policy, stages, few, policy.get_distribution(few))
 
 
@@ -463,6 +496,8 @@ class _TorchActor:
 
     :param policy: the policy
     """
+
+    draws_in_torch = True
 
     def __init__(self, policy: ActorCriticPolicy):
         self.policy = policy
@@ -495,6 +530,8 @@ class _PlainActor:
     :param policy: the policy, or what stands in its place
     :param device: the model's
     """
+
+    draws_in_torch = True
 
     def __init__(self, policy: ActorCriticPolicy, device: th.device):
         self.policy = policy

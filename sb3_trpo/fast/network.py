@@ -17,6 +17,9 @@ from sb3_trpo.policies import from_zero
 # with a critic's minibatches, forward and back
 MOST_ON_CPU = 2**23
 
+# Methods by which SB3's modules are asked for what they give: one that is set on an object is the user's own
+OWN_FORWARD = frozenset({"forward", "forward_actor", "forward_critic"})
+
 
 class Stage(NamedTuple):
     """
@@ -38,14 +41,21 @@ def _is_plain(module: nn.Module) -> bool:
     """Whether a module and those within do nothing beside what their classes say."""
     if nn.modules.module._has_any_global_hook():
         return False
-    return not any(
-        part._forward_hooks
-        or part._forward_pre_hooks
-        or part._backward_hooks
-        or part._backward_pre_hooks
-        or any(name.startswith("forward") for name in vars(part))
-        for part in module.modules()
-    ) and not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in module.parameters())
+    # Read several times a rollout: in one pass, without a call for each attribute
+    for part in module.modules():
+        attributes = vars(part)
+        if (
+            attributes["_forward_hooks"]
+            or attributes["_forward_pre_hooks"]
+            or attributes["_backward_hooks"]
+            or attributes["_backward_pre_hooks"]
+            or not OWN_FORWARD.isdisjoint(attributes)
+        ):
+            return False
+        for parameter in attributes["_parameters"].values():
+            if parameter is not None and (parameter._backward_hooks or parameter._post_accumulate_grad_hooks):
+                return False
+    return True
 
 
 def _is_affine(module: nn.Module) -> bool:

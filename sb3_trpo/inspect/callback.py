@@ -11,6 +11,7 @@ from stable_baselines3.common.logger import Figure as LoggedFigure
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from sb3_trpo.inspect.as_ours import seen_as_ours
 from sb3_trpo.inspect.run_files import (
     SLICES_FILE,
     STATES_FILE,
@@ -46,7 +47,8 @@ class TrustRegionRecorder(BaseCallback):
     :param pictures_every: every so many updates also keep the policy before and after in some states, and measure the plane
         that the step lies in, which takes as long as some hundred evaluations of the policy on the rollout. With
         ``tensorboard_log`` the figures then appear there under Images. 0 means never
-    :param states: observations to look at one by one, of shape (n, *obs_shape) or a dict of such arrays
+    :param states: states to look at one by one: observations of shape (n, *obs_shape) or a dict of such arrays, and of a
+        policy with a memory a pair of these and of the state before them, as ``predict`` returns it
     :param verbose: verbosity level of SB3's callbacks
     :raises ValueError: if ``pictures_every`` is negative, or ``states`` are given and no pictures asked for
     """
@@ -76,9 +78,7 @@ class TrustRegionRecorder(BaseCallback):
                 "rollout that an update could be measured on"
             )
         if self.states is not None:
-            if hasattr(self.model.policy, "lstm_actor"):
-                raise ValueError("states are looked at one by one, and what a policy with a memory does in one is not known")
-            self.model.policy.obs_to_tensor(self.states)  # fails where they are no observations
+            seen_as_ours(self.model, self.model.policy)._chosen_states(self.states)  # fails where they are none
 
     def _on_training_start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

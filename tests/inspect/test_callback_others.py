@@ -143,11 +143,12 @@ def test_off_policy_algorithm_is_refused_by_name(tmp_path: Path) -> None:
         model.learn(10, callback=TrustRegionRecorder(tmp_path))
 
 
-def test_states_of_a_policy_with_a_memory_are_refused(tmp_path: Path) -> None:
-    """Before anything is collected."""
-    recorder = TrustRegionRecorder(tmp_path, pictures_every=1, states=np.zeros((1, 3), np.float32))
-    with pytest.raises(ValueError, match="memory"):
-        OTHERS["recurrent-ppo"]().learn(64, callback=recorder)
+def test_states_that_are_none_are_refused_before_anything_is_collected(tmp_path: Path) -> None:
+    """Those of a policy with a memory may come with it."""
+    states = np.zeros((2, 3), np.float32)
+    for wrong in (np.zeros((1, 4)), (states, (np.zeros((1, 1, 8)),) * 2)):
+        with pytest.raises(ValueError, match=r"observation|shape"):
+            OTHERS["recurrent-ppo"]().learn(64, callback=TrustRegionRecorder(tmp_path, pictures_every=1, states=wrong))
 
 
 def test_record_of_before_there_were_other_algorithms_is_read(tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""Real processes that join each other as those of ``torchrun`` do: started, waited for and ended whatever happens."""
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Outcome(NamedTuple):
+    """
+    How a process ended.
+
+    :param value: what its part returned
+    :param error: what it raised, in words: the type and the message; empty if it returned
+    :param code: exit code, negative for a signal
+    :param seconds: from the start of all until the end of this one
+    """
+
+    value: Any
+    error: str
+    code: int
+    seconds: float
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def spawn(part: str, size: int, *arguments: Any, timeout: float = 60.0, **environments: list[str]) -> list[Outcome]:
+    """
+    Run a function of ``tests/workers`` in several processes, and end them all when the time is over.
+
+    :param part: ``module.function``; it is called with what ``join()`` returns and the arguments
+    :param size: number of processes
+    :param arguments: anything that can be pickled
+    :param timeout: seconds after which whoever is left is killed
+    :param environments: variables of the environment, a value for each process
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "arguments").write_bytes(pickle.dumps(arguments))
+        shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
+        shared |= {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+        started = time.monotonic()
+        processes = []
+        ended: dict[int, float] = {}
+        try:
+            for rank in range(size):
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
+                own |= {key: values[rank] for key, values in environments.items()}
+                command = [sys.executable, "-m", "tests.workers", part, str(folder)]
+                with (folder / f"said_{rank}").open("w") as said:
+                    processes.append(subprocess.Popen(command, env=shared | own, stdout=said, stderr=said))
+            while len(ended) < size and time.monotonic() < started + timeout:
+                new = [rank for rank, process in enumerate(processes) if rank not in ended and process.poll() is not None]
+                ended |= dict.fromkeys(new, time.monotonic() - started)
+                time.sleep(0.02)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        return [_outcome(folder, rank, process.returncode, ended.get(rank)) for rank, process in enumerate(processes)]
+
+
+def _outcome(folder: Path, rank: int, code: int, seconds: float | None) -> Outcome:
+    written, said = folder / f"outcome_{rank}", (folder / f"said_{rank}").read_text()
+    if seconds is None:
+        raise TimeoutError(f"process {rank} was still running at the end of the time-out; it said:\n{said[-3000:]}")
+    if not written.exists():
+        return Outcome(None, f"ended without a word: {said[-3000:]}", code, seconds)
+    value, error = pickle.loads(written.read_bytes())
+    return Outcome(value, error, code, seconds)
+
+
+def values_of(outcomes: list[Outcome]) -> list[Any]:
+    """Return what each returned, none of them having failed."""
+    for rank, outcome in enumerate(outcomes):
+        assert not outcome.error, f"process {rank}: {outcome.error}"
+    return [outcome.value for outcome in outcomes]

@@ -1,0 +1,110 @@
+"""The engine alone: sums, agreements, and how parts end."""
+
+import copy
+import os
+import pickle
+import signal
+import time
+from typing import Any
+
+import torch as th
+
+from sb3_trpo.distributed import PeerError, Processes, join
+
+
+def meet_and_part(processes: Processes) -> dict[str, Any]:
+    """All of it one after the other: starting a process takes longer than what it does here."""
+    found = {part.__name__: part(processes) for part in (everything, fails_jointly, disagree, copies)}
+    return found | {"fails_in_step": fails_in_step(processes), "again": float(join(timeout=20.0).total(th.ones(())))}
+
+
+def everything(processes: Processes) -> dict[str, Any]:
+    """Use each of the ways in which processes meet, once."""
+    rank = processes.rank
+    own = th.tensor([1.5 * (rank + 1), -rank], dtype=th.float64)
+    found: dict[str, Any] = {
+        "place": (rank, processes.size),
+        "total": processes.total(own),
+        "scalar": processes.total(th.tensor(rank + 0.5)),
+        "strided": processes.total(th.arange(6.0).view(2, 3).t()),
+        "own": own,
+        "largest": processes.largest(own),
+        "agreed tensor": processes.agree(own),
+        "agreed object": processes.agree({"of": rank}),
+        "gathered": processes.gather(("rank", rank)),
+    }
+    reports: list[Any] = []
+    with processes.jointly(lambda: 10 * rank, reports.extend):
+        pass
+    found["reports"] = reports
+    return found
+
+
+def fails_jointly(processes: Processes) -> dict[str, Any]:
+    """Fail in a part of one's own on some of the processes; afterwards meet as if nothing had been."""
+    reports: list[Any] = []
+    message = ""
+    try:
+        with processes.in_step(), processes.jointly(lambda: processes.rank, reports.extend):
+            if processes.rank > 0:
+                raise KeyboardInterrupt if processes.rank == 2 else ValueError(f"no luck\non {processes.rank}")
+    except BaseException as error:
+        message = f"{type(error).__name__}: {error}"
+    return {"message": message, "reports": reports, "total": float(processes.total(th.ones(())))}
+
+
+def disagree(processes: Processes) -> list[str]:
+    """Raise on all from what all have told."""
+
+    def compare(reports: list[int]) -> None:
+        if len(set(reports)) > 1:
+            raise PeerError("not the same")
+
+    said = []
+    for _ in range(2):
+        try:
+            with processes.in_step(), processes.jointly(lambda: processes.rank, compare):
+                pass
+        except PeerError as error:
+            said.append(str(error))
+    return said
+
+
+def fails_in_step(processes: Processes) -> dict[str, Any]:
+    """Fail on the last process in the midst of sums; the others are told at once, and nobody can go on as if nothing was."""
+    started = time.monotonic()
+    said = []
+    for _ in range(2):
+        try:
+            with processes.in_step():
+                processes.total(th.ones(3))
+                if processes.rank == processes.size - 1:
+                    raise ArithmeticError("one too many")
+                processes.total(th.ones(3))
+        except (ArithmeticError, PeerError) as error:
+            said.append(f"{type(error).__name__}: {error}")
+    return {"said": said, "seconds": time.monotonic() - started}
+
+
+def lost(processes: Processes, how: str, who: int) -> dict[str, Any]:
+    """Lose a process between two sums: killed, asleep for too long, or gone without a word."""
+    processes.total(th.ones(1))
+    started = time.monotonic()
+    said = ""
+    if processes.rank == who:
+        time.sleep(0.2)
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "late":
+            time.sleep(8.0)
+    try:
+        processes.total(th.ones(1))
+    except PeerError as error:
+        said = str(error)
+        processes.leave("found out", is_cause=False)
+    return {"said": said, "seconds": time.monotonic() - started}
+
+
+def copies(processes: Processes) -> list[str]:
+    """Copy what processes meet in."""
+    return [type(copy.deepcopy(processes)).__name__, type(pickle.loads(pickle.dumps(processes))).__name__]

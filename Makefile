@@ -97,6 +97,7 @@ mutation: $(TESTS)
 
 bench: $(TESTS)
 	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.vector_envs
 
 # Days of computing: see benchmarks/README.md for parts of it. Skips what is on record
 WORKERS ?= 1

@@ -139,7 +139,7 @@ def test_spread_of_ours_is_near_its_means(tmp_path: Path) -> None:
 def test_off_policy_algorithm_is_refused_by_name(tmp_path: Path) -> None:
     """DQN has no rollout to measure on."""
     model = DQN("MlpPolicy", "CartPole-v1", device="cpu")
-    with pytest.raises(TypeError, match="on-policy.*DQN"):
+    with pytest.raises(TypeError, match=r"on-policy.*DQN"):
         model.learn(10, callback=TrustRegionRecorder(tmp_path))
 
 

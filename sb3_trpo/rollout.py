@@ -16,7 +16,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
@@ -52,6 +51,9 @@ class Actor(Protocol):
 
     def go_on(self, observations: Observations) -> Acted:
         """Act on those of the next step, where nobody can have replaced anything in the policy since."""
+
+    def reset_noise(self) -> None:
+        """Draw the noise of gSDE anew."""
 
     def log_probs(self) -> np.ndarray:
         """Return the log-probabilities of all actions so far, each under the policy that took it, shape (n_steps, n_envs)."""
@@ -115,12 +117,6 @@ def _store_observations(rollout_buffer: RolloutBuffer, at: int, observations: Ob
             target[at] = observations[key].reshape(target.shape[1:])
     else:
         stored[at] = observations.reshape(stored.shape[1:])
-
-
-@th.no_grad()
-def _reset_noise(policy: ActorCriticPolicy, n_envs: int) -> None:
-    """Draw the noise of gSDE anew; without a graph, which would keep a callback from copying the policy."""
-    policy.reset_noise(n_envs)
 
 
 def _note_episodes(model: OnPolicyAlgorithm, infos: Sequence[dict[str, Any]], dones: np.ndarray, ended: list[int]) -> None:
@@ -194,7 +190,7 @@ def collect_rollouts(
     rollout_buffer.log_probs.fill(np.nan)
     n_steps, n_envs = 0, env.num_envs
     if model.use_sde:
-        _reset_noise(model.policy, n_envs)
+        actor.reset_noise()
     cut: list[_Cut] = []
     # What a callback finds in its variables, as SB3's loop has it
     variables: dict[str, Any] = {"self": model, "env": env, "callback": callback, "rollout_buffer": rollout_buffer}
@@ -205,7 +201,7 @@ def collect_rollouts(
     n_attributes, is_own = len(vars(rollout_buffer)), is_sb3s_own(rollout_buffer)
     while n_steps < n_rollout_steps:
         if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
-            _reset_noise(model.policy, n_envs)
+            actor.reset_noise()
         last_obs, episode_starts = model._last_obs, model._last_episode_starts
         assert last_obs is not None, "No previous observation was provided"
         at = rollout_buffer.pos

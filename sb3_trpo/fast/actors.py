@@ -26,11 +26,11 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
-from sb3_trpo.distributions import drop_graphs
 from sb3_trpo.fast.elementwise import in_place
 from sb3_trpo.fast.gauss_newton import CLOSED_FORM, N_COMPARED, agrees, is_plain_gsde
 from sb3_trpo.fast.network import Stage, is_as_read, is_as_sb3, is_quicker_on_gpu, read_actor, read_critic, run
 from sb3_trpo.fast.numpy_layers import forward
+from sb3_trpo.guards.left_graphs import drop_graphs
 from sb3_trpo.rollout import EVALUATION_ROWS, Acted, Critic, Observations, is_sb3s_own, rows_of
 from sb3_trpo.trust_region.fisher import flatten, unflatten
 
@@ -42,6 +42,8 @@ LOG_PROB_BLOCK = 2**15
 
 class _PolicyActor(Protocol):
     """One way to act as a policy, for as long as the policy is made of what it was made of."""
+
+    draws_in_torch: bool
 
     def is_current(self) -> bool:
         """Whether what was read of the policy is still in place; weights need not be what they were."""
@@ -80,11 +82,23 @@ class LeanActor:
             quick = quickest_actor(policy, self.n_envs, self.random, observations)
             self.policy, self.actor = policy, quick or _PlainActor(policy, self.model.device)
             self.actors.append(self.actor)
-        return self.actor(observations)
+        return self._act(observations)
+
+    def _act(self, observations: Observations) -> Acted:
+        if not self.actor.draws_in_torch:
+            return self.actor(observations)
+        with self.model._random.in_torch(self.model.device):
+            return self.actor(observations)
 
     def go_on(self, observations: Observations) -> Acted:
         """Return what the policy does, where nobody can have replaced anything in it since the last step."""
-        return self.actor(observations) if self.actors else self(observations)
+        return self._act(observations) if self.actors else self(observations)
+
+    @th.no_grad()
+    def reset_noise(self) -> None:
+        """Draw the noise of gSDE anew; without a graph, which would keep a callback from copying the policy."""
+        with self.model._random.in_torch(self.model.device):
+            self.model.policy.reset_noise(self.n_envs)
 
     def log_probs(self) -> np.ndarray:
         """Return those of everything done so far, each under the policy that did it, shape (n_steps, n_envs)."""
@@ -345,6 +359,8 @@ class _NumpyActor:
     :param distribution: how actions are drawn from the outputs
     """
 
+    draws_in_torch = False
+
     def __init__(self, policy: ActorCriticPolicy, stages: list[Stage], n_envs: int, distribution: Any):
         self.policy = policy
         self.parts = _Parts(policy)
@@ -481,6 +497,8 @@ class _TorchActor:
     :param policy: the policy
     """
 
+    draws_in_torch = True
+
     def __init__(self, policy: ActorCriticPolicy):
         self.policy = policy
         self.kind, self.n_attributes = type(policy), len(vars(policy))
@@ -512,6 +530,8 @@ class _PlainActor:
     :param policy: the policy, or what stands in its place
     :param device: the model's
     """
+
+    draws_in_torch = True
 
     def __init__(self, policy: ActorCriticPolicy, device: th.device):
         self.policy = policy

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch as th
+from gymnasium import spaces
 
 from sb3_trpo.trust_region import flat_gradient
-from tests.small_models import make_env, small_model
+from tests.small_models import VECTOR, make_env, small_model
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -40,10 +41,9 @@ def run(folder: Path, *command: str, seconds: float = 300.0) -> str:
 @pytest.mark.parametrize("bonus", [0.0, 0.3])
 def test_variant_adds_the_gradient_of_the_entropy(bonus: float) -> None:
     """What the hook adds to the policy gradient is the bonus times that of the entropy, by sampling many actions."""
-    from gymnasium import spaces
-
     variant = example("entropy_trpo").EntropyTRPO
-    model: Any = small_model(variant, "MlpPolicy", make_env(spaces.Box(-1, 1, (3,)), spaces.Discrete(3), 4), entropy_bonus=bonus)
+    env = make_env(VECTOR, spaces.Discrete(3), 4)
+    model: Any = small_model(variant, "MlpPolicy", env, entropy_bonus=bonus)
     model.learn(64)
     with th.no_grad():
         # Away from the uniform policy, where the entropy has no slope

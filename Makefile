@@ -2,7 +2,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := sb3_trpo tests benchmarks examples
+SOURCES := sb3_trpo tests benchmarks examples docs
 
 # Of each set of packages a stamp, which is made when its installation is complete
 DEMO := $(VENV)/.installed-demo
@@ -65,10 +65,31 @@ test: lint type
 test-slow: $(TESTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
+test-examples: $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m examples
+
+# Warnings are errors, and whatever a page points to inside of the site must be there: docs/_build/html/index.html
+docs: $(DOCS)
+	rm -rf docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python docs/check_site.py docs/_build/html
+
+# And what it points to elsewhere, which needs a network
+docs-links: docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b linkcheck docs docs/_build/links
+
 # imitation asks for an older SB3 and works with this one: it is no extra, since its own requirements would take SB3 down with it
 test-imitation: $(TESTS)
 	$(BIN)/python -m pip install --quiet --no-deps imitation==1.0.1
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m imitation tests/promises/test_imitation.py
+
+# sb3-contrib's own tests of RecurrentPPO and MaskablePPO, with ours in their place; they come with its sources
+test-contrib: $(TESTS)
+	rm -rf $(VENV)/contrib_tests
+	$(BIN)/python -m pip download --quiet --no-deps --no-build-isolation --no-binary sb3_contrib --dest $(VENV)/contrib_tests \
+		"sb3_contrib==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("sb3_contrib"))')"
+	tar --extract --file $(VENV)/contrib_tests/*.tar.gz --directory $(VENV)/contrib_tests --strip-components 1
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m contrib tests/promises/test_contribs_own_tests.py
 
 # The old Gym lies in a folder of its own, where SB3 finds it in this run only
 test-gym: $(TESTS)
@@ -84,6 +105,7 @@ mutation: $(TESTS)
 
 bench: $(TESTS)
 	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.vector_envs
 
 # Days of computing: see benchmarks/README.md for parts of it. Skips what is on record
 WORKERS ?= 1
@@ -94,4 +116,11 @@ bench-returns: $(TESTS)
 
 commit-checks: format lint type
 
-.PHONY: install demo format lint type quick test test-slow test-imitation test-gym mutation bench bench-returns commit-checks
+# What is published, in dist/
+dist: $(TESTS)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt twine
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
+.PHONY: install demo format lint type quick docs docs-links dist test test-slow test-examples test-imitation test-contrib test-gym mutation bench bench-returns commit-checks

@@ -5,6 +5,10 @@ Seconds per update of this TRPO, of sb3_contrib's and of SB3's PPO, phase by pha
 update after update in turn, and writes a table, ``speed.csv`` and ``speed.png`` to ``benchmarks/results``. ``--device cuda``
 runs them on a GPU and writes to ``benchmarks/results/cuda``. The host runs ahead of the GPU there: an update's time is exact,
 and what its phases take is not.
+
+On a busy machine ``--cpu`` counts the seconds that the process computes, the threads of EnvPool included, and writes to
+``benchmarks/results/cpu_seconds``; phases are not told apart. Every case is saved as soon as it is done. ``--missing`` runs
+those of which nothing is on record, ``--rounds 2`` gives a first impression.
 """
 
 import os
@@ -21,133 +25,74 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
-import gymnasium as gym
 import numpy as np
-import sb3_contrib
 import sb3_contrib.trpo.trpo
 import torch as th
-from gymnasium import spaces
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from stable_baselines3 import PPO
-from stable_baselines3.common.env_util import make_atari_env, make_vec_env
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
-import sb3_trpo
 from benchmarks.memory import peak_above_rollout
+from benchmarks.speed_cases import CASES, ON_DUMMY, STEPPING, Case, can_run, make_env, make_model
 from sb3_trpo.objective import PolicyProblem
 
 contrib_module: Any = sb3_contrib.trpo.trpo
 
-STEPPING = "env.step"
 PHASES = ("collect", "gradient", "fisher", "cg", "line_search", "critic")
+# How seconds were taken
+ON_THE_WALL, COMPUTED, ON_GPU = "on one thread", "of computing, on one thread", "with the networks on a GPU"
+Clock = Callable[[], float]
 
 
-class Case(NamedTuple):
-    """One row of the comparison: an environment and the size of the rollout."""
-
-    name: str
-    env_id: str
-    n_envs: int
-    n_steps: int
-    rounds: int
-    sub_sampling_factor: int = 1
-    policy: str = "MlpPolicy"
-    policy_update_only: bool = False
-    n_critic_updates: int = 10
-
-
-class RandomImages(gym.Env):
-    """Frames of noise in the shape of four stacked Atari frames."""
-
-    observation_space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
-    action_space = spaces.Discrete(6)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        return self._frame(), {}
-
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        return self._frame(), float(self.np_random.normal()), False, False, {}
-
-    def _frame(self) -> np.ndarray:
-        return self.np_random.integers(0, 256, self.observation_space.shape, dtype=np.uint8)
-
-
-CASES = (
-    Case("CartPole-v1, 1 env", "CartPole-v1", 1, 2048, 7),
-    Case("HalfCheetah-v5, 1 env", "HalfCheetah-v5", 1, 2048, 7),
-    Case("HalfCheetah-v5, 8 envs", "HalfCheetah-v5", 8, 256, 7),
-    Case("HalfCheetah-v5, 8 envs, 65,536 steps", "HalfCheetah-v5", 8, 8192, 3, sub_sampling_factor=8),
-    Case("ALE/Pong-v5, 8 envs", "ALE/Pong-v5", 8, 128, 2, policy="CnnPolicy", n_critic_updates=1),
-    Case("NatureCNN, 1,024 images, all states", "images", 1, 1024, 2, policy="CnnPolicy", policy_update_only=True),
-    Case("NatureCNN, 1,024 images, 1/8 of the states", "images", 1, 1024, 2, 8, "CnnPolicy", True),
-)
-
-
-def make_env(case: Case) -> VecEnv:
-    """Build the environments of a case, Atari games with SB3's wrappers and four stacked frames."""
-    if not case.env_id.startswith("ALE/"):
-        env_id: Any = RandomImages if case.env_id == "images" else case.env_id
-        return make_vec_env(env_id, n_envs=case.n_envs, seed=0)
-    import ale_py
-
-    gym.register_envs(ale_py)
-    return VecFrameStack(make_atari_env(case.env_id, n_envs=case.n_envs, seed=0), n_stack=4)
-
-
-def make_model(algorithm: str, case: Case, device: str = "cpu") -> Any:
-    """Build one of the three with the same environment, network and sizes."""
-    env = make_env(case)
-    common: dict[str, Any] = {"n_steps": case.n_steps, "batch_size": 128, "seed": 0, "device": device}
-    if algorithm == "ppo":
-        return PPO(case.policy, env, n_epochs=case.n_critic_updates, **common)
-    common |= {"n_critic_updates": case.n_critic_updates}
-    if case.policy_update_only:
-        # The extractor shared as in sb3_contrib, so that both collect with the same network
-        common |= {"n_critic_updates": 0, "policy_kwargs": {"share_features_extractor": True}}
-    if algorithm == "contrib":
-        return sb3_contrib.TRPO(case.policy, env, **common)
-    return sb3_trpo.TRPO(case.policy, env, **common, sub_sampling_factor=case.sub_sampling_factor)
-
-
-def timed(function: Callable[..., Any], phase: str, seconds: dict[str, float]) -> Callable[..., Any]:
+def timed(function: Callable[..., Any], phase: str, seconds: dict[str, float], clock: Clock) -> Callable[..., Any]:
     """Add up the time that calls of a function take."""
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
+        start = clock()
         try:
             return function(*args, **kwargs)
         finally:
-            seconds[phase] += time.perf_counter() - start
+            seconds[phase] += clock() - start
 
     return wrapper
 
 
 class Contender:
-    """A model that is told apart by phases as it trains."""
+    """
+    A model that is timed as it trains.
 
-    def __init__(self, algorithm: str, case: Case, device: str):
+    :param algorithm: which one
+    :param case: on what
+    :param device: of its networks
+    :param clock: what tells the time. The phases of an update are told apart where it is the one on the wall
+    """
+
+    def __init__(self, algorithm: str, case: Case, device: str, clock: Clock):
         self.algorithm = algorithm
+        self.clock = clock
+        self.tells_phases = clock is time.perf_counter
         self.model = make_model(algorithm, case, device)
         self.seconds: dict[str, float] = defaultdict(float)
         self.critic_since = 0.0
-        self.model.collect_rollouts = timed(self.model.collect_rollouts, "collect", self.seconds)
-        self.model.train = timed(self.model.train, "train", self.seconds)
-        if algorithm == "contrib":
-            self.model._compute_actor_grad = timed(self.model._compute_actor_grad, "gradient", self.seconds)
-            self.model.hessian_vector_product = timed(self.model.hessian_vector_product, "fisher", self.seconds)
+        self.is_contrib = algorithm.startswith("contrib")
+        self._time_method("collect_rollouts", "collect")
+        self._time_method("train", "train")
+        if self.is_contrib and self.tells_phases:
+            self._time_method("_compute_actor_grad", "gradient")
+            self._time_method("hessian_vector_product", "fisher")
             get = self.model.rollout_buffer.get
 
             def get_and_notice(batch_size: int | None = None) -> Any:
                 if batch_size is not None and not self.critic_since:
-                    self.critic_since = time.perf_counter()
+                    self.critic_since = clock()
                 return get(batch_size)
 
             self.model.rollout_buffer.get = get_and_notice
+
+    def _time_method(self, name: str, phase: str) -> None:
+        setattr(self.model, name, timed(getattr(self.model, name), phase, self.seconds, self.clock))
 
     @contextmanager
     def _observed(self) -> Iterator[None]:
@@ -155,12 +100,12 @@ class Contender:
         make_product, solve = PolicyProblem.fisher_vector_product, contrib_module.conjugate_gradient_solver
 
         def make_timed_product(problem: PolicyProblem) -> Any:
-            return timed(make_product(problem), "fisher", self.seconds)
+            return timed(make_product(problem), "fisher", self.seconds, self.clock)
 
         def solve_and_note(*args: Any, **kwargs: Any) -> Any:
-            start, products = time.perf_counter(), self.seconds["fisher"]
+            start, products = self.clock(), self.seconds["fisher"]
             result = solve(*args, **kwargs)
-            self.seconds["cg"] += time.perf_counter() - start - (self.seconds["fisher"] - products)
+            self.seconds["cg"] += self.clock() - start - (self.seconds["fisher"] - products)
             return result
 
         PolicyProblem.fisher_vector_product = make_timed_product  # type: ignore[method-assign,assignment]
@@ -175,14 +120,18 @@ class Contender:
         """Collect one rollout, train once, and return seconds by phase."""
         self.seconds.clear()
         self.critic_since = 0.0
+        n_steps = self.model.n_steps * self.model.n_envs
+        if not self.tells_phases:
+            self.model.learn(n_steps, reset_num_timesteps=False)
+            return dict(self.seconds)
         with self._observed():
-            self.model.learn(self.model.n_steps * self.model.n_envs, reset_num_timesteps=False)
+            self.model.learn(n_steps, reset_num_timesteps=False)
         result = dict(self.seconds)
         if self.algorithm == "trpo":
             result |= self.model.last_update.phase_seconds
             result["cg"] = result.pop("direction") - result["fisher"]
-        elif self.algorithm == "contrib":
-            result["critic"] = time.perf_counter() - self.critic_since if self.critic_since else 0.0
+        elif self.is_contrib:
+            result["critic"] = self.clock() - self.critic_since if self.critic_since else 0.0
             # What is left of the policy update: setting it up and the line search
             result["line_search"] = result["train"] - sum(result[phase] for phase in ("gradient", "fisher", "cg", "critic"))
         return result
@@ -193,7 +142,8 @@ class Stepper:
 
     algorithm = STEPPING
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case, clock: Clock):
+        self.clock = clock
         self.env = make_env(case)
         self.n_steps = case.n_steps
         self.env.reset()
@@ -201,15 +151,15 @@ class Stepper:
 
     def update(self) -> dict[str, float]:
         """Make the steps of one rollout, and return their seconds."""
-        start = time.perf_counter()
+        start = self.clock()
         for _ in range(self.n_steps):
             self.env.step(self.actions)
-        return {"collect": time.perf_counter() - start, "train": 0.0}
+        return {"collect": self.clock() - start, "train": 0.0}
 
 
-def run_case(case: Case, algorithms: list[str], device: str) -> list[dict[str, Any]]:
+def run_case(case: Case, algorithms: list[str], device: str, clock: Clock) -> list[dict[str, Any]]:
     """Time the algorithms in turn; the first update of each is a warm-up and dropped."""
-    contenders = [Stepper(case) if algorithm == STEPPING else Contender(algorithm, case, device) for algorithm in algorithms]
+    contenders = [Stepper(case, clock) if a == STEPPING else Contender(a, case, device, clock) for a in algorithms]
     measured: dict[str, list[dict[str, float]]] = defaultdict(list)
     for index in track(range(case.rounds + 1), description=case.name):
         for contender in contenders:
@@ -232,8 +182,9 @@ def print_tables(rows: list[dict[str, Any]]) -> None:
     by_case: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
         by_case[row["case"]][row["algorithm"]] = row
-    columns = (*PHASES, "train", "collect+train")
     for case, algorithms in by_case.items():
+        measured = [phase for phase in PHASES if any(row[phase] == row[phase] for row in algorithms.values())]
+        columns = (*measured, "train", "collect+train")
         table = Table("", *columns, "steps/s", "peak memory", title=f"{case}: seconds per update, median")
         for algorithm, row in algorithms.items():
             table.add_row(
@@ -242,10 +193,10 @@ def print_tables(rows: list[dict[str, Any]]) -> None:
                 f"{row['steps/s']:,.0f}",
                 f"{row['peak memory'] / 2**20:,.0f} MiB" if row.get("peak memory") else "",
             )
-        if {"trpo", "contrib"} <= algorithms.keys():
-            ours, theirs = algorithms["trpo"], algorithms["contrib"]
+        for other in [name for name in ("contrib", ON_DUMMY) if {"trpo", name} <= algorithms.keys()]:
+            ours, theirs = algorithms["trpo"], algorithms[other]
             table.add_row(
-                "contrib / trpo",
+                f"({other}) / trpo",
                 *(f"{theirs[c] / ours[c]:.1f}x" if ours[c] > 0 and theirs[c] == theirs[c] else "" for c in columns),
                 f"{ours['steps/s'] / theirs['steps/s']:.1f}x",
                 f"{theirs['peak memory'] / ours['peak memory']:.1f}x" if ours.get("peak memory") else "",
@@ -254,7 +205,7 @@ def print_tables(rows: list[dict[str, Any]]) -> None:
         Console(width=127).print(table)
 
 
-def draw(rows: list[dict[str, Any]], path: Path, device: str) -> None:
+def draw(rows: list[dict[str, Any]], path: Path, where: str) -> None:
     """Draw one panel per case with a stacked bar per algorithm."""
     import matplotlib
 
@@ -271,7 +222,7 @@ def draw(rows: list[dict[str, Any]], path: Path, device: str) -> None:
         contenders = [row for row in rows if row["case"] == case]
         for row in contenders:
             left = 0.0
-            undivided = row["algorithm"] == "ppo" or device != "cpu"
+            undivided = row["algorithm"] == "ppo" or where != ON_THE_WALL
             phases = ("collect", "train") if undivided else PHASES  # of stepping the first alone
             for phase in phases:
                 if row[phase] == row[phase] and not (phase == "collect" and "NatureCNN" in case):
@@ -283,7 +234,6 @@ def draw(rows: list[dict[str, Any]], path: Path, device: str) -> None:
         axis.set_title(case, loc="left", fontsize="medium")
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0.1)
-    where = "on one thread" if device == "cpu" else "with the networks on a GPU"
     axes[-1, 0].set_xlabel(f"seconds per update, median of interleaved runs {where}")
     handles = {label: handle for axis in axes[:, 0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6, fontsize="small", frameon=False)
@@ -291,52 +241,88 @@ def draw(rows: list[dict[str, Any]], path: Path, device: str) -> None:
     plt.close(figure)
 
 
+FIELDS = ["case", "algorithm", "steps", *PHASES, "train", "collect+train", "steps/s", "peak memory"]
+
+
+def recorded(path: Path) -> list[dict[str, Any]]:
+    """Return what a file has on record."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    for row in rows:
+        row |= {field: float(row[field] or "nan") for field in FIELDS[3:]}
+    return rows
+
+
 def save(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
     """Put the rows of a case in place of those that the file has of it, and return all."""
-    fields = ["case", "algorithm", "steps", *PHASES, "train", "collect+train", "steps/s", "peak memory"]
-    kept: list[dict[str, Any]] = []
-    if path.exists():
-        with open(path, newline="") as file:
-            kept = [row for row in csv.DictReader(file) if row["case"] not in {new["case"] for new in rows}]
-    for row in kept:
-        row |= {field: float(row[field] or "nan") for field in fields[3:]}
     order = [case.name for case in CASES]
+    kept = [row for row in recorded(path) if row["case"] in order and row["case"] not in {new["case"] for new in rows}]
     rows = sorted((*kept, *rows), key=lambda row: order.index(row["case"]))
     with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=fields)
+        writer = csv.DictWriter(file, fieldnames=FIELDS)
         writer.writeheader()
         writer.writerows({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     return rows
+
+
+def chosen(parts: list[str], path: Path, *, missing: bool) -> Iterator[Case]:
+    """
+    Yield the cases to run.
+
+    :param parts: their names or parts of these; all if there are none
+    :param path: what is on record
+    :param missing: whether to leave out those that are
+    """
+    names = {case.name for case in CASES}
+    known = {row["case"] for row in recorded(path)} if missing else set()
+    for case in CASES:
+        if parts and not any(part == case.name if part in names else part in case.name for part in parts):
+            continue
+        if case.name in known:
+            continue
+        if can_run(case):
+            yield case
+        else:
+            print(f"{case.name}: left out, since EnvPool is not installed (pip install 'sb3_trpo[envpool]')")
 
 
 def main() -> None:
     """Run the cases that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="*", default=[], help="run only the cases of these names, or whose name contains one")
-    parser.add_argument("--algorithms", nargs="*", default=["trpo", "contrib", "ppo", STEPPING])
+    parser.add_argument("--missing", action="store_true", help="run only cases of which nothing is on record")
+    parser.add_argument("--algorithms", nargs="*", help="instead of those of each case")
     parser.add_argument("--rounds", type=int, help="updates to time of each case, instead of its own number")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--folder", type=Path, help="instead of benchmarks/results, and its folder cuda")
+    parser.add_argument("--cpu", action="store_true", help="seconds of computing instead of seconds")
+    parser.add_argument("--folder", type=Path, help="instead of benchmarks/results and its folders cuda and cpu_seconds")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not th.cuda.is_available():
         parser.error("there is no CUDA device")
+    if arguments.device == "cuda" and arguments.cpu:
+        parser.error("--cpu does not see what a GPU computes")
     results = Path(__file__).parent / "results"
-    folder = arguments.folder or (results if arguments.device == "cpu" else results / arguments.device)
+    of_kind = {"cuda": results / "cuda", "cpu": results / "cpu_seconds" if arguments.cpu else results}
+    folder = arguments.folder or of_kind[arguments.device]
+    where = ON_GPU if arguments.device == "cuda" else COMPUTED if arguments.cpu else ON_THE_WALL
+    clock = time.process_time if arguments.cpu else time.perf_counter
 
     warnings.filterwarnings("ignore", message="Mean of empty slice")
     th.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
-    names = {case.name for case in CASES}
-    for case in CASES:
-        if arguments.cases and not any(part == case.name if part in names else part in case.name for part in arguments.cases):
-            continue
+    path = folder / "speed.csv"
+    for case in chosen(arguments.cases, path, missing=arguments.missing):
         case = case._replace(rounds=arguments.rounds or case.rounds)
-        algorithms = [a for a in arguments.algorithms if not (a in ("ppo", STEPPING) and case.policy_update_only)]
-        case_rows = run_case(case, algorithms, arguments.device)
-        for row in case_rows if case.policy_update_only and arguments.device == "cpu" else []:
+        algorithms = arguments.algorithms or list(case.algorithms)
+        if case.policy_update_only:
+            algorithms = [algorithm for algorithm in algorithms if algorithm not in ("ppo", STEPPING)]
+        case_rows = run_case(case, algorithms, arguments.device, clock)
+        for row in case_rows if case.policy_update_only and where == ON_THE_WALL else []:
             row["peak memory"] = float(peak_above_rollout(make_model, row["algorithm"], case))
         print_tables(case_rows)
-        draw(save(case_rows, folder / "speed.csv"), folder / "speed.png", arguments.device)
+        draw(save(case_rows, path), folder / "speed.png", where)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from sb3_trpo.guards.finite import NonFiniteError, finite_rollout, finite_statis
 from sb3_trpo.guards.model_zip import path_to_write, saved_attributes, written_whole
 from sb3_trpo.guards.observations import check_observation_space
 from sb3_trpo.guards.parameters import check_parameters
-from sb3_trpo.guards.process import building
+from sb3_trpo.guards.process import drawing
 from sb3_trpo.guards.set_later import AsBuilt
 from sb3_trpo.guards.watched_rollout import WatchedRollout
 from sb3_trpo.randomness import RandomNumbers
@@ -68,6 +68,8 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
     # Which model is in `learn`, if any
     _learning: int | None = None
     _made_env: Any = None
+    # What the model draws from
+    _random: RandomNumbers
 
     def __init__(
         self,
@@ -97,8 +99,9 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             check_policy_fits(self.policy_class, self.observation_space, self.policy_kwargs)
             check_observation_space(self.observation_space, self.policy_class, self.policy_kwargs)
             saved = vars(self).get("_random")
-            with building:
+            with drawing:
                 self._build()
+                self._random.go_on_from_process(self.device)
             if self.kind != self.kind_of_old_files:
                 self.saved_kind = self.kind
             if saved is not None and saved.seed == self.seed:
@@ -131,7 +134,8 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
 
         :param seed: ``None`` for a model that draws from the generators of the process
         """
-        super().set_random_seed(seed)
+        with drawing:
+            super().set_random_seed(seed)
         self._random = RandomNumbers(seed)
 
     def _go_on_drawing(self, saved: RandomNumbers) -> None:

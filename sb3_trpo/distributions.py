@@ -1,5 +1,5 @@
 """
-Action distributions to any depth: copies without a graph or in float64, their KL, and the graphs that they leave in a policy.
+Action distributions to any depth: copies without a graph or in float64, and what they are made of.
 
 An SB3 distribution holds one of torch's, or several. Each of them may hold others, transforms, and values it has computed.
 """
@@ -249,7 +249,13 @@ def factors_of(distribution: Any) -> Iterator[TorchDistribution]:
         yield distribution
     elif isinstance(distribution, Distribution):
         # sb3-contrib's masked ones of several variables have another name for them
-        yield from factors_of(getattr(distribution, "distributions", None) or distribution.distribution)
+        parts = getattr(distribution, "distributions", None) or getattr(distribution, "distribution", None)
+        if parts is None:
+            raise TypeError(
+                f"{type(distribution).__name__} must have its torch.distributions.Distribution, or a list, tuple or dict of "
+                f"such, as its attribute `distribution`, as SB3's have it, got {sorted(vars(distribution))}"
+            )
+        yield from factors_of(parts)
     else:
         for part in distribution.values() if isinstance(distribution, dict) else distribution:
             yield from factors_of(part)
@@ -258,39 +264,3 @@ def factors_of(distribution: Any) -> Iterator[TorchDistribution]:
 def per_state(values: th.Tensor) -> th.Tensor:
     """Sum over every dimension but the first one, that of the states."""
     return values.flatten(1).sum(dim=1) if values.dim() > 1 else values
-
-
-def _drop_graph(value: Any, seen: dict[int, Any]) -> Any:
-    """Return the same without a graph: objects and containers are changed in place, tensors and tuples replaced."""
-    if id(value) in seen:
-        return seen[id(value)]
-    seen[id(value)] = value
-    if isinstance(value, th.Tensor):
-        seen[id(value)] = value if value.is_leaf else value.detach()
-    elif type(value) is tuple:
-        parts = tuple(_drop_graph(part, seen) for part in value)
-        if any(new is not old for new, old in zip(parts, value, strict=True)):
-            seen[id(value)] = parts
-    elif isinstance(value, list | dict) or _has_parts(value):
-        # Not `_parts`: here what a transform keeps for speed is of account
-        inside: Any = value if isinstance(value, list | dict) else vars(value)
-        for name in list(inside) if isinstance(inside, dict) else range(len(inside)):
-            part = _drop_graph(inside[name], seen)
-            if part is not inside[name]:
-                inside[name] = part
-    return seen[id(value)]
-
-
-def drop_graphs(policy: nn.Module) -> None:
-    """
-    Detach every tensor that a policy holds on to besides its parameters, its last action distribution first of all.
-
-    With a graph behind it a tensor can be neither deep-copied nor sent to another process, and it keeps a whole batch alive.
-
-    :param policy: with its modules
-    """
-    seen: dict[int, Any] = {}
-    for module in policy.modules():
-        for name, value in vars(module).items():
-            if name not in ("_parameters", "_modules"):
-                vars(module)[name] = _drop_graph(value, seen)

@@ -58,4 +58,5 @@ def default_of(name: str, action_space: spaces.Space) -> float:
     :param action_space: that of the environment
     :return: in nats for the whole action
     """
-    return PER_DIMENSION[name] * n_averaged_dimensions(action_space)
+    # Six times 0.1 shall be 0.6, as one reads it
+    return round(PER_DIMENSION[name] * n_averaged_dimensions(action_space), 12)

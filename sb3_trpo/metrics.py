@@ -23,7 +23,7 @@ UPDATE_STATUSES = {
     "gradient_zero": "the surrogate has no slope here: advantages that are all the same, for one",
     "gradient_not_finite": "the surrogate's gradient is NaN or infinite",
     "limit_zero": "a schedule of `target_kl` has come to its end",
-    "curvature_not_positive": "the Fisher matrix gives the step no length",
+    "curvature_not_positive": "the Fisher matrix gives the step no length, or is not finite",
     "direction_not_ascent": "the direction found does not lead up",
     "line_search_failed": "no candidate kept the limit and improved the surrogate",
 }
@@ -79,6 +79,7 @@ class UpdateReport(NamedTuple):
     :param phase_seconds: wall time of each phase of the update
     :param observation_spread: largest over smallest root mean square of the dimensions of the observations that are not always
         zero, as the policy sees them; ``None`` for what is no vector of floats, and under ``VecNormalize``
+    :param is_frozen: whether nothing of the policy was to be trained: its user has frozen it
     """
 
     step: TrustRegionStep
@@ -91,6 +92,7 @@ class UpdateReport(NamedTuple):
     std: float | None
     phase_seconds: dict[str, float]
     observation_spread: float | None = None
+    is_frozen: bool = False
 
     def record(self, logger: Logger) -> None:
         """Hand every metric that this update has a value for to SB3's logger."""
@@ -102,7 +104,7 @@ class UpdateReport(NamedTuple):
     def remark(self) -> str | None:
         """Say in one line what was not as usual in this update, ``None`` if there is nothing to say."""
         step, critic, remarks = self.step, self.critic, []
-        if not step.accepted:
+        if not step.accepted and not self.is_frozen:
             remarks.append(f"{_in_words(step.status, UPDATE_STATUSES)}, the policy is bit for bit what it was")
         elif step.conjugate_gradient is not None and step.conjugate_gradient.stopped_by in CG_FAILURES:
             remarks.append(f"conjugate gradients stopped by {_in_words(step.conjugate_gradient.stopped_by, CG_FAILURES)}")

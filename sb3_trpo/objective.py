@@ -174,9 +174,11 @@ def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
     try:
         per_factor = [per_state(th.distributions.kl_divergence(p, q)) for p, q in zip(olds, news, strict=True)]
     except NotImplementedError as error:
+        transformed = any(isinstance(factor, th.distributions.TransformedDistribution) for factor in olds)
+        way_out = "Derive a class of your own from TransformedDistribution, and register" if transformed else "Register"
         raise NoKLError(
             f"the step of TRPO is limited by the KL between the old policy and the new one, and torch knows none for "
-            f"{named(old)}: {str(error) or 'the transforms of the two differ'}. Register one with "
+            f"{named(old)}: {str(error) or 'transforms that move with the policy differ between the two'}. {way_out} one with "
             "torch.distributions.register_kl, or take a distribution that has one"
         ) from error
     return th.stack(per_factor).sum(dim=0)
@@ -222,6 +224,15 @@ def kl_term(old: Distribution, new: Distribution, batch: Batch) -> th.Tensor:
     return weighted_mean(kl_old_new(old, new), batch.weights)
 
 
+def entropy_term(distribution: Distribution, batch: Batch) -> float | None:
+    """Return a batch's share of the mean entropy in nats, ``None`` where the entropy has no closed form."""
+    try:
+        entropy = distribution.entropy()
+    except NotImplementedError:
+        return None  # what torch says where it knows none
+    return None if entropy is None else float(weighted_mean(per_state(entropy), batch.weights))
+
+
 class PolicyProblem:
     r"""
     The trust-region problem of one batch: surrogate, mean KL and Fisher matrix of a policy, around its present parameters.
@@ -247,6 +258,7 @@ class PolicyProblem:
     :param is_random: whether the distribution is another one each time it is asked for
     :param total: completes a sum over the batch, of any shape, where the batch is a part of a larger one; the weights then sum
         to one over all parts
+    :param largest: the same for the largest of the parts' numbers
     """
 
     def __init__(
@@ -262,6 +274,7 @@ class PolicyProblem:
         fisher_path: str = "",
         is_random: bool = False,
         total: Callable[[th.Tensor], th.Tensor] = _of_everything,
+        largest: Callable[[th.Tensor], th.Tensor] = _of_everything,
     ):
         self.distribution_of = distribution_of
         self.parameters = parameters
@@ -272,6 +285,7 @@ class PolicyProblem:
         self.known_path = fisher_path
         self.is_random = is_random
         self.total = total
+        self.largest = largest
         self.fisher_path = ""
         # A single chunk's graph serves the gradient too; those of several would not fit in memory together
         self.graph = copied(distribution_of(self.chunks[0])) if len(self.chunks) == 1 else None
@@ -300,26 +314,65 @@ class PolicyProblem:
         return self.total(th.tensor(sums, dtype=th.float64)).tolist()
 
     def fisher_vector_product(self) -> MatrixVectorProduct:
-        """Return v -> F v at θ_old, both of shape (n_params,); ``fisher_path`` then says how it is made."""
-        product = self._product_of_the_chunks()
-        return lambda vector: self.total(product(vector))
+        """
+        Return v -> F v at θ_old, both of shape (n_params,); ``fisher_path`` then says how it is made.
 
-    def _product_of_the_chunks(self) -> MatrixVectorProduct:
-        product = self.fast_fisher and self.fast_fisher(self.fisher_chunks, self.parameters)
-        if product:
+        The way was chosen on a few states. Where the first product over all of them fails, or is not finite, the next way is
+        taken.
+        """
+        written_out = self.fast_fisher and self.fast_fisher(self.fisher_chunks, self.parameters)
+        if not self._latest(not written_out):
+            assert written_out
             self.fisher_path = WRITTEN_OUT
-            return product
+            return lambda vector: self.total(written_out(vector))
         # Of other networks the generators of the process are left alone
         self.noise: AbstractContextManager[None] = SameNoise(self.parameters[0].device) if self.is_random else nullcontext()
-        self.known_path = self.fisher_path = self.known_path or self._path_that_works()
-        return self._fisher_by(self.fisher_path, self.fisher_chunks)
+        ways = self._ways()
+        self.known_path = self.fisher_path = ways[self._latest(ways.index(self.known_path or self._path_that_works()))]
+        return self._first_that_is_finite()
+
+    def _latest(self, choice: int) -> int:
+        """Return the choice that stands latest among those of all parts."""
+        return int(self.largest(th.tensor(float(choice), device="cpu")))
+
+    def _first_that_is_finite(self) -> MatrixVectorProduct:
+        """Return the product made in the way that was found, or in the first one after it that stands up to all states."""
+        untried = self._ways()[self._ways().index(self.fisher_path) + 1 :]
+        product: MatrixVectorProduct | None = None
+
+        def here(vector: th.Tensor) -> th.Tensor:
+            nonlocal product
+            product = product or self._fisher_by(self.fisher_path, self.fisher_chunks)
+            return product(vector)
+
+        def completed(vector: th.Tensor) -> th.Tensor:
+            nonlocal product
+            while untried:
+                try:
+                    part = here(vector)
+                except th.OutOfMemoryError:
+                    raise
+                except Exception:
+                    part = th.full_like(vector, th.nan)  # an error of the user's own is raised in the last way too
+                result = self.total(part)
+                if result.isfinite().all():
+                    untried.clear()
+                    return result
+                product, self.known_path = None, untried.pop(0)
+                self.fisher_path = self.known_path
+            return self.total(here(vector))
+
+        return completed
+
+    def _ways(self) -> list[str]:
+        """Name the ways to make a product of any network, in the order in which they are tried; the last one always works."""
+        return [TWICE, FORWARD_MODE, DIFFERENCES] if self.forward_fisher else [TWICE, DIFFERENCES]
 
     def _path_that_works(self) -> str:
         """Try the ways to a Fisher product on a few states, and measure there whether what they give is right."""
         few = [self.fisher_chunks[0].few(N_TRIED)]
-        ways = [TWICE, FORWARD_MODE] if self.forward_fisher else [TWICE]
         found = first_that_works(
-            [(name, partial(self._fisher_by, name, few)) for name in ways],
+            [(name, partial(self._fisher_by, name, few)) for name in self._ways()[:-1]],
             partial(self._central_differences, few),
             self.parameters,
         )
@@ -372,12 +425,9 @@ class PolicyProblem:
         """
         total = 0.0
         for chunk, distribution in zip(self.chunks, self.new_distributions if of_new else self.old_distributions, strict=True):
-            try:
-                entropy = distribution.entropy()
-            except NotImplementedError:
-                return None  # what torch says where it knows none
-            if entropy is None:
+            term = entropy_term(distribution, chunk)
+            if term is None:
                 return None
-            total += float(weighted_mean(per_state(entropy), chunk.weights))
+            total += term
         (total,) = self._completed(total)
         return total

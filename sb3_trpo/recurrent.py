@@ -335,6 +335,20 @@ class RecurrentTRPO(TRPO):
             states=self._states_at(first),
         )
 
+    def _chosen_states(self, states: Any) -> SequenceBatch:
+        # At the beginning of an episode, unless a state comes with them
+        observations, state = states if isinstance(states, tuple) else (states, None)
+        batch = super()._chosen_states(observations)
+        lstm: Any = self.policy.lstm_actor
+        n = len(batch.weights)
+        shape = (lstm.num_layers, n, lstm.hidden_size)
+        pair = tuple(self._to_torch(np.asarray(part, np.float32)) for part in state or [np.zeros(shape)] * 2)
+        for part in pair:
+            if part.shape != shape:
+                raise ValueError(f"states must come with hidden and cell state of shape {shape}, got {tuple(part.shape)}")
+        fields = vars(batch) | {"lengths": th.ones(n, dtype=th.long, device=self.device), "states": RNNStates(pair, pair)}
+        return SequenceBatch(**fields)
+
     def _distribution(self, batch: Batch) -> Distribution:
         assert isinstance(batch, SequenceBatch)
         padded = batch.padded()

@@ -8,6 +8,8 @@ the environment waits; values and time-limit bootstraps follow once, in blocks o
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import compress, repeat
+from operator import contains
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,7 +17,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
@@ -25,6 +26,10 @@ from sb3_trpo.guards.passed_on import PassedOn, runs_user_code
 Observations = np.ndarray | dict[str, np.ndarray]
 # Completes a sum over a part
 Total = Callable[[th.Tensor], th.Tensor]
+
+
+# Maps n observations to their values, shape (n,)
+Critic = Callable[[Observations], np.ndarray]
 
 
 class Acted(NamedTuple):
@@ -50,11 +55,14 @@ class Actor(Protocol):
     def go_on(self, observations: Observations) -> Acted:
         """Act on those of the next step, where nobody can have replaced anything in the policy since."""
 
+    def reset_noise(self) -> None:
+        """Draw the noise of gSDE anew."""
+
     def log_probs(self) -> np.ndarray:
         """Return the log-probabilities of all actions so far, each under the policy that took it, shape (n_steps, n_envs)."""
 
-    def values(self, observations: Observations) -> np.ndarray:
-        """Return the values of n observations, shape (n,), of the policy of now."""
+    def critic(self, observations: Observations) -> Critic:
+        """Return what gives values, of the policy of now; some of the observations that it will be given are looked at."""
 
 
 class WholeRollout(NamedTuple):
@@ -79,7 +87,7 @@ class WholeRollout(NamedTuple):
 
 # Observations evaluated at a time, in numbers and in rows: what they come to stays in the cache
 EVALUATION_BLOCK = 2**23
-EVALUATION_ROWS = 2**12
+EVALUATION_ROWS = 2**9
 # Environments up to which returns are summed up in Python
 FEW_ENVS = 4
 
@@ -114,12 +122,6 @@ def _store_observations(rollout_buffer: RolloutBuffer, at: int, observations: Ob
         stored[at] = observations.reshape(stored.shape[1:])
 
 
-@th.no_grad()
-def _reset_noise(policy: ActorCriticPolicy, n_envs: int) -> None:
-    """Draw the noise of gSDE anew; without a graph, which would keep a callback from copying the policy."""
-    policy.reset_noise(n_envs)
-
-
 def _note_episodes(model: OnPolicyAlgorithm, infos: Sequence[dict[str, Any]], dones: np.ndarray, ended: list[int]) -> None:
     """
     Add what infos say of whole episodes to the model's statistics, as SB3 does with every info.
@@ -132,7 +134,7 @@ def _note_episodes(model: OnPolicyAlgorithm, infos: Sequence[dict[str, Any]], do
     told = ended
     if isinstance(infos, (list, tuple)):
         # An environment may tell of an episode that ended inside of it
-        inside = [index for index, info in enumerate(infos) if "episode" in info]
+        inside = list(compress(range(len(infos)), map(contains, infos, repeat("episode"))))
         told = ended if inside == ended else sorted({*ended, *inside})
     if told:
         model._update_info_buffer([infos[index] for index in told], dones[told])
@@ -154,10 +156,11 @@ class _Cut(NamedTuple):
 
 def _cut_episodes(infos: Sequence[dict[str, Any]], ended: list[int], step: int) -> list[_Cut]:
     """List the episodes that their time limit cut, with copies: an environment may use its memory again."""
+    told = [(index, infos[index]) for index in ended]
     return [
-        _Cut(step, index, copy.deepcopy(infos[index]["terminal_observation"]))
-        for index in ended
-        if infos[index].get("terminal_observation") is not None and infos[index].get("TimeLimit.truncated", False)
+        _Cut(step, index, copy.deepcopy(info["terminal_observation"]))
+        for index, info in told
+        if info.get("TimeLimit.truncated", False) and info.get("terminal_observation") is not None
     ]
 
 
@@ -190,7 +193,7 @@ def collect_rollouts(
     rollout_buffer.log_probs.fill(np.nan)
     n_steps, n_envs = 0, env.num_envs
     if model.use_sde:
-        _reset_noise(model.policy, n_envs)
+        actor.reset_noise()
     cut: list[_Cut] = []
     # What a callback finds in its variables, as SB3's loop has it
     variables: dict[str, Any] = {"self": model, "env": env, "callback": callback, "rollout_buffer": rollout_buffer}
@@ -201,7 +204,7 @@ def collect_rollouts(
     n_attributes, is_own = len(vars(rollout_buffer)), is_sb3s_own(rollout_buffer)
     while n_steps < n_rollout_steps:
         if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
-            _reset_noise(model.policy, n_envs)
+            actor.reset_noise()
         last_obs, episode_starts = model._last_obs, model._last_episode_starts
         assert last_obs is not None, "No previous observation was provided"
         at = rollout_buffer.pos
@@ -233,17 +236,14 @@ def collect_rollouts(
             cut += now
             _store_rest(rollout_buffer, at, actions, rewards, episode_starts, values)
         else:
-            _bootstrap(model, actor, rewards, now)
-            everything = _everything(actor, last_obs, Acted(actions, log_probs, values))
-            _add(model, rollout_buffer, last_obs, everything, rewards, episode_starts)
+            _add(model, actor, rollout_buffer, last_obs, Acted(actions, log_probs, values), rewards, episode_starts, now)
         n_steps += 1
         variables["idx"], variables["done"] = n_envs - 1, dones[-1]
         model._last_obs = new_obs  # type: ignore[assignment]
         model._last_episode_starts = dones
     rollout_buffer.full = rollout_buffer.pos == rollout_buffer.buffer_size
 
-    _complete(model, actor, rollout_buffer, cut, n_steps)
-    after = actor.values(new_obs)  # type: ignore[arg-type]
+    after = _complete(model, actor, rollout_buffer, cut, n_steps)(new_obs)  # type: ignore[arg-type]
     last_values = th.as_tensor(after, device=model.device)[:, None]
     if is_sb3s_own(rollout_buffer):
         compute_returns_and_advantage(rollout_buffer, after, dones)
@@ -270,29 +270,38 @@ def _store_rest(
 def _everything(actor: Actor, observations: Observations, acted: Acted) -> Acted:
     """Return what an actor did with its log-probabilities and values, for a buffer that wants to be told at once."""
     log_probs = actor.log_probs()[-1] if acted.log_probs is None else acted.log_probs
-    return Acted(acted.actions, log_probs, actor.values(observations) if acted.values is None else acted.values)
+    return Acted(acted.actions, log_probs, actor.critic(observations)(observations) if acted.values is None else acted.values)
 
 
 def _add(
-    model: OnPolicyAlgorithm, rollout_buffer: RolloutBuffer, last_obs: Any, acted: Acted, rewards: Any, episode_starts: Any
+    model: OnPolicyAlgorithm,
+    actor: Actor,
+    rollout_buffer: RolloutBuffer,
+    last_obs: Any,
+    acted: Acted,
+    rewards: np.ndarray,
+    episode_starts: Any,
+    cut: list[_Cut],
 ) -> None:
     """Tell a buffer of a step, as SB3 does."""
-    actions, log_probs, values = acted
+    if cut:
+        _bootstrap(model, actor.critic(last_obs), rewards, cut)
+    actions, log_probs, values = _everything(actor, last_obs, acted)
     shaped = actions.reshape(-1, 1) if isinstance(model.action_space, spaces.Discrete) else actions
     rollout_buffer.add(last_obs, shaped, rewards, episode_starts, th.as_tensor(values), th.as_tensor(log_probs))
 
 
-def _complete(model: OnPolicyAlgorithm, actor: Actor, rollout_buffer: RolloutBuffer, cut: list[_Cut], n_steps: int) -> None:
-    """Put in place what was not computed while the environment waited, for the first steps of a rollout."""
-    if n_steps == 0:
-        return
+def _complete(model: OnPolicyAlgorithm, actor: Actor, rollout_buffer: RolloutBuffer, cut: list[_Cut], n_steps: int) -> Critic:
+    """Put in place what was not computed while the environment waited, for the first steps of a rollout; return the critic."""
+    critic = actor.critic(_stored(rollout_buffer, max(1, n_steps)))
     for array in (rollout_buffer.log_probs, rollout_buffer.values):
         unknown = np.isnan(array[:n_steps])
         if unknown.any():
             is_value = array is rollout_buffer.values
-            found = _values(model, actor, rollout_buffer, n_steps) if is_value else actor.log_probs()[:n_steps]
+            found = _values(model, critic, rollout_buffer, n_steps) if is_value else actor.log_probs()[:n_steps]
             np.copyto(array[:n_steps], found, where=unknown)
-    _bootstrap(model, actor, rollout_buffer.rewards, cut)
+    _bootstrap(model, critic, rollout_buffer.rewards, cut)
+    return critic
 
 
 def check_full(rollout_buffer: RolloutBuffer) -> None:
@@ -442,26 +451,31 @@ def _blocks(space: spaces.Space, n: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, n, size))
 
 
-def _values(model: OnPolicyAlgorithm, actor: Actor, rollout_buffer: RolloutBuffer, n_steps: int) -> np.ndarray:
-    """Return the values of the first steps of a rollout, shape (n_steps, n_envs)."""
+def _stored(rollout_buffer: RolloutBuffer, n_steps: int) -> Any:
+    """Return the observations of the first steps of a rollout, of all environments in one row."""
 
     def flat(array: np.ndarray) -> np.ndarray:
         return array[:n_steps].reshape(-1, *array.shape[2:])
 
     stored: Any = rollout_buffer.observations
-    everything = {key: flat(array) for key, array in stored.items()} if isinstance(stored, dict) else flat(stored)
+    return {key: flat(array) for key, array in stored.items()} if isinstance(stored, dict) else flat(stored)
+
+
+def _values(model: OnPolicyAlgorithm, critic: Critic, rollout_buffer: RolloutBuffer, n_steps: int) -> np.ndarray:
+    """Return the values of the first steps of a rollout, shape (n_steps, n_envs)."""
+    everything = _stored(rollout_buffer, n_steps)
     values = np.empty(n_steps * rollout_buffer.n_envs, np.float32)
     for block in _blocks(model.observation_space, len(values)):
-        values[block] = actor.values(rows_of(everything, block))
+        values[block] = critic(rows_of(everything, block))
     return values.reshape(n_steps, rollout_buffer.n_envs)
 
 
-def _bootstrap(model: OnPolicyAlgorithm, actor: Actor, rewards: np.ndarray, cut: list[_Cut]) -> None:
+def _bootstrap(model: OnPolicyAlgorithm, critic: Critic, rewards: np.ndarray, cut: list[_Cut]) -> None:
     """
     Add the value of the last observation to the reward where an episode was cut by its time limit (SB3 issue 633).
 
     :param model: the algorithm
-    :param actor: what gives values
+    :param critic: what gives values
     :param rewards: of the rollout, shape (n_steps, n_envs), or those of the one step that all of these are of, shape (n_envs,)
     :param cut: the episodes
     """
@@ -471,7 +485,7 @@ def _bootstrap(model: OnPolicyAlgorithm, actor: Actor, rewards: np.ndarray, cut:
             {key: np.stack([o[key] for o in last]) for key in last[0]} if isinstance(last[0], dict) else np.stack(last)
         )
         where = indices if rewards.ndim == 1 else (steps, indices)
-        rewards[where] += model.gamma * actor.values(stacked)
+        rewards[where] += model.gamma * critic(stacked)
 
 
 def compute_returns_and_advantage(rollout_buffer: RolloutBuffer, last_values: np.ndarray, dones: np.ndarray) -> None:

@@ -16,12 +16,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
 from sb3_trpo.critic import CriticFit, PooledMinibatches, ValueBatch, fit_critic
 from sb3_trpo.distributed import Processes
-from sb3_trpo.distributions import drop_graphs, factors_of
+from sb3_trpo.distributions import factors_of
 from sb3_trpo.fast.forward_mode import forward_mode_fisher
 from sb3_trpo.fast.mlp_critic import mlp_critic
 from sb3_trpo.fast.network import is_a_chain
 from sb3_trpo.gradients import check_actor, check_gradients
 from sb3_trpo.guards.finite import first_cause, unusable, unusable_rollout
+from sb3_trpo.guards.left_graphs import drop_graphs
 from sb3_trpo.guards.process import unvalidated_distributions
 from sb3_trpo.guards.random_network import N_ASKED, WARNING, is_random
 from sb3_trpo.hints import Hints
@@ -75,7 +76,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
 
     # What was found out about the policy: whether its distribution is random, and how Fisher products are made for which parts
     _is_random = False
-    _warned_of_randomness = False
+    _warned_of_randomness: frozenset[str] = frozenset()
     _known_fisher_path: tuple[Any, str] | None = None
 
     _distribution: Callable[[Batch], Distribution]
@@ -236,14 +237,14 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         return [everything[i] for i in sorted(set().union(*numbers))]
 
     def _notice_randomness(self, few: Batch) -> bool:
-        """Return whether the action distribution is random; if it or the values are, warn once."""
+        """Return whether the action distribution is random; warn once of it, and once of the values."""
         of_actor = is_random(lambda: self._distribution(few).log_prob(few.actions))
         of_values = is_random(lambda: self._values(few))
-        if (of_actor or of_values) and not self._warned_of_randomness:
-            self._warned_of_randomness = True
-            both = {"another action distribution": of_actor, "other values": of_values}
-            what = " and ".join(name for name, differs in both.items() if differs)
-            warnings.warn(WARNING.format(what=what), stacklevel=2)
+        both = {"another action distribution": of_actor, "other values": of_values}
+        found = [what for what, differs in both.items() if differs]
+        if not self._warned_of_randomness.issuperset(found):
+            self._warned_of_randomness |= frozenset(found)
+            warnings.warn(WARNING.format(what=" and ".join(found)), stacklevel=2)
         return of_actor
 
     def _normalized(self, advantages: th.Tensor, weights: th.Tensor) -> th.Tensor:
@@ -253,6 +254,12 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         # A policy in double precision shall not have the rounding of a single one in its mean
         precision = th.promote_types(advantages.dtype, next(self.policy.parameters()).dtype)
         return normalize_advantages(advantages.to(precision), weights, total=self._peers.total, largest=self._peers.largest)
+
+    def _chosen_states(self, states: Any) -> Batch:
+        """Return observations that somebody wants to look at as a batch of which nothing else is known."""
+        observations = self.policy.obs_to_tensor(states)[0]
+        n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+        return Batch(observations, *[th.zeros(n, device=self.device)] * 5)
 
     def _policy_problem(self, batch: Batch, parameters: Parameters) -> PolicyProblem:
         """Return the trust-region problem of a rollout, around the present policy."""
@@ -267,6 +274,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             fisher_path=self._known_path(parameters),
             is_random=self._is_random,
             total=self._peers.total,
+            largest=self._peers.largest,
         )
 
     def _known_path(self, parameters: Parameters) -> str:
@@ -357,6 +365,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             entropy=problem.entropy(of_new=step.accepted),
             std=None if log_std is None else log_std.exp().mean().item(),
             phase_seconds=phase_seconds,
+            is_frozen=not problem.parameters,
             observation_spread=None if self._observations_are_normalized() else observation_spread(self.rollout_buffer),
         )
 

@@ -131,6 +131,7 @@ def collect(model: TRPO, *, n_rollouts: int = 2, callback: BaseCallback | None =
     _, callback = model._setup_learn(10**6, callback)
     collected = []
     with seeded(0):
+        model._random.go_on_from_process(model.device)  # SB3's own loop draws from the process
         for _ in range(n_rollouts):
             assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
             assert model.rollout_buffer.full and model.rollout_buffer.pos == model.n_steps

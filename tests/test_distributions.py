@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from torch import distributions as td
 from torch import nn
 from torch.distributions import kl as registry
 from torch.distributions.utils import lazy_property
 
 from sb3_trpo import TRPO, kl_old_new
-from sb3_trpo.distributions import copied, detached, frozen, in_double, named
+from sb3_trpo.distributions import copied, detached, factors_of, frozen, in_double, named
 from sb3_trpo.inspect import inspect_model
 from sb3_trpo.inspect.probe import action_distribution
 from sb3_trpo.objective import log_ratio
@@ -396,7 +397,7 @@ def test_transform_that_is_trained_is_refused_though_it_is_one_object() -> None:
     env = make_env(action_space=TWO)
     build: Build = lambda z: td.TransformedDistribution(gaussian(z), [shift])  # noqa: E731
     model = small_model(policy=Flowing, env=env, policy_kwargs={"build": build})
-    with pytest.raises(NotImplementedError, match=r"TransformedDistribution\(Normal, Shift\)"):
+    with pytest.raises(NotImplementedError, match=r"TransformedDistribution\(Normal, Shift\).*class of your own"):
         model.learn(64)
 
 
@@ -483,3 +484,16 @@ def test_inspect_shows_a_policy_of_any_distribution(name: str) -> None:
         assert shown.mean == pytest.approx(tuple(beta(normal(3, 4, seed=0)).mean[1].tolist()))
     run = inspect_model(own_model(MOVING[name]))
     assert run.updates[0].status == "accepted"
+
+
+def test_distribution_that_keeps_its_parts_elsewhere_is_refused_by_name() -> None:
+    """Where SB3's have torch's distribution there must be one."""
+
+    class Elsewhere(DiagGaussianDistribution):
+        def proba_distribution(self, *args: Any) -> Any:
+            super().proba_distribution(*args)
+            self.gaussian = vars(self).pop("distribution")
+            return self
+
+    with pytest.raises(TypeError, match=r"Elsewhere must have its torch.* `distribution`.*got \[.*'gaussian'"):
+        list(factors_of(Elsewhere(2).proba_distribution(th.zeros(3, 2), th.zeros(2))))

@@ -153,6 +153,7 @@ def test_actor_frozen_on_purpose_leaves_the_critic_to_train(share: bool, with_an
     before = policy_state(model)
     model.learn(128)
     assert model.last_update is not None and model.last_update.step.status == "gradient_zero"
+    assert model.last_update.is_frozen and model.last_update.remark() is None  # as its user wants it
     assert model.last_update.critic is not None and model.last_update.critic.status == "fitted"
     moved = changed(before, policy_state(model))
     assert moved and all("value" in name for name in moved)

@@ -25,6 +25,7 @@ CASES: dict[str, tuple[str, spaces.Space, spaces.Space, dict[str, Any]]] = {
     "multi_discrete": ("MlpPolicy", spaces.Box(-1.0, 1.0, (3,)), MULTI_DISCRETE, {}),
     "multi_binary": ("MlpPolicy", spaces.Box(-1.0, 1.0, (3,)), MULTI_BINARY, {}),
     "dict": ("MultiInputPolicy", DICT, DISCRETE, {}),
+    "cnn": ("CnnPolicy", IMAGE, DISCRETE, {}),
     "cnn_shared": ("CnnPolicy", IMAGE, MULTI_DISCRETE, {"policy_kwargs": {"share_features_extractor": True}}),
     "counted_from_two": ("MlpPolicy", spaces.Discrete(5, start=2), DISCRETE, {}),
 }
@@ -211,6 +212,14 @@ def test_kl_of_contribs_own_distributions() -> None:
         new = other.get_distribution(th.ones(2, 3), action_masks=masks)
         kl = kl_old_new(old, new)
         assert kl.shape == (2,) and th.isfinite(kl).all() and (kl > 0).all()
+
+
+def test_example_runs(tmp_path: pathlib.Path) -> None:
+    """What stands in the place of RL Zoo, which passes no masks."""
+    script = pathlib.Path(__file__).parents[1] / "examples" / "masked_actions.py"
+    command = [sys.executable, str(script), "-n", "1024", "--path", str(tmp_path / "model")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "mean return" in done.stdout and (tmp_path / "model.zip").exists()
 
 
 def test_without_contrib_the_error_says_what_to_install() -> None:

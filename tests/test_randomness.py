@@ -2,14 +2,18 @@
 
 import copy
 import pickle
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_trpo import TRPO
 from sb3_trpo.randomness import RandomNumbers
-from tests.small_models import DISCRETE, changed, make_env, policy_state, small_model
+from tests.small_models import BOX, DISCRETE, changed, make_env, policy_state, small_model
 
 
 @pytest.mark.parametrize("seed", [None, 3])
@@ -25,9 +29,23 @@ def test_twin_draws_the_same_and_leaves_the_numbers_where_they_are(seed: int | N
         assert len({str(each.permutation(9)) for each in (numbers, *copies)}) == 1
 
 
-def test_model_with_a_seed_draws_nothing_from_the_process() -> None:
-    """What others draw between its rollouts is no matter to it, nor is what it draws to others."""
-    model, disturbed = (small_model(env=make_env(action_space=DISCRETE)) for _ in range(2))
+IN_NUMPY: dict[str, Any] = {"env": {"action_space": DISCRETE}}
+IN_TORCH: dict[str, Any] = {"env": {"action_space": DISCRETE, "observation_space": spaces.Discrete(5)}}
+GSDE: dict[str, Any] = {"env": {"action_space": BOX}, "use_sde": True, "sde_sample_freq": 4}
+GSDE_IN_TORCH = GSDE | {"policy_kwargs": {"use_expln": True}}
+WAYS = pytest.mark.parametrize(
+    "way", [IN_NUMPY, IN_TORCH, GSDE, GSDE_IN_TORCH], ids=["NumPy", "torch", "gSDE", "gSDE in torch"]
+)
+
+
+def model_that_acts(way: dict[str, Any], **arguments: Any) -> TRPO:
+    return small_model(**way | {"env": make_env(**way["env"])} | arguments)
+
+
+@WAYS
+def test_model_with_a_seed_draws_nothing_from_the_process(way: dict[str, Any]) -> None:
+    """What others draw between its rollouts is no matter to it, nor is what it draws to others, in NumPy and in torch."""
+    model, disturbed = (model_that_acts(way) for _ in range(2))
 
     class Disturbs(BaseCallback):
         def _on_step(self) -> bool:
@@ -44,9 +62,36 @@ def test_model_with_a_seed_draws_nothing_from_the_process() -> None:
     assert th.equal(th.get_rng_state(), before[1])
 
 
-def test_model_without_a_seed_follows_those_of_the_process() -> None:
+def test_actions_drawn_in_torch_are_those_of_sb3_with_the_same_seed() -> None:
+    """A seed gives SB3's first rollout to the bit, though none of it is drawn where SB3 draws."""
+    rollouts = []
+    for fast in (True, False):
+        model = model_that_acts(IN_TORCH, fast=fast)
+        model.learn(model.n_steps * model.n_envs)
+        rollouts.append((model.rollout_buffer.actions.copy(), model.rollout_buffer.log_probs.copy()))
+    for ours, theirs in zip(*rollouts, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@WAYS
+def test_zip_goes_on_with_the_numbers_of_the_model(way: dict[str, Any], tmp_path: Path) -> None:
+    """Saved in the midst of a training, it acts as the model does that was never saved."""
+    model = model_that_acts(way)
+    model.learn(64).save(tmp_path / "model")
+    loaded = TRPO.load(tmp_path / "model")
+    for each in (model, loaded):
+        env = make_env(**way["env"])
+        env.seed(7)
+        each.set_env(env)
+        th.rand(3)
+        each.learn(64)
+    assert not changed(policy_state(model), policy_state(loaded))
+
+
+@pytest.mark.parametrize("way", [IN_NUMPY, IN_TORCH], ids=["NumPy", "torch"])
+def test_model_without_a_seed_follows_those_of_the_process(way: dict[str, Any]) -> None:
     """As with SB3: seeded from outside it does the same again."""
-    model = small_model(env=make_env(action_space=DISCRETE), seed=None)
+    model = model_that_acts(way, seed=None)
     actions = []
     for _ in range(2):
         th.manual_seed(5)

@@ -9,7 +9,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_trpo import TRPO
-from sb3_trpo.inspect import TrustRegionRecorder, read_run
+from sb3_trpo.inspect import TrustRegionRecorder, inspect_model, read_run
 from sb3_trpo.recurrent import RecurrentTRPO, SequenceBatch
 from tests.from_outside import joint_kl_by_hand
 from tests.small_models import (
@@ -176,3 +176,22 @@ def test_recorder_draws_the_updates(tmp_path: pathlib.Path) -> None:
     model.learn(128, callback=TrustRegionRecorder(tmp_path, pictures_every=1))
     run = read_run(tmp_path)
     assert len(run.states) == len(run.slices) == 2
+
+
+def test_chosen_states_come_with_the_state_before_them() -> None:
+    """As ``predict`` returns it; without one they are looked at as the first of an episode."""
+    model = CASES["discrete"].model(RecurrentTRPO)
+    model.learn(64)
+    observations = np.full((2, 3), 0.5, np.float32)
+    state: Any = model.predict(observations)[1]
+    at_start, later = (inspect_model(model, states=s).states[0].changes[2:] for s in (observations, (observations, state)))
+    assert len(at_start) == len(later) == 2
+    policy: Any = model.policy
+    with th.no_grad():
+        tensors = tuple(th.as_tensor(part) for part in state)
+        expected, _ = policy.get_distribution(th.as_tensor(observations), tensors, th.zeros(2))
+    for row in range(2):
+        assert later[row].old.probabilities[0] == pytest.approx(expected.distribution.probs[row].tolist(), abs=1e-6)
+        assert later[row].old.probabilities[0] != pytest.approx(at_start[row].old.probabilities[0], abs=1e-6)
+    with pytest.raises(ValueError, match=r"state of shape \(1, 2, 8\), got \(1, 1, 8\)"):
+        inspect_model(model, states=(observations, [part[:, :1] for part in state]))

@@ -11,11 +11,15 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_trpo.fast.elementwise import TABLE, apply
+from sb3_trpo.fast.masks import KNOWN_POLICIES
 from sb3_trpo.policies import from_zero
 
 # Weights times inputs up to which NumPy on the CPU is quicker than a GPU, which has to start its kernels: measured on an H100
 # with a critic's minibatches, forward and back
 MOST_ON_CPU = 2**23
+
+# Methods by which SB3's modules are asked for what they give: one that is set on an object is the user's own
+OWN_FORWARD = frozenset({"forward", "forward_actor", "forward_critic"})
 
 
 class Stage(NamedTuple):
@@ -38,14 +42,21 @@ def _is_plain(module: nn.Module) -> bool:
     """Whether a module and those within do nothing beside what their classes say."""
     if nn.modules.module._has_any_global_hook():
         return False
-    return not any(
-        part._forward_hooks
-        or part._forward_pre_hooks
-        or part._backward_hooks
-        or part._backward_pre_hooks
-        or any(name.startswith("forward") for name in vars(part))
-        for part in module.modules()
-    ) and not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in module.parameters())
+    # Read several times a rollout: in one pass, without a call for each attribute
+    for part in module.modules():
+        attributes = vars(part)
+        if (
+            attributes["_forward_hooks"]
+            or attributes["_forward_pre_hooks"]
+            or attributes["_backward_hooks"]
+            or attributes["_backward_pre_hooks"]
+            or not OWN_FORWARD.isdisjoint(attributes)
+        ):
+            return False
+        for parameter in attributes["_parameters"].values():
+            if parameter is not None and (parameter._backward_hooks or parameter._post_accumulate_grad_hooks):
+                return False
+    return True
 
 
 def _is_affine(module: nn.Module) -> bool:
@@ -79,10 +90,12 @@ def read_stages(modules: Iterable[nn.Module]) -> list[Stage] | None:
 
 
 def is_as_sb3(policy: BasePolicy, *methods: str) -> bool:
-    """Whether a policy does as ``ActorCriticPolicy`` does: none of these methods is overridden, and nothing hooked."""
-    own, known = type(policy), ActorCriticPolicy
+    """Whether a policy does as a class that is known does: none of these methods is overridden, and nothing hooked."""
+    own, known = type(policy), next((kind for kind in KNOWN_POLICIES if isinstance(policy, kind)), None)
+    if known is None:
+        return False
     unchanged = (getattr(own, name) is getattr(known, name) and name not in vars(policy) for name in methods)
-    return isinstance(policy, known) and all(unchanged) and _is_plain(policy)
+    return all(unchanged) and _is_plain(policy)
 
 
 def _layers(net: nn.Module) -> Iterator[nn.Module]:

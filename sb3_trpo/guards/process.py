@@ -5,11 +5,44 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
+import numpy as np
 import torch as th
 from threadpoolctl import ThreadpoolController
 
-# SB3 seeds the generators of the process and then draws a network's weights from them: one model at a time
-building = threading.RLock()
+# Whoever seeds the generators of the process, and then draws from them, does it alone
+drawing = threading.RLock()
+
+
+class TorchGenerators:
+    """
+    The states of torch's generators of the process: that of the CPU, and that of a GPU.
+
+    :param device: the GPU, if it is one
+    """
+
+    def __init__(self, device: th.device):
+        self.gpu = device if device.type == "cuda" else None
+
+    def states(self) -> list[np.ndarray]:
+        """Return copies, in bytes that any file can hold."""
+        states = [th.get_rng_state(), *([] if self.gpu is None else [th.cuda.get_rng_state(self.gpu)])]
+        return [state.numpy() for state in states]
+
+    def put(self, states: list[np.ndarray]) -> None:
+        """Put others in their place."""
+        th.set_rng_state(th.from_numpy(states[0]))
+        if self.gpu is not None:
+            th.cuda.set_rng_state(th.from_numpy(states[1]), self.gpu)
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """Put back afterwards what they are now; meanwhile no other thread that asks in this way draws from them."""
+        with drawing:
+            before = self.states()
+            try:
+                yield
+            finally:
+                self.put(before)
 
 
 class SharedSetting:

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch as th
 
+from sb3_trpo.guards.process import TorchGenerators
+
 # What a random network is told about: of so many states
 N_ASKED = 16
 
@@ -31,15 +33,13 @@ class SameNoise:
     """
 
     def __init__(self, device: th.device):
-        self.cuda = [device] if device.type == "cuda" else []
-        self.states = [th.get_rng_state(), *map(th.cuda.get_rng_state, self.cuda)]
+        self.generators = TorchGenerators(device)
+        self.states = self.generators.states()
 
     def __enter__(self) -> None:
-        self.fork = th.random.fork_rng(devices=self.cuda)
-        self.fork.__enter__()
-        th.set_rng_state(self.states[0])
-        for device, state in zip(self.cuda, self.states[1:], strict=True):
-            th.cuda.set_rng_state(state, device)
+        self.borrowed = self.generators.borrowed()
+        self.borrowed.__enter__()
+        self.generators.put(self.states)
 
     def __exit__(self, *error: Any) -> None:
-        self.fork.__exit__(*error)
+        self.borrowed.__exit__(*error)

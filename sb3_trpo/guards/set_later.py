@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from operator import is_
 from typing import Any
 
-import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 # What a model is built from, and what to do instead of setting it
@@ -15,15 +14,23 @@ FIXED = {
     "stats_window_size": "`load(path, env, stats_window_size=...)` gives a saved model another one",
     "device": "`load(path, env, device=...)` puts a saved model elsewhere",
     "seed": "`set_random_seed(seed)` seeds a model that is built",
+    "observation_space": "`set_env` gives a model another environment with the same spaces",
+    "action_space": "`set_env` gives a model another environment with the same spaces",
 }
 # What the rollout buffer holds copies of
 COPIED = ("gamma", "gae_lambda")
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    # Numbers are not the same object any more once a model was pickled; of other things nobody knows what `==` does
-    comparable = (isinstance(one, int | float) and isinstance(other, int | float)) or type(one) is type(other) is th.device
-    return one is other or (comparable and one == other)
+    # Numbers and dicts are not the same object any more once a model was pickled
+    if one is other:
+        return True
+    if type(one) is not type(other) and not (isinstance(one, int | float) and isinstance(other, int | float)):
+        return False
+    try:
+        return bool(one == other)
+    except Exception:
+        return False  # of other things nobody knows what `==` does
 
 
 class AsBuilt:

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 
-from sb3_trpo.distributions import detached, factors_of
+from sb3_trpo.distributions import factors_of, frozen
 from sb3_trpo.guards.process import unvalidated_distributions
 from sb3_trpo.inspect.run_files import (
     ActionDistribution,
@@ -138,21 +138,24 @@ class WatchedStates:
     States whose policy is kept before an update, to be compared with that after it.
 
     :param model: with the old policy, and the rollout in its buffer
-    :param chosen: further observations to look at one by one, of shape (n, *obs_shape) or a dict of such arrays
+    :param chosen: further states to look at one by one: observations of shape (n, *obs_shape) or a dict of such arrays, and
+        of a policy with a memory a pair of these and of the state before them, as ``predict`` returns it
+    :param n_states: how many states of the rollout to look at, at most; by default as many as one can afford
     """
 
-    def __init__(self, model: TRPO, chosen: Any = None):
+    def __init__(self, model: TRPO, chosen: Any = None, *, n_states: int | None = None):
         self.model = model
         with without_drawing(model):
-            self.batch = sample(model._full_batch(), affordable(model.observation_space))
-        self.chosen = None if chosen is None else model.policy.obs_to_tensor(chosen)[0]
-        self.old, self.old_chosen = self._distributions()
+            self.batch = sample(model._full_batch(), n_states or affordable(model.observation_space))
+        self.chosen = None if chosen is None else model._chosen_states(chosen)
+        self.old, self.old_chosen = self.now()
 
     @th.no_grad()
-    def _distributions(self) -> tuple[Distribution, Distribution | None]:
+    def now(self) -> tuple[Distribution, Distribution | None]:
+        """Return the present policy in the states of the rollout, and in the further ones."""
         with unvalidated_distributions():
-            of_rollout = detached(self.model._distribution(self.batch))
-            return of_rollout, None if self.chosen is None else detached(self.model.policy.get_distribution(self.chosen))
+            of_rollout = frozen(self.model._distribution(self.batch))
+            return of_rollout, None if self.chosen is None else frozen(self.model._distribution(self.chosen))
 
     def compare(self, *, n_updates: int, max_kl: float) -> StatesRecord:
         """
@@ -161,17 +164,17 @@ class WatchedStates:
         :param n_updates: number of the update
         :param max_kl: its limit on the mean KL
         """
-        new, new_chosen = self._distributions()
+        new, new_chosen = self.now()
         kl = kl_old_new(self.old, new)
         by_kl = kl.argsort(descending=True).tolist()
         changes = [
             self._change(f"{name} KL of {len(kl):,} states", kl, self.old, new, self.batch.observations, row)
             for name, row in (("largest", by_kl[0]), ("median", by_kl[len(by_kl) // 2]))
         ]
-        if self.old_chosen is not None and new_chosen is not None:
+        if self.chosen is not None and self.old_chosen is not None and new_chosen is not None:
             kl_chosen = kl_old_new(self.old_chosen, new_chosen)
             changes += [
-                self._change(f"chosen state {row + 1}", kl_chosen, self.old_chosen, new_chosen, self.chosen, row)
+                self._change(f"chosen state {row + 1}", kl_chosen, self.old_chosen, new_chosen, self.chosen.observations, row)
                 for row in range(len(kl_chosen))
             ]
         return StatesRecord(n_updates, max_kl, kl.double().cpu().numpy(), tuple(changes))
@@ -346,7 +349,8 @@ def inspect_model(model: TRPO, *, states: Any = None, name: str = "model") -> Ru
     Every parameter and counter of the model is what it was afterwards; there is no critic fit.
 
     :param model: with an environment
-    :param states: observations to look at one by one, of shape (n, *obs_shape) or a dict of such arrays
+    :param states: states to look at one by one: observations of shape (n, *obs_shape) or a dict of such arrays, and of a
+        policy with a memory a pair of these and of the state before them, as ``predict`` returns it
     :param name: what to call the result
     :return: a run of this one update
     :raises ValueError: if the model has no environment

@@ -34,7 +34,7 @@ class TrustRegionStep(NamedTuple):
     What one step did.
 
     :param status: ``"accepted"``, or why every parameter is bit for bit what it was: ``"parameters_not_finite"``,
-        ``"gradient_not_finite"``, ``"gradient_zero"``, ``"curvature_not_positive"``,
+        ``"gradient_not_finite"``, ``"gradient_zero"``, ``"limit_zero"``, ``"curvature_not_positive"``,
         ``"direction_not_ascent"``, ``"line_search_failed"``, or what the caller of :func:`refused_step` found
     :param surrogate: L(θ) at the parameters kept
     :param surrogate_gain: measured L(θ) - L(θ_old) of the step kept, 0 if none was
@@ -232,7 +232,7 @@ def trust_region_step(
         expected_kl=kept.step_fraction**2 * max_kl,
         step_fraction=kept.step_fraction,
         gradient_norm=gradient_norm,
-        step_norm=kept.step_fraction * float(full_step.norm()),
+        step_norm=kept.step_fraction * float(full_step.double().norm()),
         full_step_gain=full_step_gain,
         candidates=candidates,
         conjugate_gradient=solve,

@@ -1,6 +1,8 @@
 """
 RL Zoo plugin: importing it makes ``--algo trpo`` of ``rl_zoo3`` this package's TRPO, in this package's units.
 
+``--algo trpo_lstm`` is RecurrentTRPO. RL Zoo passes no masks, so there is nothing here for environments that have them.
+
 Run RL Zoo's scripts with ``python -m sb3_trpo.zoo``, or pass ``--gym-packages sb3_trpo.zoo`` to RL Zoo's own.
 """
 
@@ -16,13 +18,14 @@ except ImportError as error:
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_trpo.hyperparameters import SCHEDULES
+from sb3_trpo.recurrent import RecurrentTRPO
 from sb3_trpo.trpo import TRPO
-from sb3_trpo.zoo.sampler import sample_trpo_params
+from sb3_trpo.zoo.sampler import convert_lstm_params, sample_trpo_lstm_params, sample_trpo_params
 
-HYPERPARAMETERS = Path(__file__).parent / "hyperparams" / "trpo.yml"
-"""The file that is read where the user names none: RL Zoo's own is in the units of sb3-contrib."""
+HYPERPARAMETERS = {name: Path(__file__).parent / "hyperparams" / f"{name}.yml" for name in ("trpo", "trpo_lstm")}
+"""The files that are read where the user names none: RL Zoo's own for TRPO is in the units of sb3-contrib."""
 
-_RL_ZOO_HYPERPARAMETERS = Path(rl_zoo3.__file__).parent / "hyperparams" / "trpo.yml"
+_RL_ZOO_HYPERPARAMETERS = Path(rl_zoo3.__file__).parent / "hyperparams"
 _read_hyperparameters = ExperimentManager.read_hyperparameters
 _preprocess_schedules = ExperimentManager._preprocess_schedules
 
@@ -54,11 +57,11 @@ def linear_schedule(value: Any) -> Any:
 
 
 def read_hyperparameters(self: ExperimentManager) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read hyperparameters as RL Zoo does, those of TRPO from our file and with its schedules made."""
-    if self.algo != "trpo":
+    """Read hyperparameters as RL Zoo does, those of TRPO from our files and with their schedules made."""
+    if self.algo not in HYPERPARAMETERS:
         return _read_hyperparameters(self)
-    if Path(self.config) == _RL_ZOO_HYPERPARAMETERS:
-        self.config = str(HYPERPARAMETERS)
+    if Path(self.config) == _RL_ZOO_HYPERPARAMETERS / f"{self.algo}.yml":
+        self.config = str(HYPERPARAMETERS[self.algo])
     hyperparameters, saved = _read_hyperparameters(self)
     for name in hyperparameters.keys() & set(SCHEDULES):
         hyperparameters[name] = linear_schedule(hyperparameters[name])
@@ -74,5 +77,8 @@ def preprocess_schedules(hyperparameters: dict[str, Any]) -> dict[str, Any]:
 rl_zoo3.ALGOS["trpo"] = TRPO
 HYPERPARAMS_SAMPLER["trpo"] = sample_trpo_params
 HYPERPARAMS_CONVERTER["trpo"] = convert_onpolicy_params
+rl_zoo3.ALGOS["trpo_lstm"] = RecurrentTRPO
+HYPERPARAMS_SAMPLER["trpo_lstm"] = sample_trpo_lstm_params
+HYPERPARAMS_CONVERTER["trpo_lstm"] = convert_lstm_params
 ExperimentManager.read_hyperparameters = read_hyperparameters  # type: ignore[method-assign]
 ExperimentManager._preprocess_schedules = staticmethod(preprocess_schedules)  # type: ignore[assignment]

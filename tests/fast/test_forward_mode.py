@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sb3_trpo import TRPO
 from sb3_trpo.fast.forward_mode import forward_mode_fisher
-from sb3_trpo.objective import PolicyProblem
+from sb3_trpo.objective import N_TRIED, PolicyProblem
 from sb3_trpo.trust_region import flatten
 from tests.cases import PolicyCase, make_case, normal
 from tests.oracles import dense_fisher, gradient_row, relative_error
@@ -130,6 +130,16 @@ class WithAWrongSecondDerivative(WithoutSecondDerivative):
         return gradient.detach() * ctx.saved_tensors[0].detach().cos()
 
 
+class RefusingASecondDerivative(WithoutSecondDerivative):
+    """And one that refuses before it is asked."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: th.Tensor) -> th.Tensor:
+        if th.is_grad_enabled():
+            raise RuntimeError("there is no second derivative")
+        return gradient * ctx.saved_tensors[0].cos()
+
+
 class Attention(nn.Module):
     """Lets the entries of a vector attend to each other."""
 
@@ -179,6 +189,11 @@ class Applied(nn.Module):
         return self.function(self.linear(x))
 
 
+def after_the_first(function: Callable[[th.Tensor], th.Tensor]) -> Callable[[th.Tensor], th.Tensor]:
+    """Apply a function to all states but those on which the ways are tried; on these it is a sine."""
+    return lambda x: th.cat([x[:N_TRIED].sin(), function(x[N_TRIED:])]) if len(x) > N_TRIED else x.sin()
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "sdpa": (Attention, {DIFFERENCES}),
     "encoder layer": (lambda: Attention("encoder"), {DIFFERENCES}),
@@ -190,6 +205,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "once": (lambda: Applied(WithoutSecondDerivative.apply), {DIFFERENCES}),
     "silently wrong": (lambda: Applied(WithAWrongSecondDerivative.apply), {DIFFERENCES}),
     "norm of zeros": (lambda: Applied(lambda x: x + (0.0 * x).norm(dim=1, keepdim=True)), {FORWARD}),
+    "norm of zeros, not tried": (
+        lambda: Applied(after_the_first(lambda x: x.sin() + (0.0 * x).norm(dim=1, keepdim=True))),
+        {FORWARD},
+    ),
+    "refusing": (lambda: Applied(RefusingASecondDerivative.apply), {DIFFERENCES}),
+    "refusing, not tried": (lambda: Applied(after_the_first(RefusingASecondDerivative.apply)), {DIFFERENCES}),
     "distances": (lambda: Applied(lambda x: th.cdist(x, th.eye(8))), {DIFFERENCES}),
     "detached on purpose": (lambda: Applied(lambda x: x.tanh() + x.sin().detach()), {TWICE}),
     "straight through": (lambda: Applied(lambda x: x + ((4 * x).round() / 4 - x).detach()), {TWICE}),

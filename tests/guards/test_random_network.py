@@ -119,6 +119,26 @@ def test_random_values_alone_are_said_to_be() -> None:
     assert model.last_update.critic.status == "fitted"
 
 
+def test_policy_that_becomes_random_after_its_values_is_warned_of_too() -> None:
+    """What was said of the values says nothing of the limit."""
+
+    class RandomBySteps(TRPO):
+        def _values(self, batch: Any) -> th.Tensor:
+            return F.dropout(self.policy.predict_values(batch.observations).flatten(), 0.5)
+
+    model = model_of("sine", cls=RandomBySteps)
+    (of_values,) = learn(model)
+    model.policy.mlp_extractor.policy_net.append(AlwaysDropout())
+    (of_both,) = learn(model)
+    assert "gives other values" in of_values and "another action distribution and other values" in of_both
+    assert learn(model) == []
+
+
+class AlwaysDropout(nn.Module):
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return F.dropout(x, 0.2)
+
+
 class Entangled(Extractor):
     """Takes the critic's layer into the actor behind the back of autograd: its fit moves the policy."""
 

@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecCheckNan
+from torch import nn
 
 from sb3_trpo import TRPO
 from tests.small_models import DISCRETE, RandomEnv, changed, make_env, policy_state, small_model
@@ -141,7 +142,22 @@ FIXED: dict[str, tuple[Any, str]] = {
     "rollout_buffer_kwargs": ({"gamma": 0.5}, "gamma"),
     "seed": (5, "set_random_seed"),
     "stats_window_size": (5, "5"),
+    "observation_space": (DISCRETE, "set_env"),
+    "action_space": (DISCRETE, "set_env"),
 }
+
+
+def test_what_is_equal_may_be_set() -> None:
+    """Arguments read from a file are other objects that say the same."""
+    arguments: dict[str, Any] = {"net_arch": [4], "activation_fn": nn.ELU}
+    model = small_model(policy_kwargs=arguments, n_steps=32)
+
+    def again(model: TRPO) -> None:
+        model.policy_kwargs = copy.deepcopy(model.policy_kwargs)
+        model.action_space, model.observation_space = copy.deepcopy((model.action_space, model.observation_space))
+
+    model.learn(96, callback=At("step", again))
+    assert model._n_updates == 3
 
 
 @pytest.mark.parametrize("hook", ["rollout_start", "step"])

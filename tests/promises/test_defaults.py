@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 import sb3_trpo
 from sb3_trpo import TRPO
 from sb3_trpo.contrib import from_contrib, to_contrib
-from sb3_trpo.hyperparameters import PER_DIMENSION
+from sb3_trpo.hyperparameters import PER_DIMENSION, default_of
 from tests.small_models import make_env
 
 # contrib's quick start, with an environment in place of a Pendulum
@@ -65,6 +65,13 @@ def test_default_is_what_contribs_defaults_are_converted_to(name: str) -> None:
         assert to_contrib(nothing, space) == pytest.approx(PER_DIMENSION)
         model = TRPO("MlpPolicy", make_env(action_space=space), device="cpu", **nothing)
         assert {k: getattr(model, k) for k in PER_DIMENSION} == pytest.approx(from_contrib(nothing, space))
+
+
+def test_default_reads_as_a_person_would_write_it() -> None:
+    """Not 0.6000000000000001."""
+    for n_dimensions in range(1, 100):
+        space = spaces.Box(-1.0, 1.0, (n_dimensions,))
+        assert max(len(repr(default_of(name, space))) for name in PER_DIMENSION) <= 4
 
 
 def test_limit_by_default_is_kept_and_logged_and_saved() -> None:

@@ -19,7 +19,7 @@ from sb3_trpo.inspect import TrustRegionRecorder, read_run
 from sb3_trpo.metrics import CRITIC_STATUSES, METRICS, UPDATE_STATUSES
 from tests.small_models import DICT, DISCRETE, MULTI_BINARY, Case, RandomEnv, small_model
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
 
 class Ledger(KVWriter):
@@ -235,10 +235,10 @@ def test_entropy_without_a_closed_form_has_no_key(monkeypatch: pytest.MonkeyPatc
     assert ledger.of("train/update_accepted") and not ledger.of("train/entropy_loss")
 
 
-def test_every_status_is_explained_in_the_readme() -> None:
+def test_every_status_is_explained_in_the_documentation() -> None:
     """The two tables of statuses are those of the code, and every reason that a rollout can give is among them."""
     for title, table in (("Status of an update", UPDATE_STATUSES), ("Status of the critic's fit", CRITIC_STATUSES)):
-        section = README.split(f"| {title} | Meaning |")[1].split("\n\n")[0]
+        section = PAGE.split(f"| {title} | Meaning |")[1].split("\n\n")[0]
         assert dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section, flags=re.MULTILINE)) == table
     assert set(ROLLOUT.values()) | {"parameters_not_finite"} <= set(UPDATE_STATUSES)
     assert not [key for key in METRICS if key.endswith(("status", "stopped_by"))]

@@ -47,13 +47,6 @@ def test_wheel_imports_away_from_the_checkout(wheel: Path, tmp_path: Path) -> No
     assert str(tmp_path) in result.stdout
 
 
-def test_demo_and_commands_of_the_readme_exist() -> None:
-    """Each make target that the README names is in the Makefile."""
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in ("demo", "test", "test-slow", "bench", "commit-checks"):
-        assert f"\n{target}:" in makefile and f"make {target}" in (ROOT / "README.md").read_text(encoding="utf-8")
-
-
 @pytest.mark.slow
 def test_wheel_installs_and_trains_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
     """What pip brings with the wheel alone is enough to train."""

@@ -1,7 +1,6 @@
 """The policy is left the same however an update ends: it can be copied, pickled and sent on, and no graph stays behind."""
 
 import copy
-import gc
 import io
 import pickle
 from collections.abc import Callable
@@ -12,40 +11,14 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import distributions as td
-from torch import nn
 
 from sb3_trpo import TRPO
-from sb3_trpo.distributions import drop_graphs
 from sb3_trpo.inspect import TrustRegionRecorder, inspect_model
 from sb3_trpo.objective import PolicyProblem
+from tests.guards.remembering import Remembering, graphs_of
 from tests.own_policies import OwnPolicy, halves, positive
 from tests.small_models import BOX, DISCRETE, MULTI_DISCRETE, make_env, small_model
-
-
-class Remembering(BaseFeaturesExtractor):
-    """Keeps what it has seen, as one does to look at attention maps."""
-
-    def __init__(self, observation_space: Any):
-        super().__init__(observation_space, 4)
-        self.layer = nn.Linear(3, 4)
-        self.register_buffer("seen", th.zeros(1))
-        self.notes: dict[str, Any] = {}
-
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        features = self.layer(observations)
-        self.last = features
-        self.seen = features.mean()
-        self.notes = {"all": [features, (features * 2, "two")], "kept": Note(features)}
-        return features.sin()
-
-
-class Note:
-    """Neither a module nor a distribution."""
-
-    def __init__(self, features: th.Tensor):
-        self.features = features
 
 
 def squashed(z: th.Tensor) -> Any:
@@ -107,21 +80,6 @@ ENDS: dict[str, tuple[dict[str, Any], str]] = {
     "error in the critic": ({"critic": fail}, ""),
     "critic undone": ({}, "accepted"),
 }
-
-
-def graphs_of(policy: nn.Module) -> list[th.Tensor]:
-    """Find every tensor with a graph that is reachable from a policy, by the garbage collector's account."""
-    found, seen, to_visit = [], set(), [vars(module) for module in policy.modules()]
-    while to_visit:
-        value: Any = to_visit.pop()
-        if id(value) in seen or isinstance(value, type) or type(value).__module__.startswith("gymnasium"):
-            continue
-        seen.add(id(value))
-        if isinstance(value, th.Tensor):
-            found += [] if value.grad_fn is None else [value]
-        elif type(value).__name__ not in ("module", "function", "method", "builtin_function_or_method"):
-            to_visit += gc.get_referents(value)
-    return found
 
 
 def kinds_of(value: Any, depth: int = 0) -> Any:
@@ -207,23 +165,6 @@ def test_what_inspects_leaves_no_graph(tmp_path: Any) -> None:
 
     model.learn(128, callback=Copying(tmp_path, pictures_every=1))
     assert len(copies) == 2
-
-
-def test_drop_graphs_keeps_what_has_none() -> None:
-    """Objects stay themselves, values stay equal, parameters stay parameters."""
-    model = remembering()
-    policy = model.policy
-    extractor: Any = policy.features_extractor
-    features = extractor(th.ones(2, 3))
-    assert features.grad_fn is not None and len(graphs_of(policy)) > 0
-    before, last, notes = list(policy.parameters()), extractor.last, extractor.notes
-    kept = notes["kept"]
-    drop_graphs(policy)
-    assert graphs_of(policy) == []
-    assert th.equal(extractor.last, last) and extractor.notes is notes and notes["kept"] is kept
-    assert notes["all"][1][1] == "two" and th.equal(notes["all"][1][0], 2 * last)
-    assert all(p is q for p, q in zip(before, policy.parameters(), strict=True))
-    assert "seen" in dict(policy.features_extractor.named_buffers())
 
 
 @pytest.mark.parametrize("arguments", [{}, {"use_sde": True, "sde_sample_freq": 4}], ids=["box", "gsde"])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -50,9 +51,18 @@ class InStep(BaseCallback):
         self._wait()
 
 
-def learned(seed: int, space: Any, callback: BaseCallback | None = None, **arguments: Any) -> TRPO:
-    env = make_env(action_space=space, n_envs=2)
+def learned(seed: int, space: Any, callback: BaseCallback | None = None, observations: Any = None, **arguments: Any) -> TRPO:
+    env = make_env(action_space=space, n_envs=2, **({} if observations is None else {"observation_space": observations}))
     return small_model(env=env, seed=seed, **arguments).learn(192, callback)
+
+
+# Policies whose actions, or the noise in them, are drawn by torch
+IN_TORCH: dict[str, dict[str, Any]] = {
+    "states observed": {"space": DISCRETE, "observations": spaces.Discrete(4)},
+    "gSDE": {"space": BOX, "use_sde": True, "sde_sample_freq": 4},
+    "gSDE, expln": {"space": BOX, "use_sde": True, "policy_kwargs": {"use_expln": True}},
+    "Softsign": {"space": MULTI_BINARY, "policy_kwargs": {"activation_fn": th.nn.Softsign}},
+}
 
 
 def together(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -70,6 +80,19 @@ def test_models_in_threads_learn_what_they_learn_alone(space: Any) -> None:
     for state, model in zip(alone, together(jobs), strict=True):
         assert not changed(state, policy_state(model))
     assert changed(alone[0], alone[1])
+
+
+@pytest.mark.parametrize("arguments", IN_TORCH.values(), ids=IN_TORCH)
+def test_models_whose_actions_are_drawn_in_torch_learn_in_threads_what_they_learn_alone(arguments: dict[str, Any]) -> None:
+    """Torch draws from generators of the process; each model has its own numbers all the same."""
+    alone = [policy_state(learned(seed, **arguments)) for seed in range(2)]
+    barrier = threading.Barrier(2)
+    before = th.get_rng_state()
+    jobs = [partial(learned, seed, callback=InStep(barrier), **arguments) for seed in range(2)]
+    for state, model in zip(alone, together(jobs), strict=True):
+        assert not changed(state, policy_state(model))
+    assert changed(alone[0], alone[1])
+    th.set_rng_state(before)
 
 
 def test_process_is_as_before_when_threads_have_learned() -> None:

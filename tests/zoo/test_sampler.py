@@ -6,8 +6,8 @@ import pathlib
 import optuna
 import pytest
 
-from sb3_trpo import TRPO
-from sb3_trpo.zoo.sampler import sample_trpo_params
+from sb3_trpo import TRPO, RecurrentTRPO
+from sb3_trpo.zoo.sampler import convert_lstm_params, sample_trpo_lstm_params, sample_trpo_params
 from tests.zoo.test_zoo_command import load, run
 
 
@@ -37,3 +37,17 @@ def test_sampler_draws_what_the_constructor_takes() -> None:
         assert 5 <= drawn["cg_max_steps"] == model.cg_max_steps <= 30
         assert trial.user_attrs["n_steps"] == drawn["n_steps"] == model.n_steps
         assert inspect.signature(TRPO).parameters.keys() >= drawn.keys()
+
+
+def test_sampler_draws_what_a_policy_with_a_memory_takes() -> None:
+    """Each draw is a model, and made again of what Optuna has noted of the trial."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    sizes = set()
+    for _ in range(10):
+        trial = study.ask()
+        drawn = sample_trpo_lstm_params(trial, n_actions=1, n_envs=1, additional_args={})
+        assert convert_lstm_params(trial.params) == drawn
+        model = RecurrentTRPO("MlpLstmPolicy", "Pendulum-v1", device="cpu", **drawn | {"n_steps": 64})
+        sizes.add(model.policy.lstm_actor.hidden_size)  # type: ignore[union-attr]
+        assert trial.user_attrs["n_steps"] == drawn["n_steps"]
+    assert len(sizes) > 1

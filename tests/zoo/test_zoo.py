@@ -1,17 +1,16 @@
 """What RL Zoo gets from us: its notation of schedules, and hyperparameters in our units."""
 
-import pathlib
 from typing import Any
 
 import pytest
 import yaml
 
 from benchmarks.settings import constructor_arguments
-from sb3_trpo import TRPO
-from sb3_trpo.zoo import linear_schedule
+from sb3_trpo import TRPO, RecurrentTRPO
+from sb3_trpo.zoo import HYPERPARAMETERS, linear_schedule
 
-HYPERPARAMETERS = pathlib.Path(__file__).parents[2] / "sb3_trpo" / "zoo" / "hyperparams" / "trpo.yml"
-SETTINGS: dict[str, dict[str, Any]] = yaml.safe_load(HYPERPARAMETERS.read_text(encoding="utf-8"))
+SETTINGS: dict[str, dict[str, Any]] = yaml.safe_load(HYPERPARAMETERS["trpo"].read_text(encoding="utf-8"))
+WITH_MEMORY: dict[str, dict[str, Any]] = yaml.safe_load(HYPERPARAMETERS["trpo_lstm"].read_text(encoding="utf-8"))
 # What RL Zoo keeps for itself
 OF_THE_ZOO = {"n_timesteps", "n_envs", "normalize", "env_wrapper", "frame_stack", "policy"}
 
@@ -41,6 +40,25 @@ def test_hyperparameters_are_ours(name: str) -> None:
     model = TRPO("MlpPolicy", env, device="cpu", **settings)
     assert all(getattr(model, key) == value for key, value in settings.items() if key != "policy_kwargs")
     assert SETTINGS[name]["n_timesteps"] >= 5e4 and "policy" in SETTINGS[name]
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_MEMORY if name != "default"])
+def test_hyperparameters_of_policies_with_a_memory_are_ours(name: str) -> None:
+    """Every entry is made of arguments that the constructor takes, the policy's among them."""
+    entry = {key: value for key, value in WITH_MEMORY[name].items() if key not in OF_THE_ZOO}
+    settings = constructor_arguments({**entry, "policy_kwargs": eval(entry.get("policy_kwargs", "{}"))})
+    env = "Pendulum-v1" if settings.get("use_sde") else "CartPole-v1"
+    model = RecurrentTRPO("MlpLstmPolicy", env, device="cpu", **settings)
+    assert all(getattr(model, key) == value for key, value in settings.items() if key != "policy_kwargs")
+    assert WITH_MEMORY[name]["n_timesteps"] >= 5e4 and "Lstm" in WITH_MEMORY[name]["policy"]
+
+
+def test_hyperparameters_cover_the_tasks_without_velocities() -> None:
+    """Those that RL Zoo makes."""
+    from rl_zoo3.wrappers import MaskVelocityWrapper
+
+    tasks = {name.replace("-v", "NoVel-v") for name in MaskVelocityWrapper.velocity_indices}
+    assert tasks == WITH_MEMORY.keys() - {"default", "atari"}
 
 
 def test_hyperparameters_cover_the_environments_of_the_field() -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, RecurrentTRPO
 
 
 def run(folder: pathlib.Path, *command: str, code: int = 0) -> str:
@@ -23,13 +23,13 @@ def run(folder: pathlib.Path, *command: str, code: int = 0) -> str:
 TINY = ("-n", "256", "--seed", "1", "--device", "cpu", "--num-threads", "1", "-params", "n_steps:64")
 
 
-def load(path: pathlib.Path) -> TRPO:
+def load(path: pathlib.Path, cls: type[TRPO] = TRPO) -> TRPO:
     """Load what RL Zoo saved, without RL Zoo."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in sys.modules if name.split(".")[0] == "rl_zoo3"]:
             patch.delitem(sys.modules, name)
         patch.setitem(sys.modules, "rl_zoo3", None)  # an import of it raises
-        return TRPO.load(path, device="cpu")
+        return cls.load(path, device="cpu")
 
 
 def test_zoo_trains_with_our_hyperparameters(tmp_path: pathlib.Path) -> None:
@@ -47,6 +47,26 @@ def test_zoo_trains_with_our_hyperparameters(tmp_path: pathlib.Path) -> None:
     assert callable(model.learning_rate) and model.learning_rate(0.5) == pytest.approx(0.0005)  # lin_0.001 in our file
     assert (model.n_envs, model.n_critic_updates, model.fast) == (8, 20, True)
     assert model.num_timesteps == 512 and model._n_updates == 1
+
+
+@pytest.mark.slow
+def test_zoo_knows_policies_with_a_memory(tmp_path: pathlib.Path) -> None:
+    """``--algo trpo_lstm`` trains, evaluates, plays, films and optimises, with our settings."""
+    task = ("--algo", "trpo_lstm", "--env", "CartPoleNoVel-v1")
+    said = run(tmp_path, "sb3_trpo.zoo", "train", *task, "--eval-freq", "128", "--eval-episodes", "1", *TINY)
+    assert "sb3_trpo/zoo/hyperparams/trpo_lstm.yml" in said and "update_accepted" in said
+    model = load(tmp_path / "logs" / "trpo_lstm" / "CartPoleNoVel-v1_1" / "CartPoleNoVel-v1.zip", RecurrentTRPO)
+    assert callable(model.target_kl) and model.target_kl(1.0) == 0.05
+    assert model.policy.lstm_actor.hidden_size == 64  # type: ignore[union-attr]
+    for arguments in ((), ("--load-best",)):
+        said = run(tmp_path, "sb3_trpo.zoo", "enjoy", *task, "--no-render", "-n", "300", *arguments)
+        assert "Mean reward" in said
+    run(tmp_path, "sb3_trpo.zoo", "record_video", *task, "-n", "20")
+    assert list(tmp_path.glob("logs/trpo_lstm/CartPoleNoVel-v1_1/videos/*.mp4"))
+    tiny = ("-n", "512", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots", "--seed", "0")
+    run(tmp_path, "sb3_trpo.zoo", "train", "-optimize", *task, *tiny)
+    (report,) = tmp_path.glob("logs/trpo_lstm/report_CartPoleNoVel-v1_*.csv")
+    assert "params_lstm_hidden_size" in report.read_text()
 
 
 @pytest.mark.slow

@@ -1,0 +1,148 @@
+"""The cases of :mod:`benchmarks.speed`: environments, policies and sizes, and the models that are compared on them."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import sb3_contrib
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
+from torch import nn
+
+import sb3_trpo
+from benchmarks.cheap import Cheap
+from sb3_trpo.vec_env import make_vector_env
+
+STEPPING = "env.step"
+# Beside EnvPool: sb3_contrib as its users have it
+ON_DUMMY = "contrib, DummyVecEnv"
+EVERYTHING = ("trpo", "contrib", "ppo", STEPPING)
+BOTH = ("trpo", "contrib")
+WITH_ENVPOOL = ("trpo", "contrib", ON_DUMMY, STEPPING)
+
+
+class Case(NamedTuple):
+    """
+    One row of the comparison.
+
+    :param name: what it is called
+    :param env_id: an id of Gymnasium, ``images`` or ``cheap``
+    :param n_envs: number of environments
+    :param n_steps: number of steps of each in a rollout
+    :param rounds: number of updates that are timed
+    :param sub_sampling_factor: of ours
+    :param policy: alias of the policy
+    :param policy_update_only: whether the critic stays as it is
+    :param n_critic_updates: number of passes over the rollout
+    :param arguments: more of the constructor, the same for all
+    :param wrapper: what each environment is wrapped in
+    :param envpool: whether the environments are EnvPool's, with one thread
+    :param algorithms: what is compared
+    """
+
+    name: str
+    env_id: str
+    n_envs: int
+    n_steps: int
+    rounds: int
+    sub_sampling_factor: int = 1
+    policy: str = "MlpPolicy"
+    policy_update_only: bool = False
+    n_critic_updates: int = 10
+    arguments: dict[str, Any] | None = None
+    wrapper: Callable[[gym.Env], gym.Env] | None = None
+    envpool: bool = False
+    algorithms: tuple[str, ...] = EVERYTHING
+
+
+class RandomImages(gym.Env):
+    """Frames of noise in the shape of four stacked Atari frames."""
+
+    observation_space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    action_space = spaces.Discrete(6)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._frame(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return self._frame(), float(self.np_random.normal()), False, False, {}
+
+    def _frame(self) -> np.ndarray:
+        return self.np_random.integers(0, 256, self.observation_space.shape, dtype=np.uint8)
+
+
+class InTwoParts(gym.ObservationWrapper):
+    """A Dict of two vectors for one vector, as tasks with goals have it."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        (size,) = env.observation_space.shape or (0,)
+        self.first = size // 2
+        parts = {"first": self.first, "second": size - self.first}
+        self.observation_space = spaces.Dict({key: spaces.Box(-np.inf, np.inf, (n,)) for key, n in parts.items()})
+
+    def observation(self, observation: np.ndarray) -> dict[str, np.ndarray]:
+        return {"first": observation[: self.first], "second": observation[self.first :]}
+
+
+CHEETAH: dict[str, Any] = {"env_id": "HalfCheetah-v5", "n_envs": 1, "n_steps": 2048, "rounds": 7, "algorithms": BOTH}
+CASES = (
+    Case("CartPole-v1, 1 env", "CartPole-v1", 1, 2048, 7),
+    Case("HalfCheetah-v5, 1 env", "HalfCheetah-v5", 1, 2048, 7),
+    Case("HalfCheetah-v5, 8 envs", "HalfCheetah-v5", 8, 256, 7),
+    Case("HalfCheetah-v5, 8 envs, 65,536 steps", "HalfCheetah-v5", 8, 8192, 3, sub_sampling_factor=8),
+    Case("HalfCheetah-v5, 8 envs, EnvPool", "HalfCheetah-v5", 8, 256, 7, envpool=True, algorithms=WITH_ENVPOOL),
+    Case("HalfCheetah-v5, 64 envs, EnvPool", "HalfCheetah-v5", 64, 256, 3, envpool=True, algorithms=WITH_ENVPOOL),
+    Case("HalfCheetah-v5, Dict of two vectors", wrapper=InTwoParts, policy="MultiInputPolicy", **CHEETAH),
+    Case("HalfCheetah-v5, ELU", arguments={"policy_kwargs": {"activation_fn": nn.ELU}}, **CHEETAH),
+    Case("HalfCheetah-v5, gSDE", arguments={"use_sde": True}, **CHEETAH),
+    Case("HalfCheetah-v5, AdamW", arguments={"policy_kwargs": {"optimizer_class": th.optim.AdamW}}, **CHEETAH),
+    Case("no cost of steps, 64 envs", "cheap", 64, 128, 7, algorithms=BOTH),
+    Case("no cost of steps, 512 envs", "cheap", 512, 32, 7, algorithms=BOTH),
+    Case("no cost of steps, 4,096 envs", "cheap", 4096, 16, 3, algorithms=BOTH),
+    Case("ALE/Pong-v5, 8 envs", "ALE/Pong-v5", 8, 128, 2, policy="CnnPolicy", n_critic_updates=1),
+    Case("NatureCNN, 1,024 images, all states", "images", 1, 1024, 2, policy="CnnPolicy", policy_update_only=True),
+    Case("NatureCNN, 1,024 images, 1/8 of the states", "images", 1, 1024, 2, 8, "CnnPolicy", True),
+)
+
+
+def can_run(case: Case) -> bool:
+    """Whether what a case needs is installed."""
+    return not case.envpool or importlib.util.find_spec("envpool") is not None
+
+
+def make_env(case: Case) -> VecEnv:
+    """Build the environments of a case, Atari games with SB3's wrappers and four stacked frames."""
+    if case.env_id == "cheap":
+        return Cheap(case.n_envs, spaces.Box(-1.0, 1.0, (6,)))
+    if case.envpool:
+        return make_vector_env(case.env_id, case.n_envs, seed=0, backend="envpool", vector_kwargs={"num_threads": 1})
+    if not case.env_id.startswith("ALE/"):
+        env_id: Any = RandomImages if case.env_id == "images" else case.env_id
+        return make_vec_env(env_id, n_envs=case.n_envs, seed=0, wrapper_class=case.wrapper)
+    import ale_py
+
+    gym.register_envs(ale_py)
+    return VecFrameStack(make_atari_env(case.env_id, n_envs=case.n_envs, seed=0), n_stack=4)
+
+
+def make_model(algorithm: str, case: Case, device: str = "cpu") -> Any:
+    """Build one of them with the same environment, network and sizes."""
+    env = make_env(case._replace(envpool=False) if algorithm == ON_DUMMY else case)
+    common: dict[str, Any] = {"n_steps": case.n_steps, "batch_size": 128, "seed": 0, "device": device}
+    common |= case.arguments or {}
+    if algorithm == "ppo":
+        return PPO(case.policy, env, n_epochs=case.n_critic_updates, **common)
+    common |= {"n_critic_updates": case.n_critic_updates}
+    if case.policy_update_only:
+        # The extractor shared as in sb3_contrib, so that both collect with the same network
+        common |= {"n_critic_updates": 0, "policy_kwargs": {"share_features_extractor": True}}
+    if algorithm.startswith("contrib"):
+        return sb3_contrib.TRPO(case.policy, env, **common)
+    return sb3_trpo.TRPO(case.policy, env, **common, sub_sampling_factor=case.sub_sampling_factor)

@@ -112,12 +112,12 @@ def test_weights_stay_the_same_bit_for_bit(of_updates: list[dict[str, Any]]) -> 
 
 
 def test_collectives_of_an_update_are_counted(of_updates: list[dict[str, Any]]) -> None:
-    """Two an iteration and one a candidate, and twelve; of the critic one a minibatch, and two; four for the report."""
+    """Two an iteration, one a candidate and ten; of the critic one a minibatch, and two; four for the report."""
     for outcome in of_updates:
         counted = outcome["counted_update"]
         n_minibatches = 5 * 64 // 16
         expected = 2 * counted["iterations"] + counted["candidates"] + 10
-        assert counted["counts"] == {"policy": expected, "critic": n_minibatches + 2, "after": 4}
+        assert counted["counts"] == {"opening": 1, "policy": expected, "critic": n_minibatches + 2, "after": 4}
         # With fifteen iterations and ten candidates, the most that there are by default
         assert expected - 2 * counted["iterations"] - counted["candidates"] + 2 * 15 + 10 <= 50
 

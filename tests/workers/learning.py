@@ -73,9 +73,9 @@ def counted_update(processes: Processes) -> dict[str, Any]:
     """Count the collectives of an update with the default arguments, those of the critic apart."""
     model = small_model(env=make_env(n_envs=2), cg_max_steps=15, batch_size=16, n_critic_updates=5, processes=processes)
     counts: Counter[str] = Counter()
-    phase = ["policy"]
+    phase = ["opening"]
     originals = {name: getattr(dist, name) for name in COLLECTIVES}
-    fit = model._fit_critic
+    fit, full_batch = model._fit_critic, model._full_batch
 
     def counting(name: str) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -83,6 +83,10 @@ def counted_update(processes: Processes) -> dict[str, Any]:
             return originals[name](*args, **kwargs)
 
         return call
+
+    def full_batch_and_count() -> Any:
+        phase[0] = "policy"
+        return full_batch()
 
     def fit_and_count(*args: Any) -> Any:
         phase[0] = "critic"
@@ -101,6 +105,7 @@ def counted_update(processes: Processes) -> dict[str, Any]:
             for name, original in originals.items():
                 setattr(dist, name, original)
 
+    model._full_batch = full_batch_and_count  # type: ignore[method-assign]
     model._fit_critic = fit_and_count  # type: ignore[method-assign, assignment]
     model.train = train_and_count  # type: ignore[method-assign]
     model.learn(1)
@@ -209,8 +214,9 @@ class Spied(RunningMeanStd):
         self.came_in: list[Any] = []
 
     def update(self, arr: np.ndarray) -> None:
-        self.came_in.append(np.array(arr))
-        super().update(arr)
+        # In double precision, as SB3 keeps its statistics: it averages the rows of a step in single
+        self.came_in.append(np.array(arr, np.float64))
+        super().update(self.came_in[-1])
 
 
 def normalized(processes: Processes) -> dict[str, Any]:

@@ -24,7 +24,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_trpo.distributions import factors_of
 from sb3_trpo.fast.elementwise import apply, keeps_input, times_slope
+from sb3_trpo.fast.masks import kind_of, masked
 from sb3_trpo.fast.network import Stage, as_given, is_as_read, network_input, read_actor, run
 from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatten, unflatten
@@ -109,9 +111,11 @@ def _gsde_log_std_fisher(policy: ActorCriticPolicy, latent: th.Tensor) -> Callab
     return fisher
 
 
-def _output_fisher(policy: ActorCriticPolicy, latent: th.Tensor, output: th.Tensor) -> OutputFisher:
-    """Return u -> M u for the network's output z, both of shape (n, n_outputs)."""
-    distribution = policy.action_dist
+def _output_fisher(
+    policy: ActorCriticPolicy, latent: th.Tensor, output: th.Tensor, action_masks: th.Tensor | None
+) -> OutputFisher:
+    """Return u -> M u for the network's output z, both of shape (n, n_outputs); logits that are masked get zero."""
+    distribution: Any = policy.action_dist
     if isinstance(distribution, StateDependentNoiseDistribution):
         variance = _gsde_variance(policy, latent)
         return lambda u: u / variance
@@ -121,7 +125,8 @@ def _output_fisher(policy: ActorCriticPolicy, latent: th.Tensor, output: th.Tens
     if isinstance(distribution, BernoulliDistribution):
         p = output.sigmoid()
         return lambda u: p * (1.0 - p) * u
-    if isinstance(distribution, MultiCategoricalDistribution):
+    output = masked(output, action_masks)
+    if issubclass(kind_of(policy), MultiCategoricalDistribution):
         sizes = [int(size) for size in distribution.action_dims]
         fishers = [_softmax_fisher(logits) for logits in output.split(sizes, dim=1)]
         return lambda u: th.cat([fisher(part) for fisher, part in zip(fishers, u.split(sizes, dim=1), strict=True)], dim=1)
@@ -231,7 +236,8 @@ class GaussNewtonFisher:
             kept.append(values if keeps_input(stage.activation) else hidden[-1])
         output = hidden.pop()
         latent = self._input(chunk, hidden, len(hidden))
-        return _Tape(hidden, kept[:-1], _output_fisher(self.policy, latent, output), _log_std_fisher(self.policy, latent))
+        output_fisher = _output_fisher(self.policy, latent, output, chunk.action_masks)
+        return _Tape(hidden, kept[:-1], output_fisher, _log_std_fisher(self.policy, latent))
 
     def _tape(self, index: int) -> _Tape:
         if index in self.kept:
@@ -292,12 +298,26 @@ class GaussNewtonFisher:
         return flatten(result)
 
 
-def agrees(policy: ActorCriticPolicy, stages: list[Stage], observations: PyTorchObs, distribution: Distribution) -> bool:
-    """Whether a distribution is the policy's own, made of what the chain gives for the observations, up to rounding."""
+def agrees(
+    policy: ActorCriticPolicy,
+    stages: list[Stage],
+    observations: PyTorchObs,
+    distribution: Distribution,
+    action_masks: th.Tensor | None = None,
+) -> bool:
+    """
+    Whether a distribution is the policy's own, made of what the chain gives for the observations, up to rounding.
+
+    :param policy: the policy
+    :param stages: the chain
+    :param observations: of a few states
+    :param distribution: there
+    :param action_masks: which actions it was told to be possible
+    """
     output = run(policy, stages, observations)
-    if type(distribution) is not type(policy.action_dist):
+    if type(distribution) not in (type(policy.action_dist), kind_of(policy)):
         return False
-    inner: Any = distribution.distribution
+    inner: Any = getattr(distribution, "distribution", None)
     if isinstance(distribution, StateDependentNoiseDistribution):
         latent = run(policy, stages[:-1], observations).flatten(1)
         as_written = not is_plain_gsde(policy) or is_as_read(inner.variance, _gsde_variance(policy, latent))
@@ -306,7 +326,8 @@ def agrees(policy: ActorCriticPolicy, stages: list[Stage], observations: PyTorch
         return is_as_read(inner.mean, output) and is_as_read(inner.stddev, policy.log_std.exp().expand_as(output))
     if isinstance(distribution, BernoulliDistribution):
         return is_as_read(inner.logits, output)
-    factors = inner if isinstance(distribution, MultiCategoricalDistribution) else [inner]
+    factors: list[Any] = list(factors_of(distribution))
+    output = masked(output, action_masks)
     parts = output.split([factor.logits.shape[1] for factor in factors], dim=1)
     return all(is_as_read(factor.logits, part.log_softmax(dim=1)) for factor, part in zip(factors, parts, strict=True))
 
@@ -321,10 +342,10 @@ def actor_of(policy: ActorCriticPolicy, batch: Batch, distribution_of: Callable[
     :param distribution_of: maps a batch to the action distribution that the algorithm uses
     """
     stages = read_actor(policy)
-    if stages is None or type(policy.action_dist) not in CLOSED_FORM:
+    if stages is None or kind_of(policy) not in CLOSED_FORM:
         return None
     few = batch.few(N_COMPARED)
-    return stages if agrees(policy, stages, few.observations, distribution_of(few)) else None
+    return stages if agrees(policy, stages, few.observations, distribution_of(few), few.action_masks) else None
 
 
 def gauss_newton_fisher(

@@ -2,7 +2,7 @@
 The tests with other Pythons, and with the oldest versions that setup.cfg allows: ``make test-matrix``.
 
 For each interpreter from 3.10 to 3.13 on the path, or under pyenv, an environment is made in ``.matrix/`` once. The quick part
-of the tests runs there: the numerics, the guards, the fast paths, the vector environments and the modules, without the promises and
+of the tests runs there: numerics, guards, fast paths, vector environments and modules, without the promises and
 without what needs RL Zoo. ``--whole`` runs everything.
 """
 

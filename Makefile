@@ -83,6 +83,14 @@ test-imitation: $(TESTS)
 	$(BIN)/python -m pip install --quiet --no-deps imitation==1.0.1
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m imitation tests/promises/test_imitation.py
 
+# sb3-contrib's own tests of RecurrentPPO and MaskablePPO, with ours in their place; they come with its sources
+test-contrib: $(TESTS)
+	rm -rf $(VENV)/contrib_tests
+	$(BIN)/python -m pip download --quiet --no-deps --no-build-isolation --no-binary sb3_contrib --dest $(VENV)/contrib_tests \
+		"sb3_contrib==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("sb3_contrib"))')"
+	tar --extract --file $(VENV)/contrib_tests/*.tar.gz --directory $(VENV)/contrib_tests --strip-components 1
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m contrib tests/promises/test_contribs_own_tests.py
+
 # The old Gym lies in a folder of its own, where SB3 finds it in this run only
 test-gym: $(TESTS)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/old_gym gym==0.26.2 gym_notices
@@ -115,4 +123,4 @@ dist: $(TESTS)
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
-.PHONY: install demo format lint type quick docs docs-links dist test test-slow test-examples test-imitation test-gym mutation bench bench-returns commit-checks
+.PHONY: install demo format lint type quick docs docs-links dist test test-slow test-examples test-imitation test-contrib test-gym mutation bench bench-returns commit-checks

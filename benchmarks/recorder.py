@@ -16,15 +16,25 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import sb3_contrib
 import torch as th
 from rich.console import Console
 from rich.table import Table
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_trpo import TRPO
 from sb3_trpo.inspect import TrustRegionRecorder
 
-CASES = (("CartPole-v1", 1, 2048), ("Pendulum-v1", 1, 2048), ("HalfCheetah-v5", 1, 2048), ("HalfCheetah-v5", 8, 256))
+OF_OURS = (("CartPole-v1", 1, 2048), ("Pendulum-v1", 1, 2048), ("HalfCheetah-v5", 1, 2048), ("HalfCheetah-v5", 8, 256))
+OF_OTHERS = (("CartPole-v1", 1, 2048), ("HalfCheetah-v5", 1, 2048))
+ALGORITHMS: dict[str, tuple[Any, tuple[tuple[str, int, int], ...]]] = {
+    "TRPO": (TRPO, OF_OURS),
+    "PPO": (PPO, OF_OTHERS),
+    "A2C": (A2C, OF_OTHERS),
+    "sb3_contrib.TRPO": (sb3_contrib.TRPO, OF_OTHERS),
+    "RecurrentPPO": (sb3_contrib.RecurrentPPO, (("CartPole-v1", 1, 2048),)),
+}
 HOOKS = ("on_training_start", "on_rollout_start", "on_rollout_end", "on_training_end")
 
 
@@ -45,9 +55,10 @@ class Stopwatch:
         return wrapper
 
 
-def share_of_training(env_id: str, n_envs: int, n_steps: int, n_updates: int) -> tuple[float, float]:
+def share_of_training(algorithm: Any, env_id: str, n_envs: int, n_steps: int, n_updates: int) -> tuple[float, float]:
     """Return seconds inside the recorder and seconds in all, for a run."""
-    model = TRPO("MlpPolicy", make_vec_env(env_id, n_envs=n_envs, seed=0), n_steps=n_steps, seed=0, device="cpu")
+    policy = "MlpLstmPolicy" if algorithm is sb3_contrib.RecurrentPPO else "MlpPolicy"
+    model = algorithm(policy, make_vec_env(env_id, n_envs=n_envs, seed=0), n_steps=n_steps, seed=0, device="cpu")
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         recorder = TrustRegionRecorder(folder)
@@ -67,13 +78,17 @@ def main() -> None:
     """Measure every case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=20, help="updates of each run")
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS), help="which to measure")
     arguments = parser.parse_args()
     th.set_num_threads(1)
-    table = Table("environment", "environments", "steps", "recorder [ms per update]", "training [ms per update]", "share")
-    for env_id, n_envs, n_steps in CASES:
-        recorder, total = share_of_training(env_id, n_envs, n_steps, arguments.updates)
-        milliseconds = (f"{1000 * seconds / arguments.updates:,.2f}" for seconds in (recorder, total))
-        table.add_row(env_id, str(n_envs), str(n_envs * n_steps), *milliseconds, f"{recorder / total:.2%}")
+    per_update = [f"{what} [ms per update]" for what in ("recorder", "training")]
+    table = Table("algorithm", "environment", "environments", "steps", *per_update, "share")
+    for name in arguments.algorithms:
+        algorithm, cases = ALGORITHMS[name]
+        for env_id, n_envs, n_steps in cases:
+            recorder, total = share_of_training(algorithm, env_id, n_envs, n_steps, arguments.updates)
+            milliseconds = (f"{1000 * seconds / arguments.updates:,.2f}" for seconds in (recorder, total))
+            table.add_row(name, env_id, str(n_envs), str(n_envs * n_steps), *milliseconds, f"{recorder / total:.2%}")
     Console().print(table)
 
 

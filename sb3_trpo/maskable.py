@@ -4,6 +4,8 @@ TRPO for environments in which some actions are impossible at times: ``MaskableT
 Huang & Ontañón 2022, *A Closer Look at Invalid Action Masking in Policy Gradient Algorithms*, https://arxiv.org/abs/2006.14171.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -16,16 +18,19 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
+from sb3_trpo.fast.actors import lean_actor
+from sb3_trpo.fast.masks import KNOWN_POLICIES, MASKED_KINDS
 from sb3_trpo.guards.passed_on import PassedOn
 from sb3_trpo.objective import Batch
 from sb3_trpo.policies import CountsFromZero
-from sb3_trpo.rollout import KNOWN_BUFFERS
+from sb3_trpo.rollout import KNOWN_BUFFERS, collect_rollouts
 from sb3_trpo.trpo import TRPO
 
 try:
     from sb3_contrib import MaskablePPO
     from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
     from sb3_contrib.common.maskable.distributions import (
+        MaskableBernoulliDistribution,
         MaskableCategoricalDistribution,
         MaskableMultiCategoricalDistribution,
     )
@@ -41,6 +46,14 @@ except ImportError as error:
 SelfMaskable = TypeVar("SelfMaskable", bound="Masking")
 
 KNOWN_BUFFERS.update((MaskableRolloutBuffer, MaskableDictRolloutBuffer))
+KNOWN_POLICIES.append(MaskableActorCriticPolicy)
+MASKED_KINDS.update(
+    {
+        MaskableCategoricalDistribution: CategoricalDistribution,
+        MaskableMultiCategoricalDistribution: MultiCategoricalDistribution,
+        MaskableBernoulliDistribution: MultiCategoricalDistribution,
+    }
+)
 
 
 class MaskableMlpPolicy(MaskableActorCriticPolicy, CountsFromZero):
@@ -129,6 +142,23 @@ class CheckedMasks(VecEnvWrapper):
         if method_name != EXPECTED_METHOD_NAME:
             return result
         return list(check_masks(result, self.action_space, step=self.n_steps + 1))
+
+
+def masks_into(rollout_buffer: Any, env: VecEnv) -> Callable[[], np.ndarray]:
+    """
+    Return what asks an environment for its masks, checks them and puts them where the next step goes.
+
+    :param rollout_buffer: has ``action_masks``
+    :param env: says what is possible
+    :return: a function that returns booleans, shape (n_envs, n_masks)
+    """
+
+    def ask() -> np.ndarray:
+        masks = check_masks(env.env_method(EXPECTED_METHOD_NAME), env.action_space, step=rollout_buffer.pos + 1)
+        rollout_buffer.action_masks[rollout_buffer.pos] = masks
+        return masks
+
+    return ask
 
 
 class AsGiven(PassedOn):
@@ -283,8 +313,9 @@ class MaskableTRPO(Masking):
             **self.rollout_buffer_kwargs,
         )
 
-    def _lean_collection(self, env: VecEnv, rollout_buffer: RolloutBuffer) -> None:
-        return None
+    def _lean_collection(self, env: VecEnv, rollout_buffer: RolloutBuffer) -> Callable[..., bool] | None:
+        actor = lean_actor(self, rollout_buffer, env.num_envs, masks_into(rollout_buffer, env) if self._use_masking else None)
+        return None if actor is None else partial(collect_rollouts, self, actor)
 
     def _plain_collection(self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         own: Any = self  # the loop asks its model for nothing that we have not

@@ -210,6 +210,15 @@ def kl_term(old: Distribution, new: Distribution, batch: Batch) -> th.Tensor:
     return weighted_mean(kl_old_new(old, new), batch.weights)
 
 
+def entropy_term(distribution: Distribution, batch: Batch) -> float | None:
+    """Return a batch's share of the mean entropy in nats, ``None`` where the entropy has no closed form."""
+    try:
+        entropy = distribution.entropy()
+    except NotImplementedError:
+        return None  # what torch says where it knows none
+    return None if entropy is None else float(weighted_mean(per_state(entropy), batch.weights))
+
+
 class PolicyProblem:
     r"""
     The trust-region problem of one batch: surrogate, mean KL and Fisher matrix of a policy, around its present parameters.
@@ -391,11 +400,8 @@ class PolicyProblem:
         """
         total = 0.0
         for chunk, distribution in zip(self.chunks, self.new_distributions if of_new else self.old_distributions, strict=True):
-            try:
-                entropy = distribution.entropy()
-            except NotImplementedError:
-                return None  # what torch says where it knows none
-            if entropy is None:
+            term = entropy_term(distribution, chunk)
+            if term is None:
                 return None
-            total += float(weighted_mean(per_state(entropy), chunk.weights))
+            total += term
         return self._completed(total)

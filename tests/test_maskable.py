@@ -25,6 +25,7 @@ CASES: dict[str, tuple[str, spaces.Space, spaces.Space, dict[str, Any]]] = {
     "multi_discrete": ("MlpPolicy", spaces.Box(-1.0, 1.0, (3,)), MULTI_DISCRETE, {}),
     "multi_binary": ("MlpPolicy", spaces.Box(-1.0, 1.0, (3,)), MULTI_BINARY, {}),
     "dict": ("MultiInputPolicy", DICT, DISCRETE, {}),
+    "cnn": ("CnnPolicy", IMAGE, DISCRETE, {}),
     "cnn_shared": ("CnnPolicy", IMAGE, MULTI_DISCRETE, {"policy_kwargs": {"share_features_extractor": True}}),
     "counted_from_two": ("MlpPolicy", spaces.Discrete(5, start=2), DISCRETE, {}),
 }

@@ -28,6 +28,7 @@ from torch import nn
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
 from sb3_trpo.fast.elementwise import in_place
 from sb3_trpo.fast.gauss_newton import CLOSED_FORM, N_COMPARED, agrees, is_plain_gsde
+from sb3_trpo.fast.masks import kind_of, masked_array
 from sb3_trpo.fast.network import Network, is_as_read, is_as_sb3, is_quicker_on_gpu, read_actor, read_critic, run
 from sb3_trpo.fast.numpy_layers import forward
 from sb3_trpo.guards.left_graphs import drop_graphs
@@ -48,8 +49,8 @@ class _PolicyActor(Protocol):
     def is_current(self) -> bool:
         """Whether what was read of the policy is still in place; weights need not be what they were."""
 
-    def __call__(self, observations: Observations) -> Acted:
-        """Act."""
+    def __call__(self, observations: Observations, action_masks: np.ndarray | None = None) -> Acted:
+        """Act; of what is impossible nothing is done."""
 
     def log_probs(self) -> np.ndarray:
         """Return the log-probabilities of everything done so far, shape (n_steps, n_envs)."""
@@ -63,11 +64,13 @@ class LeanActor:
 
     :param model: whose policy acts
     :param n_envs: number of environments
+    :param masks_now: tells at each step which actions are possible, shape (n_envs, n_masks), where not all of them are
     """
 
-    def __init__(self, model: CheckedOnPolicyAlgorithm, n_envs: int):
+    def __init__(self, model: CheckedOnPolicyAlgorithm, n_envs: int, masks_now: Callable[[], np.ndarray] | None = None):
         self.model = model
         self.n_envs = n_envs
+        self.masks_now = masks_now
         self.random: np.random.Generator | None = None
         self.policy: ActorCriticPolicy | None = None
         self.actors: list[_PolicyActor] = []
@@ -85,10 +88,11 @@ class LeanActor:
         return self._act(observations)
 
     def _act(self, observations: Observations) -> Acted:
+        masks = () if self.masks_now is None else (self.masks_now(),)
         if not self.actor.draws_in_torch:
-            return self.actor(observations)
+            return self.actor(observations, *masks)
         with self.model._random.in_torch(self.model.device):
-            return self.actor(observations)
+            return self.actor(observations, *masks)
 
     def go_on(self, observations: Observations) -> Acted:
         """Return what the policy does, where nobody can have replaced anything in it since the last step."""
@@ -300,7 +304,7 @@ class _Bernoulli:
 
 def _distribution(policy: ActorCriticPolicy, shape: tuple[int, int], random: np.random.Generator) -> Any:
     """Return how actions are drawn from the network's outputs, or ``None`` for a distribution that is not known here."""
-    kind = type(policy.action_dist)
+    kind = kind_of(policy)
     if kind is DiagGaussianDistribution:
         return _Gaussian(shape, random)
     if kind is CategoricalDistribution:
@@ -372,7 +376,7 @@ class _NumpyActor:
         self.shape = (n_envs, *(policy.action_space.shape or ()))
         self.distribution = distribution
         self.has_std = isinstance(distribution, _Gaussian | _StateDependent)
-        self.keys = list(network.branches)
+        self.encode = _encoder(policy, network)
         self.forward = _Forward(network, [policy.log_std] if self.has_std else [])
         # Outputs, log_std and actions of steps whose log-probabilities are not computed yet: as many as stay in the cache
         self.acted: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]] = []
@@ -389,9 +393,10 @@ class _NumpyActor:
             self.left = self.distribution_left.get("distribution")
         return self.parts.are_in_place()
 
-    def __call__(self, observations: Observations) -> Acted:
+    def __call__(self, observations: Observations, action_masks: np.ndarray | None = None) -> Acted:
         arrays = self.forward.read()
-        latent, outputs = self.forward(_vectors(observations, self.n_envs, self.keys), arrays)
+        latent, outputs = self.forward(self.encode(observations, self.n_envs), arrays)
+        outputs = masked_array(outputs, action_masks)
         actions, log_std = self.distribution.sample(latent, outputs, arrays[-1] if self.has_std else None)
         self.acted.append((outputs, log_std, actions))
         if len(self.acted) == self.most_acted:
@@ -414,21 +419,37 @@ class _NumpyActor:
         return np.concatenate(self.known) if self.known else np.empty((0, self.n_envs), np.float32)
 
 
-def _vectors(observations: Observations, n: int, keys: list[str]) -> np.ndarray:
-    """Return what the first layer is given, float32, shape (n, n_inputs)."""
-    if isinstance(observations, np.ndarray):
-        return observations.reshape(n, -1).astype(np.float32, copy=False)
-    return np.concatenate([observations[key].reshape(n, -1) for key in keys], axis=1, dtype=np.float32)
+def _encoder(policy: ActorCriticPolicy, network: Network) -> Callable[[Observations, int], np.ndarray]:
+    """Return what makes of n observations what the first layer is given, float32, shape (n, n_inputs)."""
+    space = policy.observation_space
+    if isinstance(space, spaces.Discrete):
+        start, one_hot = int(space.start), np.eye(int(space.n), dtype=np.float32)
+
+        def encoded(observations: Any, n: int) -> np.ndarray:
+            numbers = observations.reshape(n).astype(np.int64) - start
+            if numbers.min() < 0:  # NumPy would count from the end
+                raise IndexError(f"observations must be of {space}, got {observations}")
+            return one_hot[numbers]
+
+        return encoded
+    keys = list(network.branches)
+
+    def joined(observations: Any, n: int) -> np.ndarray:
+        if isinstance(observations, np.ndarray):
+            return observations.reshape(n, -1).astype(np.float32, copy=False)
+        return np.concatenate([observations[key].reshape(n, -1) for key in keys], axis=1, dtype=np.float32)
+
+    return joined
 
 
 def _covers_in_numpy(policy: ActorCriticPolicy, network: Network | None, n: int) -> bool:
-    """Whether a network is a perceptron on vectors, and quicker in NumPy for n inputs at a time."""
+    """Whether a network is a perceptron on vectors or numbers of states, and quicker in NumPy for n inputs at a time."""
     if network is None or network.learns_before_joint():
         return False
     space, stages = policy.observation_space, network.stages
     parts = [space[key] for key in network.branches] if isinstance(space, spaces.Dict) else [space]
     return (
-        all(isinstance(part, spaces.Box) for part in parts)
+        (isinstance(space, spaces.Discrete) or all(isinstance(part, spaces.Box) for part in parts))
         and not (policy.normalize_images and any(map(is_image_space, parts)))
         and not any(isinstance(stage.affine, nn.Conv2d) for stage in stages)
         and all(stage.weight.dtype == stage.bias.dtype == th.float32 for stage in stages)
@@ -445,9 +466,9 @@ def _numpy_critic(policy: ActorCriticPolicy, observations: Observations) -> Crit
     few: Any = obs_as_tensor(rows_of(observations, slice(N_COMPARED)), policy.device)
     if not is_as_read(policy.predict_values(few), run(policy, network, few)):
         return None
-    evaluate, keys = _Forward(network), list(network.branches)
+    evaluate, encode = _Forward(network), _encoder(policy, network)
     arrays = evaluate.read()
-    return lambda rows: evaluate(_vectors(rows, _count(rows), keys), arrays)[1].ravel()
+    return lambda rows: evaluate(encode(rows, _count(rows)), arrays)[1].ravel()
 
 
 def _count(observations: Observations) -> int:
@@ -511,8 +532,9 @@ class _TorchActor:
         return type(policy) is self.kind and len(vars(policy)) == self.n_attributes and not hooked
 
     @th.no_grad()
-    def __call__(self, observations: Observations) -> Acted:
-        distribution = self.policy.get_distribution(obs_as_tensor(observations, self.policy.device))
+    def __call__(self, observations: Observations, action_masks: np.ndarray | None = None) -> Acted:
+        masks: dict[str, Any] = {} if action_masks is None else {"action_masks": action_masks}
+        distribution = self.policy.get_distribution(obs_as_tensor(observations, self.policy.device), **masks)
         actions = distribution.get_actions()
         log_probs = distribution.log_prob(actions).cpu().numpy()
         self.done.append(log_probs)
@@ -543,8 +565,9 @@ class _PlainActor:
         return True
 
     @th.no_grad()
-    def __call__(self, observations: Observations) -> Acted:
-        actions, values, log_probs = self.policy(obs_as_tensor(observations, self.device))
+    def __call__(self, observations: Observations, action_masks: np.ndarray | None = None) -> Acted:
+        masks = {} if action_masks is None else {"action_masks": action_masks}
+        actions, values, log_probs = self.policy(obs_as_tensor(observations, self.device), **masks)
         self.done.append(log_probs.cpu().numpy())
         return Acted(actions.cpu().numpy(), self.done[-1], values.flatten().cpu().numpy())
 
@@ -575,15 +598,21 @@ def quickest_actor(
     return _numpy_actor(policy, n_envs, random, observations) or in_torch
 
 
-def lean_actor(model: CheckedOnPolicyAlgorithm, rollout_buffer: RolloutBuffer, n_envs: int) -> LeanActor | None:
+def lean_actor(
+    model: CheckedOnPolicyAlgorithm,
+    rollout_buffer: RolloutBuffer,
+    n_envs: int,
+    masks_now: Callable[[], np.ndarray] | None = None,
+) -> LeanActor | None:
     """
     Return an actor for a lean collection.
 
     :param model: whose policy acts
     :param rollout_buffer: where the experience goes
     :param n_envs: number of environments
+    :param masks_now: as for :class:`LeanActor`
     :return: ``None`` where lean collection does not apply: buffers of the user's own, and policies that no quick actor covers
     """
-    actor = LeanActor(model, n_envs)
+    actor = LeanActor(model, n_envs, masks_now)
     covered = is_sb3s_own(rollout_buffer) and quickest_actor(model.policy, n_envs, np.random.default_rng(0)) is not None
     return actor if covered else None

@@ -24,7 +24,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_trpo.distributions import factors_of
 from sb3_trpo.fast.elementwise import apply, keeps_input, times_slope
+from sb3_trpo.fast.masks import kind_of, masked
 from sb3_trpo.fast.network import Network, Stage, as_given, inputs_of, is_as_read, network_input, read_actor, run, through
 from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatten, unflatten
@@ -130,9 +132,11 @@ def _gsde_log_std_fisher(policy: ActorCriticPolicy, latent: th.Tensor) -> Callab
     return fisher
 
 
-def _output_fisher(policy: ActorCriticPolicy, latent: th.Tensor, output: th.Tensor) -> OutputFisher:
-    """Return u -> M u for the network's output z, both of shape (n, n_outputs)."""
-    distribution = policy.action_dist
+def _output_fisher(
+    policy: ActorCriticPolicy, latent: th.Tensor, output: th.Tensor, action_masks: th.Tensor | None
+) -> OutputFisher:
+    """Return u -> M u for the network's output z, both of shape (n, n_outputs); logits that are masked get zero."""
+    distribution: Any = policy.action_dist
     if isinstance(distribution, StateDependentNoiseDistribution):
         variance = _gsde_variance(policy, latent)
         return lambda u: u / variance
@@ -142,7 +146,8 @@ def _output_fisher(policy: ActorCriticPolicy, latent: th.Tensor, output: th.Tens
     if isinstance(distribution, BernoulliDistribution):
         p = output.sigmoid()
         return lambda u: p * (1.0 - p) * u
-    if isinstance(distribution, MultiCategoricalDistribution):
+    output = masked(output, action_masks)
+    if issubclass(kind_of(policy), MultiCategoricalDistribution):
         sizes = [int(size) for size in distribution.action_dims]
         fishers = [_softmax_fisher(logits) for logits in output.split(sizes, dim=1)]
         return lambda u: th.cat([fisher(part) for fisher, part in zip(fishers, u.split(sizes, dim=1), strict=True)], dim=1)
@@ -317,7 +322,7 @@ class GaussNewtonFisher:
             return inputs_of(self.policy, self.network, chunk.observations)
         return {"": network_input(self.policy, self.network, chunk.observations)}
 
-    def _run(self, given: dict[str, th.Tensor]) -> _Tape:
+    def _run(self, given: dict[str, th.Tensor], action_masks: th.Tensor | None) -> _Tape:
         branches = {key: branch.run(given[key]) for key, branch in self.branches.items()}
         joint = None
         if branches:
@@ -325,18 +330,13 @@ class GaussNewtonFisher:
         inputs = given[""] if joint is None else joint
         trunk = self.trunk.run(inputs)
         latent = as_given(self.network.stages[-1], trunk.outputs[-2] if len(trunk.outputs) > 1 else inputs)
-        return _Tape(
-            branches,
-            joint,
-            trunk,
-            _output_fisher(self.policy, latent, trunk.outputs[-1]),
-            _log_std_fisher(self.policy, latent),
-        )
+        output_fisher = _output_fisher(self.policy, latent, trunk.outputs[-1], action_masks)
+        return _Tape(branches, joint, trunk, output_fisher, _log_std_fisher(self.policy, latent))
 
     def _tape(self, index: int, given: dict[str, th.Tensor]) -> _Tape:
         if index in self.kept:
             return self.kept[index]
-        tape = self._run(given)
+        tape = self._run(given, self.chunks[index].action_masks)
         size = tape.nbytes()
         if size <= self.bytes_left:
             self.bytes_left -= size
@@ -385,12 +385,26 @@ class GaussNewtonFisher:
 
 
 @th.no_grad()
-def agrees(policy: ActorCriticPolicy, network: Network, observations: PyTorchObs, distribution: Distribution) -> bool:
-    """Whether a distribution is the policy's own, made of what the network gives for the observations, up to rounding."""
+def agrees(
+    policy: ActorCriticPolicy,
+    network: Network,
+    observations: PyTorchObs,
+    distribution: Distribution,
+    action_masks: th.Tensor | None = None,
+) -> bool:
+    """
+    Whether a distribution is the policy's own, made of what the network gives for the observations, up to rounding.
+
+    :param policy: the policy
+    :param network: its actor
+    :param observations: of a few states
+    :param distribution: there
+    :param action_masks: which actions it was told to be possible
+    """
     output = run(policy, network, observations)
-    if type(distribution) is not type(policy.action_dist):
+    if type(distribution) not in (type(policy.action_dist), kind_of(policy)):
         return False
-    inner: Any = distribution.distribution
+    inner: Any = getattr(distribution, "distribution", None)
     if isinstance(distribution, StateDependentNoiseDistribution):
         latent = through(network.stages[:-1], network_input(policy, network, observations)).flatten(1)
         as_written = not is_plain_gsde(policy) or is_as_read(inner.variance, _gsde_variance(policy, latent))
@@ -399,7 +413,8 @@ def agrees(policy: ActorCriticPolicy, network: Network, observations: PyTorchObs
         return is_as_read(inner.mean, output) and is_as_read(inner.stddev, policy.log_std.exp().expand_as(output))
     if isinstance(distribution, BernoulliDistribution):
         return is_as_read(inner.logits, output)
-    factors = inner if isinstance(distribution, MultiCategoricalDistribution) else [inner]
+    factors: list[Any] = list(factors_of(distribution))
+    output = masked(output, action_masks)
     parts = output.split([factor.logits.shape[1] for factor in factors], dim=1)
     return all(is_as_read(factor.logits, part.log_softmax(dim=1)) for factor, part in zip(factors, parts, strict=True))
 
@@ -414,10 +429,10 @@ def actor_of(policy: ActorCriticPolicy, batch: Batch, distribution_of: Callable[
     :param distribution_of: maps a batch to the action distribution that the algorithm uses
     """
     network = read_actor(policy)
-    if network is None or type(policy.action_dist) not in CLOSED_FORM:
+    if network is None or kind_of(policy) not in CLOSED_FORM:
         return None
     few = batch.few(N_COMPARED)
-    return network if agrees(policy, network, few.observations, distribution_of(few)) else None
+    return network if agrees(policy, network, few.observations, distribution_of(few), few.action_masks) else None
 
 
 def gauss_newton_fisher(

@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_trpo.fast.elementwise import TABLE, apply
+from sb3_trpo.fast.masks import KNOWN_POLICIES
 from sb3_trpo.fast.traced import Layers, traced_layers
 from sb3_trpo.policies import from_zero
 
@@ -93,10 +94,12 @@ def read_stages(modules: Iterable[nn.Module], *, to_the_end: bool = True) -> lis
 
 
 def is_as_sb3(policy: BasePolicy, *methods: str) -> bool:
-    """Whether a policy does as ``ActorCriticPolicy`` does: none of these methods is overridden, and nothing hooked."""
-    own, known = type(policy), ActorCriticPolicy
+    """Whether a policy does as a class that is known does: none of these methods is overridden, and nothing hooked."""
+    own, known = type(policy), next((kind for kind in KNOWN_POLICIES if isinstance(policy, kind)), None)
+    if known is None:
+        return False
     unchanged = (getattr(own, name) is getattr(known, name) and name not in vars(policy) for name in methods)
-    return isinstance(policy, known) and all(unchanged) and _is_plain(policy)
+    return all(unchanged) and _is_plain(policy)
 
 
 def _layers(net: nn.Module) -> Iterator[nn.Module]:

@@ -105,6 +105,10 @@ def check_arguments(rules: Rules, arguments: Mapping[str, Any], *, ask_schedules
             raise ValueError(f"{name} must be {rule.expected}, got {value!r}")
 
 
+class PolicyKindError(TypeError, ValueError):
+    """A policy class acts on other things than the algorithm gives it: sb3-contrib says ``ValueError`` to that."""
+
+
 # What a policy may be handed beside the observations
 HANDED = ("lstm_states", "episode_starts", "action_masks")
 
@@ -125,7 +129,8 @@ def check_policy(
     :param aliases: classes by name
     :param base: what such classes are derived from
     :param of: name of the algorithm
-    :raises TypeError: if it is neither a name nor such a class, or takes other things to act than the algorithm gives it
+    :raises TypeError: if it is neither a name nor such a class
+    :raises PolicyKindError: if it takes other things to act than the algorithm gives it
     :raises ValueError: if it is an unknown name
     """
     message = f"policy must be one of {sorted(aliases)} or a subclass of {base.__name__}, got {policy!r}"
@@ -138,7 +143,7 @@ def check_policy(
     taken, given = _is_handed(policy), _is_handed(base)
     if issubclass(policy, BasePolicy) and taken != given:
         takes = [" and ".join(name for name in HANDED if name in names) or "observations alone" for names in (taken, given)]
-        raise TypeError(f"{message}: it acts on {takes[0]}, and a policy of {of or 'this algorithm'} acts on {takes[1]}")
+        raise PolicyKindError(f"{message}: it acts on {takes[0]}, and a policy of {of or 'this algorithm'} acts on {takes[1]}")
     if not issubclass(policy, (base, *aliases.values())):
         raise TypeError(message)
 

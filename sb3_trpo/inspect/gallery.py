@@ -43,8 +43,9 @@ def figures_of_update(run: Run, n_updates: int | None = None) -> Iterator[tuple[
     n_updates = choose_update(run, n_updates)
     for update in run.updates:
         if update.n_updates == n_updates:
-            yield "ladder", draw_ladder(update)
-            yield "convergence", draw_convergence(update)
+            if update.tells_of_search:
+                yield "ladder", draw_ladder(update)
+                yield "convergence", draw_convergence(update)
     for plane in run.slices:
         if plane.n_updates == n_updates:
             yield "bubble", draw_bubble(plane)

@@ -23,6 +23,16 @@ GAIN_SHARE = 0.5
 # Entropy or standard deviation, as a share of that of the first update of the record
 ENTROPY_SHARE, STD_SHARE = 0.05, 0.1
 EXPLAINED_VARIANCE = 0.1
+# An update without a limit that goes so many times as far as the median one
+SPIKE = 5.0
+
+# What to try, in the arguments that the algorithm has
+LONGER_SEARCH = (
+    "lower target_kl, collect more per update, begin with more noise (log_std_init) or let it fall more slowly (std_damping)."
+)
+LONGER_SEARCH_BY_LOSS = "collect more per update, begin with more noise (log_std_init), or pay for entropy (ent_coef)."
+BETTER_FIT = "Fit more (n_critic_updates, learning_rate)"
+BETTER_LOSS = "Fit more (n_epochs, learning_rate, vf_coef), as far as the algorithm lets you"
 
 
 class Finding(NamedTuple):
@@ -68,6 +78,14 @@ def _unknown(name: str, says: str, panel: str) -> Finding:
     return Finding(name, None, says, "", panel)
 
 
+def _tells_of_search(updates: Sequence[UpdateRecord]) -> bool:
+    return any(update.tells_of_search for update in updates)
+
+
+def _has_limit(updates: Sequence[UpdateRecord]) -> bool:
+    return any(math.isfinite(update.max_kl) for update in updates)
+
+
 def kl_at_limit(updates: Sequence[UpdateRecord]) -> Finding:
     """Is the KL pinned at the limit while the line search backtracks constantly?"""
     latest = _latest(updates)
@@ -102,6 +120,44 @@ def kl_far_below(updates: Sequence[UpdateRecord]) -> Finding:
         "The steps are much shorter than allowed. If the line search shortens them for want of gain, the advantages are "
         "noise: collect more per update. If it keeps the full step, the quadratic model overrates the KL: use all states for "
         "the Fisher matrix (sub_sampling_factor=1)."
+        if wrong
+        else "",
+        panel,
+    )
+
+
+def limit_is_kept(updates: Sequence[UpdateRecord]) -> Finding:
+    """Does an algorithm that has a limit keep it, as measured over the whole rollout?"""
+    over = [update for update in updates if update.mean_kl > update.max_kl]
+    largest = max((update.mean_kl / update.max_kl for update in updates if update.max_kl > 0), default=math.nan)
+    return Finding(
+        "Is the limit kept?",
+        not over,
+        f"{len(over)} of {len(updates)} updates went further than their limit; the longest to {largest:.2f} of it.",
+        "The KL is measured over the whole rollout after the update, the critic's fit included. If the limit is checked on a "
+        "part of it, or before the critic moves layers that it shares with the policy, more is left to chance than it seems."
+        if over
+        else "",
+        "kl",
+    )
+
+
+def updates_are_even(updates: Sequence[UpdateRecord]) -> Finding:
+    """Does an algorithm without a limit make steps of about one length?"""
+    latest = [update.mean_kl for update in _latest(updates) if math.isfinite(update.mean_kl)]
+    name, panel = "Are the updates of one size?", "kl"
+    if not latest or not _median(latest) > 0.0:
+        return _unknown(name, f"None of the latest {len(_latest(updates))} updates moved the policy.", panel)
+    median, largest = _median(latest), max(latest)
+    wrong = largest > SPIKE * median
+    outside = _median([update.outside_clip for update in _latest(updates)])
+    return Finding(
+        name,
+        not wrong,
+        f"Mean KL {median:.2g} ({_over(_latest(updates))}), the largest {largest:.2g} nats, {largest / median:.1f} times as "
+        f"much. Nothing limits it; {outside:.0%} of the ratios end outside 1 ± {_latest(updates)[-1].clip_range:.3g}.",
+        "Single updates change the policy far more than the others. Make fewer passes over a rollout (n_epochs), lower the "
+        "learning rate, end an update early (target_kl of PPO), or take an algorithm that keeps a limit."
         if wrong
         else "",
         panel,
@@ -169,6 +225,27 @@ def gain_is_measured(updates: Sequence[UpdateRecord]) -> Finding:
     )
 
 
+def update_gains(updates: Sequence[UpdateRecord]) -> Finding:
+    """Is the surrogate better after the update than before it?"""
+    name, panel = "Does the update gain what it is made for?", "gain"
+    latest = [update for update in _latest(updates) if math.isfinite(update.surrogate_gain)]
+    if not latest:
+        return _unknown(name, f"None of the latest {len(_latest(updates))} updates was measured.", panel)
+    losses = _share(latest, lambda update: update.surrogate_gain <= 0.0)
+    wrong = losses > REFUSED_SHARE
+    return Finding(
+        name,
+        not wrong,
+        f"The surrogate gains {_median([update.surrogate_gain for update in latest]):.2g} "
+        f"{latest[-1].gain_unit} ({_over(latest)}); {losses:.0%} of the updates lost by it, or left it as it was.",
+        "By its own rollout the new policy is no better than the old one. The steps are too long (learning rate, n_epochs), "
+        "or another loss pulls at the same layers (ent_coef, vf_coef with a shared network)."
+        if wrong
+        else "",
+        panel,
+    )
+
+
 def policy_explores(updates: Sequence[UpdateRecord]) -> Finding:
     """Has the policy kept some of its randomness?"""
     continuous = math.isfinite(updates[0].std)
@@ -183,8 +260,7 @@ def policy_explores(updates: Sequence[UpdateRecord]) -> Finding:
         not wrong,
         f"The {what} is {last:.3g}, {last / first:.0%} of the {first:.3g} at the beginning of the record.",
         "The policy is all but deterministic and sees little that is new. If the return is where it should be, training is "
-        "done; if not, it settled too early: lower target_kl, collect more per update, begin with more noise "
-        "(log_std_init) or let it fall more slowly (std_damping)."
+        "done; if not, it settled too early: " + (LONGER_SEARCH if _tells_of_search(updates) else LONGER_SEARCH_BY_LOSS)
         if wrong
         else "",
         panel,
@@ -204,9 +280,9 @@ def critic_explains(updates: Sequence[UpdateRecord]) -> Finding:
         not wrong,
         f"It explains {explained:.0%} of the variance of the returns ({_over(latest)}; less than nothing "
         "is worse than a constant).",
-        "The advantages are as noisy as the returns themselves. Fit more (n_critic_updates, learning_rate), scale rewards "
-        "(VecNormalize), or give the critic a larger network. Where every state is worth the same, as once a task is solved, "
-        "this is as it should be."
+        f"The advantages are as noisy as the returns themselves. {BETTER_FIT if _tells_of_search(updates) else BETTER_LOSS}, "
+        "scale rewards (VecNormalize), or give the critic a larger network. Where every state is worth the same, as once a "
+        "task is solved, this is as it should be."
         if wrong
         else "",
         panel,
@@ -232,23 +308,31 @@ def observations_are_scaled(updates: Sequence[UpdateRecord]) -> Finding:
     )
 
 
-RULES = (
-    kl_at_limit,
-    kl_far_below,
-    steps_refused,
-    cg_converges,
-    gain_is_measured,
-    policy_explores,
-    critic_explains,
-    observations_are_scaled,
-)
+def _always(updates: Sequence[UpdateRecord]) -> bool:
+    return True
+
+
+# Each rule with what tells whether it applies to an algorithm
+RULES: dict[Callable[[Sequence[UpdateRecord]], Finding], Callable[[Sequence[UpdateRecord]], bool]] = {
+    kl_at_limit: _tells_of_search,
+    kl_far_below: _has_limit,
+    limit_is_kept: lambda updates: _has_limit(updates) and not _tells_of_search(updates),
+    updates_are_even: lambda updates: not _has_limit(updates) and any(math.isfinite(update.mean_kl) for update in updates),
+    steps_refused: _tells_of_search,
+    cg_converges: _tells_of_search,
+    gain_is_measured: _tells_of_search,
+    update_gains: lambda updates: not _tells_of_search(updates),
+    policy_explores: _always,
+    critic_explains: _always,
+    observations_are_scaled: _always,
+}
 
 
 def check_health(updates: Sequence[UpdateRecord]) -> list[Finding]:
     """
-    Ask every rule.
+    Ask every rule that applies to the algorithm.
 
     :param updates: of a run, in order
     :return: what each rule says, empty without an update
     """
-    return [rule(updates) for rule in RULES] if updates else []
+    return [rule(updates) for rule, applies in RULES.items() if applies(updates)] if updates else []

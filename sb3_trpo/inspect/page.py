@@ -3,8 +3,11 @@
 import base64
 import html
 import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from sb3_trpo.inspect.gallery import choose_update, figures_of_update
 from sb3_trpo.inspect.health import Finding, check_health
@@ -17,8 +20,11 @@ if TYPE_CHECKING:
 CAPTIONS = {
     "returns": "What the policy earns in an episode. The episodes that ended in each rollout, and SB3's mean over the latest "
     "ones.",
-    "kl": "The mean KL of every step is measured after it was made. It is never above the limit; predicted is what the "
+    "kl": "The mean KL of every step is measured after it was made, over the states of its rollout; predicted is what the "
     "quadratic model expected.",
+    "ratio": "The ratio of the probability that the new policy gives to each action taken to that of the old one. Where an "
+    "algorithm has no clip, the bounds are those that PPO would have.",
+    "outside_clip": "Beyond its clip PPO's objective gives a ratio no reason to go further, and nothing that holds it back.",
     "gain": "The surrogate is the return that the rollout promises for the new policy. Measured should follow predicted.",
     "step_fraction": "The share of the full step that kept the limit and gained something. 0 is an update that was refused.",
     "cg_iterations": "Products with the Fisher matrix that were spent on the direction.",
@@ -94,13 +100,24 @@ def _finding(run: Run, finding: Finding) -> str:
     )
 
 
+def _kl_in_words(run: Run) -> dict[str, str]:
+    kls = [update.mean_kl for update in run.updates if math.isfinite(update.mean_kl)]
+    if not kls:
+        return {}
+    limit = run.updates[-1].max_kl
+    if math.isnan(limit):
+        return {"median and largest KL of an update": f"{np.median(kls):.3g} / {max(kls):.3g}"}
+    return {"largest KL of any update, and its limit": f"{max(kls):.3g} / {limit:g}"}
+
+
 def _summary(run: Run) -> str:
     last = run.updates[-1]
     rows = {
+        "algorithm": last.algorithm,
         "updates": f"{last.n_updates:,}",
         "environment steps": f"{last.num_timesteps:,}",
         "mean return of the latest episodes": f"{last.mean_return:,.4g}",
-        "largest KL of any update, and its limit": f"{max(u.mean_kl for u in run.updates):.3g} / {last.max_kl:g}",
+        **_kl_in_words(run),
         "updates that moved the policy": f"{sum(u.accepted for u in run.updates)} of {len(run.updates)} on record",
     }
     return (
@@ -145,7 +162,7 @@ def write_report(run: Run, path: str | Path, *, n_updates: int | None = None) ->
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{STYLE_SHEET}</style></head><body><h1>{title}</h1>{_summary(run)}{_health(run)}"
         + (f'<h2>The run</h2><div class="grid">{"".join(others)}</div>' if others else "")
-        + f'<h2>One update</h2><div class="grid">{of_update}</div>'
+        + (f'<h2>One update</h2><div class="grid">{of_update}</div>' if of_update else "")
         + (f"<h2>What could not be read</h2><ul>{problems}</ul>" if problems else "")
         + "</body></html>\n",
         encoding="utf-8",

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 
-from sb3_trpo.distributions import detached, factors_of
+from sb3_trpo.distributions import factors_of, frozen
 from sb3_trpo.guards.process import unvalidated_distributions
 from sb3_trpo.inspect.run_files import (
     ActionDistribution,
@@ -140,20 +140,22 @@ class WatchedStates:
     :param model: with the old policy, and the rollout in its buffer
     :param chosen: further states to look at one by one: observations of shape (n, *obs_shape) or a dict of such arrays, and
         of a policy with a memory a pair of these and of the state before them, as ``predict`` returns it
+    :param n_states: how many states of the rollout to look at, at most; by default as many as one can afford
     """
 
-    def __init__(self, model: TRPO, chosen: Any = None):
+    def __init__(self, model: TRPO, chosen: Any = None, *, n_states: int | None = None):
         self.model = model
         with without_drawing(model):
-            self.batch = sample(model._full_batch(), affordable(model.observation_space))
+            self.batch = sample(model._full_batch(), n_states or affordable(model.observation_space))
         self.chosen = None if chosen is None else model._chosen_states(chosen)
-        self.old, self.old_chosen = self._distributions()
+        self.old, self.old_chosen = self.now()
 
     @th.no_grad()
-    def _distributions(self) -> tuple[Distribution, Distribution | None]:
+    def now(self) -> tuple[Distribution, Distribution | None]:
+        """Return the present policy in the states of the rollout, and in the further ones."""
         with unvalidated_distributions():
-            of_rollout = detached(self.model._distribution(self.batch))
-            return of_rollout, None if self.chosen is None else detached(self.model._distribution(self.chosen))
+            of_rollout = frozen(self.model._distribution(self.batch))
+            return of_rollout, None if self.chosen is None else frozen(self.model._distribution(self.chosen))
 
     def compare(self, *, n_updates: int, max_kl: float) -> StatesRecord:
         """
@@ -162,7 +164,7 @@ class WatchedStates:
         :param n_updates: number of the update
         :param max_kl: its limit on the mean KL
         """
-        new, new_chosen = self._distributions()
+        new, new_chosen = self.now()
         kl = kl_old_new(self.old, new)
         by_kl = kl.argsort(descending=True).tolist()
         changes = [

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sb3_trpo.inspect.run_files import Run, UpdateRecord
+from sb3_trpo.inspect.run_files import OF_ADVANTAGE, Run, UpdateRecord
 from sb3_trpo.inspect.style import (
     BACKTRACKED,
     BLACK,
@@ -20,6 +20,7 @@ from sb3_trpo.inspect.style import (
     SKY_BLUE,
     VERMILLION,
     new_figure,
+    plain_log_scale,
     styled,
     write_in,
 )
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 PHASES = {
     "collect": ("collection", SKY_BLUE),
+    "update": ("update", BLUE),
     "gradient": ("gradient", BLUE),
     "direction": ("conjugate gradients", ORANGE),
     "line_search": ("line search", VERMILLION),
@@ -100,21 +102,67 @@ def _returns(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
     axes.legend(loc="upper left")
 
 
-def _kl(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
+def _limit(axes: "Axes", updates: Sequence[UpdateRecord]) -> float:
+    """Draw the limit where there is one; return the largest it has been, else 0."""
     limits = _of(updates, "max_kl")
-    steps = _of(updates, "num_timesteps")
-    axes.step(steps, limits, where="mid", color=BLACK, linestyle="--", linewidth=1.2, label="limit δ")
+    if np.isnan(limits).all():
+        return 0.0
+    look: dict[str, Any] = {"color": BLACK, "linestyle": "--", "linewidth": 1.2}
+    axes.step(_of(updates, "num_timesteps"), limits, where="mid", label="_limit δ", **look)
     if len(updates) == 1:
-        axes.axhline(limits[0], color=BLACK, linestyle="--", linewidth=1.2)
-    accepted = [update for update in updates if update.accepted]
-    _line(axes, accepted, _of(accepted, "expected_kl"), color=GREY, linestyle="", marker="_", markersize=7, label="predicted")
-    _outcomes(axes, updates, "mean_kl")
-    axes.set_ylim(0.0, 1.5 * float(np.nanmax(limits)) or 1e-6)
+        axes.axhline(limits[0], **look)
+    place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points", "ha": "right"}
+    axes.annotate(f"limit δ = {limits[-1]:g}", (1.0, limits[-1]), **place)  # type: ignore[arg-type]
+    return float(np.nanmax(limits))
+
+
+def _kl(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
+    kls = _of(updates, "mean_kl")
+    if np.isnan(kls).all():
+        write_in(axes, "the updates of this run\nwere not measured")
+        return
+    top = _limit(axes, updates)
+    if any(update.tells_of_search for update in updates):
+        accepted = [update for update in updates if update.accepted]
+        look: dict[str, Any] = {"color": GREY, "linestyle": "", "marker": "_", "markersize": 7}
+        _line(axes, accepted, _of(accepted, "expected_kl"), label="predicted", **look)
+        _outcomes(axes, updates, "mean_kl")
+    else:
+        known = [update for update in updates if update.kl_quantiles]
+        low, high = np.array([(update.kl_quantiles[0], update.kl_quantiles[-1]) for update in known]).T
+        steps = _of(known, "num_timesteps")
+        axes.fill_between(steps, low, high, color=SKY_BLUE, alpha=0.4, linewidth=0, label="5–95 % of the states")
+        _line(axes, updates, kls, label="mean")
+        # One wild update must not flatten all others
+        top = max(top, min(float(np.nanmax(kls)), 4.0 * float(np.nanpercentile(kls, 90))), float(np.median(high)))
+    axes.set_ylim(0.0, 1.5 * top or 1e-6)
     axes.legend(loc="upper left", ncols=3, columnspacing=1.0, handletextpad=0.4)
 
 
+def _ratio(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
+    some = [update for update in updates if update.ratio_quantiles]
+    low, middle, high = (np.array([update.ratio_quantiles[at] for update in some]) for at in (0, 2, -1))
+    steps = _of(some, "num_timesteps")
+    clip_range = _of(some, "clip_range")
+    for sign in (-1.0, 1.0):
+        axes.step(steps, 1.0 + sign * clip_range, where="mid", color=BLACK, linestyle="--", linewidth=1.2)
+    axes.fill_between(steps, low, high, color=SKY_BLUE, alpha=0.4, linewidth=0, label="5–95 % of the actions")
+    _line(axes, some, middle, label="median")
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(0.0, bottom), top + 0.25 * (top - bottom))
+    axes.plot([], [], color=BLACK, linestyle="--", linewidth=1.2, label=f"1 ± {clip_range[-1]:.3g}")
+    axes.legend(loc="upper left", ncols=3, columnspacing=1.0, handletextpad=0.4)
+
+
+def _outside_clip(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
+    _line(axes, updates, _of(updates, "outside_clip"), color=ORANGE)
+    axes.set_ylim(0.0, max(0.1, 1.2 * float(np.nanmax(_of(updates, "outside_clip")))))
+
+
 def _gain(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
-    _line(axes, updates, _of(updates, "expected_gain"), color=GREY, linestyle="--", marker="", label="predicted")
+    axes.set_ylabel(f"gain [{updates[-1].gain_unit}]")
+    says = "predicted" if updates[-1].tells_of_search else "linear model"
+    _line(axes, updates, _of(updates, "expected_gain"), color=GREY, linestyle="--", marker="", label=says)
     _line(axes, updates, _of(updates, "surrogate_gain"), label="measured")
     if not axes.get_ylim()[0] < 0:
         axes.set_ylim(bottom=0.0)
@@ -139,9 +187,12 @@ def _cg_iterations(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
 
 def _cg_residual(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
     residuals = np.array([update.cg_residual_norms[-1] if update.cg_residual_norms else math.nan for update in updates])
+    counts = {max(0, len(update.cg_residual_norms) - 1) for update in updates}
+    if len(counts) == 1 and counts != {0}:
+        axes.set_title(f"{axes.get_title(loc='left')} after {counts.pop()}")
     _level(axes, 1.0, "1: no progress")
     _line(axes, updates, np.where(residuals > 0, residuals, math.nan))
-    axes.set_yscale("log")
+    plain_log_scale(axes)
     axes.set_ylim(top=3.0)
 
 
@@ -152,7 +203,7 @@ def _norms(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
     ):
         lengths = _of(updates, name)
         _line(axes, updates, np.where(lengths > 0, lengths, math.nan), label=label, **look)
-    axes.set_yscale("log")
+    plain_log_scale(axes)
     axes.legend(loc="best")
 
 
@@ -164,8 +215,12 @@ def _entropy(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
 
 
 def _std(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
-    _line(axes, updates, _of(updates, "std"), color=PURPLE)
-    axes.set_ylim(0.0, 1.2 * float(np.nanmax(_of(updates, "std"))))
+    values = _of(updates, "std")
+    _line(axes, updates, values, color=PURPLE)
+    # What has hardly moved shall look so
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    room = max(0.1 * (high - low), 0.05 * high)
+    axes.set_ylim(max(0.0, low - room), high + room)
 
 
 def _explained_variance(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
@@ -183,7 +238,7 @@ def _value_loss(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
         return
     _line(axes, updates, _of(updates, "value_loss_first"), color=ORANGE, marker="^", label="first pass of the fit")
     _line(axes, updates, _of(updates, "value_loss_last"), color=GREEN, label="last pass")
-    axes.set_yscale("log")
+    plain_log_scale(axes)
     axes.legend(loc="best")
 
 
@@ -229,7 +284,9 @@ class Panel(NamedTuple):
 PANELS: dict[str, Panel] = {
     "returns": Panel("Return", "return of an episode", _returns),
     "kl": Panel("How far each update went", "mean KL(old ‖ new) [nats]", _kl),
-    "gain": Panel("Gain of the surrogate", "gain [std of the advantage]", _gain),
+    "ratio": Panel("How much likelier actions became", "π_new(a|s) / π_old(a|s)", _ratio),
+    "outside_clip": Panel("Ratios outside PPO's clip", "share of the actions", _outside_clip),
+    "gain": Panel("Gain of the surrogate", f"gain [{OF_ADVANTAGE}]", _gain),
     "step_fraction": Panel("What the line search kept", "share of the full step", _step_fraction),
     "cg_iterations": Panel("Conjugate gradient iterations", "iterations", _cg_iterations),
     "cg_residual": Panel("Conjugate gradient residual", "‖g − (F + βI)s‖ / ‖g‖", _cg_residual),
@@ -242,9 +299,21 @@ PANELS: dict[str, Panel] = {
 }
 
 
+# Of these it is known what they did, and not how
+OF_SEARCH = {"step_fraction", "cg_iterations", "cg_residual", "value_loss"}
+
+
 def panels_of(run: Run) -> tuple[str, ...]:
-    """Name the panels that there is something to draw in: discrete policies have no standard deviation."""
-    without = {"std"} if np.isnan(_of(run.updates, "std")).all() else set()
+    """Name the panels that there is something to draw in: discrete policies have no standard deviation, PPO no line search."""
+    updates = run.updates
+    without = {name for name in ("std", "outside_clip") if np.isnan(_of(updates, name)).all()}
+    if "outside_clip" in without:
+        without.add("ratio")
+    if not any(update.tells_of_search for update in updates):
+        without |= OF_SEARCH
+    elif len({len(update.cg_residual_norms) for update in updates}) == 1:
+        # The same every time: the panel of the residual says how many
+        without.add("cg_iterations")
     return tuple(name for name in PANELS if name not in without)
 
 

@@ -16,6 +16,11 @@ UPDATES_FILE = "updates.jsonl"
 STATES_FILE = "states.jsonl"
 SLICES_FILE = "slices.jsonl"
 
+# Shares of the states, or actions, below each of the quantiles that are kept
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+# What a gain of the surrogate is counted in: with normalised advantages, and without
+OF_ADVANTAGE, OF_RETURN = "std of the advantage", "units of the return"
+
 EpisodeInfos = Sequence[dict[str, Any]] | deque[dict[str, Any]]
 
 
@@ -23,14 +28,16 @@ class UpdateRecord(NamedTuple):
     """
     Everything that is kept of one update. A number that there is none of is NaN.
 
-    :param n_updates: number of updates so far, this one included
+    Algorithms other than ours are measured from outside: of their search for a step nothing is known.
+
+    :param n_updates: number of updates so far, this one included: of rollouts that were learned from
     :param num_timesteps: environment steps so far, those of the rollout of this update included
-    :param status: ``"accepted"``, or why the policy is bit for bit what it was, see ``TrustRegionStep``
-    :param max_kl: the limit δ on the mean KL, in nats
+    :param status: ``"accepted"``, or why the policy is bit for bit what it was, see ``TrustRegionStep``; of algorithms other
+        than ours ``"unchanged"`` then, and ``"not_measured"`` where there is no telling
+    :param max_kl: the limit δ on the mean KL, in nats, of an algorithm that keeps one
     :param mean_kl: measured mean KL(old ‖ new) of the step kept, in nats, 0 if none was
     :param expected_kl: what the quadratic model expected of it
-    :param surrogate_gain: measured gain of the surrogate of the step kept, in standard deviations of the advantage where it is
-        normalised, 0 if none was
+    :param surrogate_gain: measured gain of the surrogate of the step kept, in ``gain_unit``, 0 if none was
     :param expected_gain: what the linear model expected of it
     :param full_step_gain: what the linear model expects of the full step
     :param step_fraction: share of the full step that was kept, 0 if none was
@@ -49,6 +56,15 @@ class UpdateRecord(NamedTuple):
     :param episode_returns: returns of the episodes that ended in the rollout of this update, at most
         ``stats_window_size`` of them
     :param observation_spread: largest over smallest scale of the observations' dimensions
+    :param algorithm: the name of its class
+    :param reverse_kl: mean KL(new ‖ old), in nats
+    :param largest_kl: the largest KL(old ‖ new) of a state
+    :param kl_quantiles: of KL(old ‖ new) over the states, at ``QUANTILES``
+    :param ratio_quantiles: of the ratio π_new(a|s) / π_old(a|s) over the actions taken, at ``QUANTILES``
+    :param outside_clip: share of the actions whose ratio is outside 1 ± ``clip_range``
+    :param clip_range: ε of PPO's clip; PPO's default, to compare by, for an algorithm that has none
+    :param n_states: how many states of the rollout these six are of, ours being measured on some of them
+    :param gain_unit: what the gains of the surrogate are counted in
     """
 
     n_updates: int
@@ -75,11 +91,25 @@ class UpdateRecord(NamedTuple):
     mean_return: float
     episode_returns: tuple[float, ...]
     observation_spread: float = math.nan
+    algorithm: str = "TRPO"
+    reverse_kl: float = math.nan
+    largest_kl: float = math.nan
+    kl_quantiles: tuple[float, ...] = ()
+    ratio_quantiles: tuple[float, ...] = ()
+    outside_clip: float = math.nan
+    clip_range: float = math.nan
+    n_states: int = 0
+    gain_unit: str = OF_ADVANTAGE
 
     @property
     def accepted(self) -> bool:
         """Whether the policy moved."""
         return self.status == "accepted"
+
+    @property
+    def tells_of_search(self) -> bool:
+        """Whether it is known how the step was found: ours says, of others only what they did is measured."""
+        return not math.isnan(self.step_fraction)
 
     @property
     def n_backtracks(self) -> int:
@@ -94,6 +124,7 @@ def record_of(
     phase_seconds: dict[str, float],
     mean_return: float,
     episode_returns: tuple[float, ...],
+    **others: Any,
 ) -> UpdateRecord:
     """
     Turn an update's report into what is kept of it.
@@ -103,6 +134,7 @@ def record_of(
     :param phase_seconds: wall time of the phases outside of the update, to add to those of the report
     :param mean_return: mean return of the last episodes
     :param episode_returns: those of the episodes that ended in the rollout
+    :param others: further fields, that a report does not tell of
     """
     step, solve, critic = report.step, report.step.conjugate_gradient, report.critic
     return UpdateRecord(
@@ -130,6 +162,7 @@ def record_of(
         mean_return=mean_return,
         episode_returns=episode_returns,
         observation_spread=math.nan if report.observation_spread is None else report.observation_spread,
+        **others,
     )
 
 
@@ -347,6 +380,12 @@ def _read_lines(path: Path, kind: Callable[..., Record]) -> tuple[tuple[Record, 
             records.pop()
         records.append(record)
     return tuple(records), problems
+
+
+def n_updates_before(folder: Path, num_timesteps: int) -> int | None:
+    """Return the number of the last update on record that was made by then, ``None`` if there is none."""
+    updates, _ = _read_lines(folder / UPDATES_FILE, UpdateRecord)
+    return max((update.n_updates for update in updates if update.num_timesteps <= num_timesteps), default=None)
 
 
 def read_run(folder: str | Path) -> Run:

@@ -74,6 +74,18 @@ def gain_colours() -> "Colormap":
     return LinearSegmentedColormap.from_list("gain", [VERMILLION, "#FBE3D6", "#FFFFFF", "#D6E6F2", BLUE])
 
 
+def plain_log_scale(axes: "Axes") -> None:
+    """Make the vertical axis logarithmic, with numbers as one says them: 0.3, not 3 × 10⁻¹."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    # Over several decades the powers of ten are enough
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300.0 * low else (1.0,), numticks=8))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}" if 1e-4 <= value < 1e6 else f"{value:.0e}"))
+
+
 def write_in(axes: "Axes", text: str) -> None:
     """Say in an empty plot why it is empty."""
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=GREY, wrap=True)

@@ -223,7 +223,7 @@ def trust_region_step(
         expected_kl=kept.step_fraction**2 * max_kl,
         step_fraction=kept.step_fraction,
         gradient_norm=gradient_norm,
-        step_norm=kept.step_fraction * float(full_step.norm()),
+        step_norm=kept.step_fraction * float(full_step.double().norm()),
         full_step_gain=full_step_gain,
         candidates=candidates,
         conjugate_gradient=solve,

@@ -67,6 +67,8 @@ NUMPY_ACTOR = {
         policy="MultiInputPolicy",
         processes=True,
     ),
+    "state observed": Scenario(observation_space=spaces.Discrete(5)),
+    "state observed, discrete, 1 env": Scenario(observation_space=spaces.Discrete(5), action_space=DISCRETE, n_envs=1),
 }
 
 # The torch actor draws SB3's numbers: the seed is enough
@@ -75,8 +77,6 @@ TORCH_ACTOR = {
     "gSDE squashed": Scenario(
         action_space=NARROW, arguments=GSDE | {"sde_sample_freq": 4, "policy_kwargs": {"squash_output": True}}
     ),
-    "state observed": Scenario(observation_space=spaces.Discrete(5)),
-    "state observed, discrete, 1 env": Scenario(observation_space=spaces.Discrete(5), action_space=DISCRETE, n_envs=1),
     "states observed": Scenario(observation_space=spaces.MultiDiscrete([4, 3]), action_space=GRID),
     "image": Scenario(observation_space=IMAGE, action_space=DISCRETE, n_envs=2, policy="CnnPolicy"),
     "image, 1 env": Scenario(observation_space=IMAGE, n_envs=1, policy="CnnPolicy"),

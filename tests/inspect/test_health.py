@@ -8,13 +8,17 @@ import pytest
 
 from sb3_trpo.inspect import PANELS, UpdateRecord, check_health
 from sb3_trpo.inspect.health import (
+    RULES,
     cg_converges,
     critic_explains,
     gain_is_measured,
     kl_at_limit,
     kl_far_below,
+    limit_is_kept,
     policy_explores,
     steps_refused,
+    update_gains,
+    updates_are_even,
 )
 from sb3_trpo.trust_region import Candidate
 
@@ -57,6 +61,52 @@ def test_rules_judge_a_standard_deviation_where_there_is_one(healthy: UpdateReco
     assert policy_explores(updates).healthy is True and policy_explores(updates).panel == "std"
     updates[-1] = updates[-1]._replace(std=0.05)
     assert policy_explores(updates).healthy is False
+
+
+@pytest.fixture()
+def of_ppo(healthy: UpdateRecord) -> UpdateRecord:
+    """Return an update of which only what it did is known."""
+    nothing: dict[str, Any] = dict.fromkeys(("max_kl", "expected_kl", "full_step_gain", "step_fraction"), math.nan)
+    nothing |= {"candidates": (), "cg_residual_norms": (), "cg_stopped_by": "", "algorithm": "PPO"}
+    return healthy._replace(**nothing, clip_range=0.2, outside_clip=0.1)
+
+
+UNHEALTHY_OTHERS: dict[Any, Change] = {
+    updates_are_even: lambda update: update._replace(mean_kl=0.1 if update.n_updates == 25 else 0.01),
+    update_gains: lambda update: update._replace(surrogate_gain=-0.01 if update.n_updates % 2 else 0.1),
+    policy_explores: UNHEALTHY[policy_explores],
+    critic_explains: UNHEALTHY[critic_explains],
+}
+
+
+@pytest.mark.parametrize("rule", UNHEALTHY_OTHERS, ids=lambda rule: rule.__name__)
+def test_rule_for_an_algorithm_without_a_limit(rule: Any, of_ppo: UpdateRecord) -> None:
+    """Only what applies is said: nothing of a line search, of conjugate gradients, or of arguments that PPO does not have."""
+    findings = check_health(series(of_ppo._replace(observation_spread=1.0)))
+    assert all(finding.healthy and not finding.advice for finding in findings) and len(findings) == 5
+    finding = rule(list(map(UNHEALTHY_OTHERS[rule], series(of_ppo))))
+    assert finding.healthy is False and finding.advice and finding.panel in PANELS
+    said = " ".join(part for each in [*findings, finding] for part in (each.name, each.says, each.advice))
+    for word in ("line search", "onjugate", "cg_", "std_damping", "n_critic_updates", "sub_sampling_factor", "δ"):
+        assert word not in said
+
+
+def test_limit_of_another_algorithm_is_held_against_what_it_did(of_ppo: UpdateRecord) -> None:
+    """sb3-contrib's limit is measured from outside; so is whether it is used."""
+    updates = series(of_ppo._replace(max_kl=0.01, algorithm="sb3_contrib.TRPO"))
+    assert limit_is_kept(updates).healthy is True and kl_far_below in RULES and updates_are_even(updates).healthy is True
+    asked = {finding.name for finding in check_health(updates)}
+    assert limit_is_kept(updates).name in asked and updates_are_even(updates).name not in asked
+    updates[3] = updates[3]._replace(mean_kl=0.02)
+    finding = limit_is_kept(updates)
+    assert finding.healthy is False and "1 of 30" in finding.says and "2.00" in finding.says and finding.advice
+
+
+def test_run_that_was_not_measured_is_not_judged(of_ppo: UpdateRecord) -> None:
+    """Nothing is made up where a policy could not be copied."""
+    nothing = dict.fromkeys(("mean_kl", "surrogate_gain", "entropy", "outside_clip", "explained_variance"), math.nan)
+    findings = check_health(series(of_ppo._replace(status="not_measured", **nothing)))  # type: ignore[arg-type]
+    assert all(finding.healthy is None or finding.panel == "norms" for finding in findings)
 
 
 def test_rules_say_when_they_cannot_tell(healthy: UpdateRecord) -> None:

@@ -20,12 +20,13 @@ from sb3_trpo.inspect import (
 )
 from sb3_trpo.inspect.health import kl_far_below
 from tests.inspect.legible import assert_legible
+from tests.other_algorithms import OTHERS
 from tests.small_models import small_model
 
 
 def test_overview_of_a_run_has_a_panel_with_units_for_each_question(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every panel has its title and unit, legible on one sheet; each can be had by itself."""
-    text = assert_legible(draw_run(run), monkeypatch)
+    text = assert_legible(draw_run(run, list(PANELS)), monkeypatch)
     for panel in PANELS.values():
         assert panel.title in text and panel.unit in text
     assert text.count("environment steps") == len(PANELS)
@@ -41,7 +42,36 @@ def test_overview_draws_what_the_record_says(run: Run) -> None:
         kl for outcome in ("full step", "backtracked", "refused") if outcome in lines for kl in lines[outcome].get_ydata()
     ]
     assert sorted(drawn) == sorted(update.mean_kl for update in run.updates)
-    assert set(lines["limit δ"].get_ydata()) == {run.updates[0].max_kl}
+    assert set(lines["_limit δ"].get_ydata()) == {run.updates[0].max_kl}
+
+
+def test_conjugate_gradients_that_always_take_as_many_iterations_have_no_panel_for_them(run: Run) -> None:
+    """The panel of the residual says how many; where they differ there is one."""
+    titles = [axes.get_title(loc="left") for axes in draw_run(run).axes]
+    assert PANELS["cg_iterations"].title not in titles and "Conjugate gradient residual after 6" in titles
+    shorter = run.updates[0]._replace(cg_residual_norms=run.updates[0].cg_residual_norms[:-1])
+    titles = [axes.get_title(loc="left") for axes in draw_run(run._replace(updates=(shorter, *run.updates[1:]))).axes]
+    assert PANELS["cg_iterations"].title in titles
+
+
+def test_gain_says_what_it_is_counted_in(healthy: UpdateRecord) -> None:
+    """Without normalised advantages a gain is one of return."""
+    (axes,) = draw_run(Run("raw", (healthy._replace(gain_unit="units of the return"),) * 2), ["gain"]).axes
+    assert axes.get_ylabel() == "gain [units of the return]"
+
+
+@pytest.mark.parametrize("name", ["ppo", "contrib-trpo", "recurrent-ppo", "a2c-one_step"])
+def test_run_of_another_algorithm_is_drawn_without_what_it_does_not_have(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No panel of a search that nobody knows of; the KL with its spread, and the limit where there is one."""
+    OTHERS[name]().learn(3 * 64 if "one" not in name else 6, callback=TrustRegionRecorder(tmp_path))
+    figures = dict(figures_of(read_run(tmp_path)))
+    text = assert_legible(figures["run"], monkeypatch)
+    assert "line search" not in text and "Conjugate" not in text and "predicted" not in text and list(figures) == ["run"]
+    assert "5–95 % of the states" in text and ("limit δ" in text) == ("trpo" in name)
+    unmeasured = read_run(tmp_path).updates[0]._replace(mean_kl=math.nan, kl_quantiles=(), ratio_quantiles=())
+    assert "not measured" in assert_legible(draw_run(Run("skipped", (unmeasured,) * 2), ["kl"]), monkeypatch)
 
 
 def test_overview_refuses_what_it_cannot_draw(run: Run) -> None:

@@ -1,0 +1,167 @@
+"""One update, from before it to after it: what ours report of it, and what is measured of those of other algorithms."""
+
+import math
+from typing import Any, Protocol
+
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from sb3_trpo.inspect.as_ours import clip_range_of, limit_of, nothing_drawn, seen_as_ours
+from sb3_trpo.inspect.measure import Means, Spread, SpreadOfChunks, measure
+from sb3_trpo.inspect.policy_copies import copy_of
+from sb3_trpo.inspect.probe import WatchedStates, slice_ahead
+from sb3_trpo.inspect.run_files import OF_ADVANTAGE, OF_RETURN, SliceRecord, StatesRecord, UpdateRecord, record_of
+from sb3_trpo.metrics import UpdateReport
+from sb3_trpo.rollout import explained_by_values, observation_spread
+from sb3_trpo.trpo import TRPO
+
+# Ours reports its means itself; how they are spread is measured on so many states, which takes next to no time
+SPREAD_STATES = 256
+
+Pictures = tuple[tuple[StatesRecord, ...], tuple[SliceRecord, ...]]
+
+
+def name_of(model: OnPolicyAlgorithm) -> str:
+    """Return what to call an algorithm: its class, and sb3-contrib's TRPO by its full name."""
+    kind = type(model)
+    return "sb3_contrib.TRPO" if kind.__name__ == "TRPO" and not isinstance(model, TRPO) else kind.__name__
+
+
+class WatchedUpdate(Protocol):
+    """An update whose rollout is in the model's buffer and that has not been made yet."""
+
+    def prepare(self) -> None:
+        """Keep the policy as it is before the update."""
+
+    def measure(self) -> None:
+        """Look at what became of the policy, after the update and before the next rollout; only what was prepared can be."""
+
+    def record(self, **others: Any) -> UpdateRecord | None:
+        """Return what there is to keep, ``None`` if no update was made; ``others`` are the fields that are not measured."""
+
+    def pictures(self) -> Pictures:
+        """Return what the pictures need, if they are wanted; like ``measure`` only of what was prepared."""
+
+
+class OwnUpdate:
+    """
+    An update of TRPO or of a variant of it.
+
+    :param model: with the rollout of the update in its buffer
+    :param pictures: whether pictures are wanted
+    :param states: observations to look at one by one in them
+    """
+
+    def __init__(self, model: TRPO, *, pictures: bool, states: Any = None):
+        self.model = model
+        self.report_before = model.last_update
+        self.wants_pictures = pictures
+        self.states = states
+        self.spread: Spread | None = None
+
+    def prepare(self) -> None:
+        """Keep the policy in some states, and make the pictures' plane."""
+        self.few = WatchedStates(self.model, n_states=SPREAD_STATES)
+        if self.wants_pictures:
+            self.watched = WatchedStates(self.model, self.states)
+            self.slice = slice_ahead(self.model)
+
+    @property
+    def report(self) -> UpdateReport | None:
+        """What the update says of itself, ``None`` before it is made."""
+        return None if self.model.last_update is self.report_before else self.model.last_update
+
+    def measure(self) -> None:
+        """Measure the spread."""
+        if self.report is not None:
+            spread = SpreadOfChunks(clip_range_of(self.model))
+            spread.add(self.few.batch, self.few.old, self.few.now()[0])
+            self.spread = spread.spread()
+
+    def record(self, **others: Any) -> UpdateRecord | None:
+        """Return what there is to keep."""
+        report = self.report
+        if report is None:
+            return None
+        others["phase_seconds"] = _with_rest(others["phase_seconds"], report.phase_seconds)
+        return record_of(
+            report,
+            algorithm=name_of(self.model),
+            gain_unit=OF_ADVANTAGE if self.model.normalize_advantage else OF_RETURN,
+            **others,
+            **({} if self.spread is None else self.spread._asdict()),
+        )
+
+    def pictures(self) -> Pictures:
+        """Return what the pictures need."""
+        report = self.report
+        if report is None or not self.wants_pictures:
+            return (), ()
+        states = self.watched.compare(n_updates=report.n_updates, max_kl=report.max_kl)
+        return (states,), () if self.slice is None else (self.slice,)
+
+
+def _with_rest(seconds: dict[str, float], of_update: dict[str, float]) -> dict[str, float]:
+    """Return the time of an update by its phases, and what is left of it as another one."""
+    rest = max(0.0, seconds["update"] - sum(of_update.values()))
+    return {name: value for name, value in seconds.items() if name != "update"} | {"other": rest}
+
+
+class OtherUpdate:
+    """
+    An update of any other on-policy algorithm.
+
+    :param model: with the rollout of the update in its buffer
+    :param n_updates: number of the update
+    """
+
+    explained_variance = observation_spread = std = math.nan
+    measured: tuple[Means, Spread] | None = None
+
+    def __init__(self, model: OnPolicyAlgorithm, n_updates: int):
+        self.model = model
+        self.n_updates = n_updates
+
+    def prepare(self) -> None:
+        """Keep a copy of the policy, and the rollout."""
+        model = self.model
+        self.before = seen_as_ours(model, copy_of(model.policy))
+        with nothing_drawn():
+            self.batch = self.before._full_batch()
+        self.explained_variance = explained_by_values(model.rollout_buffer)
+        if not self.before._observations_are_normalized():
+            spread = observation_spread(model.rollout_buffer)
+            self.observation_spread = math.nan if spread is None else spread
+
+    def measure(self) -> None:
+        """Measure the update on every state of its rollout."""
+        after = seen_as_ours(self.model, copy_of(self.model.policy))
+        with nothing_drawn():
+            self.measured = measure(self.before, after, self.batch, clip_range_of(self.model))
+        log_std = getattr(after.policy, "log_std", None)
+        self.std = math.nan if log_std is None else float(log_std.detach().exp().mean())
+
+    def record(self, **others: Any) -> UpdateRecord:
+        """Return what there is to keep."""
+        known: dict[str, Any] = {
+            "explained_variance": self.explained_variance,
+            "observation_spread": self.observation_spread,
+            "std": self.std,
+        }
+        if self.measured is None:
+            return record_from_outside(self.model, self.n_updates, **known, **others)
+        means, spread = self.measured
+        status = "accepted" if means.step_norm > 0.0 else "unchanged"
+        known |= means._asdict() | spread._asdict() | {"status": status, "max_kl": limit_of(self.model)}
+        return record_from_outside(self.model, self.n_updates, **known, **others)
+
+    def pictures(self) -> Pictures:
+        """Return what the pictures need."""
+        return (), ()
+
+
+def record_from_outside(model: OnPolicyAlgorithm, n_updates: int, **known: Any) -> UpdateRecord:
+    """Return a record of an update of which nothing is known but the fields given."""
+    fields: dict[str, Any] = dict.fromkeys(UpdateRecord._fields[: -len(UpdateRecord._field_defaults)], math.nan)
+    fields |= {"status": "not_measured", "candidates": (), "cg_residual_norms": (), "cg_stopped_by": ""}
+    fields |= {"n_updates": n_updates, "algorithm": name_of(model), "num_timesteps": model.num_timesteps}
+    return UpdateRecord(**(fields | known))

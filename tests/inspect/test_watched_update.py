@@ -1,0 +1,48 @@
+"""One update from before it to after it."""
+
+from typing import Any
+
+import pytest
+import torch as th
+
+from sb3_trpo.inspect.watched_update import OtherUpdate, OwnUpdate, name_of, record_from_outside
+from tests.other_algorithms import OTHERS
+from tests.small_models import small_model
+
+NO_TIMES: dict[str, Any] = {"phase_seconds": {"collect": 1.0, "update": 2.0}, "mean_return": 0.0, "episode_returns": ()}
+
+
+def test_other_update_is_what_happened_between_prepare_and_measure() -> None:
+    """The length of the step is that by which the parameters of the distribution moved, and no other counts."""
+    model: Any = OTHERS["ppo"]().learn(64)
+    update = OtherUpdate(model, 2)
+    update.prepare()
+    with th.no_grad():
+        model.policy.action_net.bias.add_(0.3)
+        model.policy.value_net.bias.add_(7.0)
+    update.measure()
+    record = update.record(**NO_TIMES)
+    assert record.step_norm == pytest.approx(0.3 * 3**0.5, rel=1e-5) and record.n_updates == 2 and record.accepted
+    # Each mean by 0.3 at a standard deviation of nearly one
+    assert record.mean_kl == pytest.approx(3 * 0.3**2 / 2 / record.std**2, rel=1e-2)
+
+
+def test_own_update_is_none_until_it_is_made() -> None:
+    """What is left of its time beside the phases of the report is other."""
+    model = small_model().learn(64)
+    update = OwnUpdate(model, pictures=False)
+    update.prepare()
+    update.measure()
+    assert update.record(num_timesteps=64, **NO_TIMES) is None and update.pictures() == ((), ())
+    model.train()
+    update.measure()
+    record = update.record(num_timesteps=64, **NO_TIMES)
+    assert record is not None and model.last_update is not None and record.n_states == 64
+    told = sum(model.last_update.phase_seconds.values())
+    assert record.phase_seconds["other"] == pytest.approx(2.0 - told) and "update" not in record.phase_seconds
+
+
+def test_names() -> None:
+    """Two algorithms are called TRPO."""
+    assert name_of(small_model()) == "TRPO" and name_of(OTHERS["contrib-trpo"]()) == "sb3_contrib.TRPO"
+    assert record_from_outside(OTHERS["a2c"](), 3, **NO_TIMES).algorithm == "A2C"

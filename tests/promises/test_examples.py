@@ -1,0 +1,91 @@
+"""The scripts that people copy: they run, and show what they say."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch as th
+from gymnasium import spaces
+
+from sb3_trpo.trust_region import flat_gradient
+from tests.small_models import VECTOR, make_env, small_model
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def example(name: str) -> ModuleType:
+    """Import a script from its file."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(folder: Path, *command: str, seconds: float = 300.0) -> str:
+    """Run a script as its reader would, in an empty folder, and return what it prints."""
+    # The scripts are run from a checkout
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    whole = [sys.executable, str(EXAMPLES / command[0]), *command[1:]]
+    result = subprocess.run(whole, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("bonus", [0.0, 0.3])
+def test_variant_adds_the_gradient_of_the_entropy(bonus: float) -> None:
+    """What the hook adds to the policy gradient is the bonus times that of the entropy, by sampling many actions."""
+    variant = example("entropy_trpo").EntropyTRPO
+    env = make_env(VECTOR, spaces.Discrete(3), 4)
+    model: Any = small_model(variant, "MlpPolicy", env, entropy_bonus=bonus)
+    model.learn(64)
+    with th.no_grad():
+        # Away from the uniform policy, where the entropy has no slope
+        model.policy.action_net.bias.copy_(th.tensor([1.0, 0.0, -1.0]))
+    batch = model._full_batch().few(1)
+    observations = batch.observations.repeat(60_000, *[1] * (batch.observations.dim() - 1))
+    bias = [model.policy.action_net.bias]
+    distribution = model.policy.get_distribution(observations)
+    th.manual_seed(0)
+    actions = distribution.get_actions()
+    log_prob = distribution.log_prob(actions)
+    surprise = -log_prob.detach()
+    surprise = surprise - surprise.mean()
+    sampled = flat_gradient((log_prob * surprise).mean(), bias)
+    exact = flat_gradient(model.policy.get_distribution(observations[:1]).entropy().mean(), bias)
+    th.testing.assert_close(sampled, exact, atol=0.01, rtol=0.05)
+    # And that is what the hook adds
+    with_bonus = model._full_batch()
+    model.entropy_bonus = 0.0
+    without = model._full_batch()
+    expected = -with_bonus.old_log_prob
+    expected = bonus * (expected - (expected * with_bonus.weights).sum())
+    th.testing.assert_close(with_bonus.advantages - without.advantages, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_variant_is_a_whole_algorithm(tmp_path: Path) -> None:
+    """Saved with its argument, checked by name, on the fast paths; and short enough to be read."""
+    variant = example("entropy_trpo").EntropyTRPO
+    model = variant("MlpPolicy", "CartPole-v1", n_steps=64, entropy_bonus=0.2, device="cpu").learn(64)
+    model.save(tmp_path / "model")
+    assert variant.load(tmp_path / "model", device="cpu").entropy_bonus == 0.2
+    assert model.last_update.step.mean_kl <= model.target_kl and set(model.paths_in_use.values()).isdisjoint({"plain"})
+    with pytest.raises(ValueError, match=r"entropy_bonus must be a finite number >= 0, got -1"):
+        variant.load(tmp_path / "model", entropy_bonus=-1)
+    with pytest.raises(ValueError, match=r"entropy_bonus must be"):
+        variant("MlpPolicy", "CartPole-v1", entropy_bonus=float("nan"))
+    assert len((EXAMPLES / "entropy_trpo.py").read_text(encoding="utf-8").splitlines()) <= 60
+
+
+@pytest.mark.examples
+def test_entropy_variant_keeps_its_entropy(tmp_path: Path) -> None:
+    """More bonus, more entropy."""
+    lines = run(tmp_path, "entropy_trpo.py").splitlines()
+    entropies = [float(line.split(":")[1].split()[0]) for line in lines]
+    assert len(entropies) == 3 and entropies[0] < entropies[-1] <= 0.6932

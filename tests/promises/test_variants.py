@@ -1,0 +1,242 @@
+"""What holds for each of the variants: memory and observations stay together, a refused update moves nothing, seeds decide."""
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
+from tests.masked_envs import MaskedEnv, masked_env
+from tests.small_models import DISCRETE, VECTOR, policy_state, small_model
+
+SMALL: dict[str, Any] = {"policy_kwargs": {"lstm_hidden_size": 8}}
+VARIANTS: dict[str, tuple[type[TRPO], str, dict[str, Any]]] = {
+    "masked": (MaskableTRPO, "MlpPolicy", {}),
+    "recurrent": (RecurrentTRPO, "MlpLstmPolicy", SMALL),
+    "both": (MaskableRecurrentTRPO, "MlpLstmPolicy", SMALL),
+}
+WITH_MEMORY = ("recurrent", "both")
+
+
+class OnlyCounted(MaskedEnv):
+    """The environment with masks, which does not stop whoever takes an impossible action."""
+
+    def step(self, action: Any) -> Any:
+        result = super(MaskedEnv, self).step(action)
+        self._draw()
+        return result
+
+
+def env_of(name: str, n_envs: int = 2) -> Any:
+    return masked_env(n_envs=n_envs) if name != "recurrent" else DummyVecEnv([lambda: OnlyCounted(VECTOR, DISCRETE)] * n_envs)
+
+
+def variant(name: str, cls: type[TRPO] | None = None, env: Any = None, **arguments: Any) -> Any:
+    kind, policy, own = VARIANTS[name]
+    return small_model(cls or kind, policy, env or env_of(name), **own | arguments)
+
+
+# Seeds
+
+
+def digest(name: str) -> str:
+    """Return what the weights come to after two updates."""
+    state = policy_state(variant(name).learn(128))
+    return hashlib.sha256(b"".join(value.numpy().tobytes() for value in state.values())).hexdigest()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_same_seed_same_weights_in_another_process(name: str) -> None:
+    """Bit for bit."""
+    program = (
+        f"import torch; torch.set_num_threads(1); from tests.promises.test_variants import digest; print(digest({name!r}))"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.strip() == digest(name)
+
+
+# Refused updates
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_refused_update_leaves_every_parameter(name: str) -> None:
+    """A limit so wide that the only candidate of the line search gains nothing, and a reward that is not finite."""
+    model = variant(name, n_critic_updates=0, target_kl=1e6, cg_damping=0.0, line_search_max_iter=1)
+    before = policy_state(model)
+    model.learn(64)
+    assert model.last_update is not None and not model.last_update.step.accepted
+    assert all(th.equal(before[key], value) for key, value in policy_state(model).items())
+    model = variant(name, error_if_nonfinite=False)
+    before = policy_state(model)
+    model.env.envs[0].step = lambda action: (np.zeros(3, np.float32), float("nan"), False, False, {})
+    model.learn(64)
+    assert model.last_update is not None and not model.last_update.step.accepted
+    assert all(th.equal(before[key], value) for key, value in policy_state(model).items())
+
+
+# Memory
+
+
+@pytest.mark.parametrize("name", WITH_MEMORY)
+@pytest.mark.parametrize("fast", [True, False])
+def test_no_step_is_a_loop_in_python(name: str, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sb3-contrib's policies loop over the steps once an episode starts among them: ours never ask them to."""
+    plain = RecurrentActorCriticPolicy._process_sequence
+    lengths = []
+
+    def watched(features: Any, lstm_states: Any, episode_starts: th.Tensor, lstm: Any) -> Any:
+        length = len(episode_starts) // lstm_states[0].shape[1]
+        lengths.append(length)
+        assert length == 1 or not episode_starts.any()
+        return plain(features, lstm_states, episode_starts, lstm)
+
+    monkeypatch.setattr(RecurrentActorCriticPolicy, "_process_sequence", staticmethod(watched))
+    model = variant(name, fast=fast).learn(128)
+    starts = model._starts()
+    assert max(lengths) > 4 and starts.sum() > 4
+
+
+def remembering(cls: type) -> type:
+    """Return a subclass that learns nothing, and keeps the steps of each rollout, whole or not, one after the other."""
+
+    class Remembering(cls):
+        def __init__(self, *args: Any, **kwargs: Any):
+            self.seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+            super().__init__(*args, **kwargs)
+
+        def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+            try:
+                return super().collect_rollouts(*args, **kwargs)
+            finally:
+                buffer = self.rollout_buffer
+                arrays = (buffer.observations, buffer.episode_starts, buffer.hidden_states_pi)
+                self.seen.append(tuple(array[: buffer.pos].copy() for array in arrays))
+
+        def train(self) -> None:
+            pass
+
+        def _excluded_save_params(self) -> list[str]:
+            return [*super()._excluded_save_params(), "seen"]
+
+    return Remembering
+
+
+@th.no_grad()
+def check_memory(model: Any) -> int:
+    """Run the LSTM over everything that was seen, step by step from zeros; return how many states were compared."""
+    observations, starts, stored = (np.concatenate(parts) for parts in zip(*model.seen, strict=True))
+    assert starts[0].all()
+    state = tuple(th.zeros(1, observations.shape[1], 8) for _ in range(2))
+    for obs, start, hidden in zip(observations, starts, stored, strict=True):
+        goes_on = start < 0.5
+        np.testing.assert_allclose(hidden[:, goes_on], state[0].numpy()[:, goes_on], rtol=1e-4, atol=1e-6)
+        _, state = model.policy.get_distribution(th.as_tensor(obs), state, th.as_tensor(start))
+    return int((starts < 0.5).sum())
+
+
+def ended_early(model: Any, tmp_path: Path) -> Any:
+    model.learn(256, callback=lambda locals_, globals_: model.num_timesteps < 90)
+    return model.learn(64, reset_num_timesteps=False)
+
+
+def after_an_exception(model: Any, tmp_path: Path) -> Any:
+    def fail(locals_: Any, globals_: Any) -> bool:
+        if model.num_timesteps >= 90:
+            raise RuntimeError("of the user's")
+        return True
+
+    with pytest.raises(RuntimeError, match="of the user's"):
+        model.learn(256, callback=fail)
+    return model.learn(64, reset_num_timesteps=False)
+
+
+def in_a_second_learn(model: Any, tmp_path: Path) -> Any:
+    return model.learn(64).learn(64)
+
+
+def in_one_that_goes_on(model: Any, tmp_path: Path) -> Any:
+    return model.learn(64).learn(64, reset_num_timesteps=False)
+
+
+def after_loading(model: Any, tmp_path: Path) -> Any:
+    model.learn(64).save(tmp_path / "model")
+    model = type(model).load(tmp_path / "model", env=env_of("recurrent", 3), device="cpu")
+    model.seen = []
+    return model.learn(126, reset_num_timesteps=False)
+
+
+def after_loading_in_the_midst(model: Any, tmp_path: Path) -> Any:
+    model.learn(64).save(tmp_path / "model")
+    model = type(model).load(tmp_path / "model", env=model.env, device="cpu", force_reset=False)
+    model.seen = []
+    return model.learn(128, reset_num_timesteps=False)
+
+
+def in_another_env(model: Any, tmp_path: Path) -> Any:
+    model.learn(64).set_env(env_of("recurrent"))
+    return model.learn(64, reset_num_timesteps=False)
+
+
+SITUATIONS: list[Callable[[Any, Path], Any]] = [
+    ended_early,
+    after_an_exception,
+    in_a_second_learn,
+    in_one_that_goes_on,
+    after_loading,
+    after_loading_in_the_midst,
+    in_another_env,
+]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("name", WITH_MEMORY)
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_memory_is_that_of_what_was_seen(situation: Callable[[Any, Path], Any], name: str, fast: bool, tmp_path: Path) -> None:
+    """Whatever came between two steps, the state before each is that of the episode's observations until then."""
+    model = situation(variant(name, remembering(VARIANTS[name][0]), fast=fast), tmp_path)
+    assert check_memory(model) > 64
+
+
+# Environments of Gymnasium
+
+
+@pytest.mark.filterwarnings("ignore:.*precision lowered")
+def test_memory_learns_without_velocities() -> None:
+    """A short run of CartPole without its velocities, which nobody holds up without a memory: it gets better."""
+
+    class NoVelocities(gym.ObservationWrapper):
+        def observation(self, observation: np.ndarray) -> np.ndarray:
+            return observation * np.array([1, 0, 1, 0], np.float32)
+
+    def make() -> gym.Env:
+        return NoVelocities(gym.make("CartPole-v1"))
+
+    model = RecurrentTRPO(
+        "MlpLstmPolicy",
+        DummyVecEnv([make] * 4),
+        n_steps=256,
+        target_kl=0.05,
+        cg_damping=0.01,
+        policy_kwargs={"lstm_hidden_size": 16},
+        seed=0,
+        device="cpu",
+    )
+    lengths: list[float] = []
+
+    def note(variables: dict[str, Any], _: Any) -> bool:
+        lengths.append(float(variables["dones"].mean()))
+        return True
+
+    model.learn(8 * 1024, callback=note)
+    first, last = np.mean(lengths[:256]), np.mean(lengths[-256:])
+    assert last < 0.7 * first

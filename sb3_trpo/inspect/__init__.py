@@ -8,7 +8,8 @@ from sb3_trpo.inspect.callback import TrustRegionRecorder
 from sb3_trpo.inspect.gallery import figures_of, figures_of_update
 from sb3_trpo.inspect.health import Finding, check_health
 from sb3_trpo.inspect.page import write_report
-from sb3_trpo.inspect.probe import change_of_probabilities, inspect_model, slice_of
+from sb3_trpo.inspect.planes import slice_of
+from sb3_trpo.inspect.probe import change_of_probabilities, inspect_model
 from sb3_trpo.inspect.run_figures import PANELS, draw_run
 from sb3_trpo.inspect.run_files import Run, SliceRecord, StateChange, StatesRecord, UpdateRecord, read_run
 from sb3_trpo.inspect.update_figures import draw_bars, draw_bubble, draw_convergence, draw_kl_histogram, draw_ladder

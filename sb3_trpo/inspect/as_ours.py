@@ -13,6 +13,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
 from sb3_trpo.hyperparameters import OF_EVERY_TRPO, PER_DIMENSION, default_of, n_averaged_dimensions
+from sb3_trpo.inspect.run_files import OF_ADVANTAGE, OF_RETURN
 from sb3_trpo.randomness import RandomNumbers
 from sb3_trpo.trpo import TRPO
 
@@ -59,6 +60,17 @@ def limit_of(model: OnPolicyAlgorithm) -> float:
         return float("nan")
     # sb3-contrib averages over the dimensions of an action
     return n_averaged_dimensions(model.action_space) * float(vars(model)["target_kl"])
+
+
+def name_of(model: OnPolicyAlgorithm) -> str:
+    """Return what to call an algorithm: its class, and sb3-contrib's TRPO by its full name."""
+    kind = type(model)
+    return "sb3_contrib.TRPO" if kind.__name__ == "TRPO" and not isinstance(model, TRPO) else kind.__name__
+
+
+def gain_unit_of(model: TRPO) -> str:
+    """Return what the gains of a model of ours are counted in."""
+    return OF_ADVANTAGE if model.normalize_advantage else OF_RETURN
 
 
 def clip_range_of(model: OnPolicyAlgorithm) -> float:

@@ -126,7 +126,7 @@ class TrustRegionRecorder(BaseCallback):
         pictures = bool(self.pictures_every) and self._n_updates % self.pictures_every == 0
         if isinstance(self.model, TRPO):
             return OwnUpdate(self.model, pictures=pictures, states=self.states)
-        return OtherUpdate(self.model, self._n_updates)
+        return OtherUpdate(self.model, self._n_updates, pictures=pictures, states=self.states)
 
     def _or_warn(self, look: Callable[[], Result]) -> Result | None:
         """Return what a look at the user's policy finds; if it fails, training goes on, and it is not tried again."""

@@ -14,6 +14,8 @@ from stable_baselines3.common.distributions import Distribution
 
 from sb3_trpo.distributions import factors_of, frozen
 from sb3_trpo.guards.process import unvalidated_distributions
+from sb3_trpo.inspect.as_ours import gain_unit_of, name_of
+from sb3_trpo.inspect.planes import as_they_were, slice_of
 from sb3_trpo.inspect.run_files import (
     ActionDistribution,
     Run,
@@ -24,29 +26,13 @@ from sb3_trpo.inspect.run_files import (
     record_of,
 )
 from sb3_trpo.metrics import PhaseClock
-from sb3_trpo.objective import Batch, PolicyProblem, kl_old_new
+from sb3_trpo.objective import DIFFERENCES, Batch, PolicyProblem, kl_old_new
 from sb3_trpo.rollout import is_sb3s_own
 from sb3_trpo.trpo import TRPO
-from sb3_trpo.trust_region import TrustRegionProblem, TrustRegionStep, flatten, unflatten
-from sb3_trpo.trust_region.fisher import MatrixVectorProduct
+from sb3_trpo.trust_region import TrustRegionStep
 
-# How far a slice reaches, in full steps, and how many policies are measured along each side of it
-SLICE_REACH = 1.5
-SLICE_POINTS = 25
 # Largest number of states of a rollout to look at
 MAX_STATES = 2048
-
-
-@contextmanager
-def as_they_were(parameters: Sequence[th.nn.Parameter]) -> Iterator[None]:
-    """Give parameters back bit for bit."""
-    origin = [parameter.detach().clone() for parameter in parameters]
-    try:
-        yield
-    finally:
-        with th.no_grad():
-            for parameter, start in zip(parameters, origin, strict=True):
-                parameter.copy_(start)
 
 
 @contextmanager
@@ -144,27 +130,27 @@ class WatchedStates:
     """
 
     def __init__(self, model: TRPO, chosen: Any = None, *, n_states: int | None = None):
-        self.model = model
         with without_drawing(model):
             self.batch = sample(model._full_batch(), n_states or affordable(model.observation_space))
         self.chosen = None if chosen is None else model._chosen_states(chosen)
-        self.old, self.old_chosen = self.now()
+        self.old, self.old_chosen = self.now(model)
 
     @th.no_grad()
-    def now(self) -> tuple[Distribution, Distribution | None]:
-        """Return the present policy in the states of the rollout, and in the further ones."""
+    def now(self, model: TRPO) -> tuple[Distribution, Distribution | None]:
+        """Return the policy that a model has now, in the states of the rollout, and in the further ones."""
         with unvalidated_distributions():
-            of_rollout = frozen(self.model._distribution(self.batch))
-            return of_rollout, None if self.chosen is None else frozen(self.model._distribution(self.chosen))
+            of_rollout = frozen(model._distribution(self.batch))
+            return of_rollout, None if self.chosen is None else frozen(model._distribution(self.chosen))
 
-    def compare(self, *, n_updates: int, max_kl: float) -> StatesRecord:
+    def compare(self, model: TRPO, *, n_updates: int, max_kl: float) -> StatesRecord:
         """
-        Compare the old policy with the present one.
+        Compare the old policy with another one.
 
+        :param model: with the policy after the update
         :param n_updates: number of the update
         :param max_kl: its limit on the mean KL
         """
-        new, new_chosen = self.now()
+        new, new_chosen = self.now(model)
         kl = kl_old_new(self.old, new)
         by_kl = kl.argsort(descending=True).tolist()
         changes = [
@@ -185,85 +171,20 @@ class WatchedStates:
         return StateChange(label, float(kl[row]), before, after, describe_observation(observations, row))
 
 
-# Slices of parameter space
+# Planes in parameter space
 
 
-def _second_step(
-    full_step: th.Tensor, gradient: th.Tensor, fisher_product: MatrixVectorProduct, max_kl: float
-) -> tuple[str, th.Tensor] | None:
-    """Return a step that is orthogonal to the full step in the Fisher inner product, with KL δ by the quadratic model."""
-    product = fisher_product(full_step)
-    drawn = th.randn(len(gradient), generator=th.Generator().manual_seed(0)).to(gradient)
-    for name, direction in (("gradient", gradient), ("random", drawn)):
-        start = direction / direction.norm()
-        second = start - (start @ product) / (full_step @ product) * full_step
-        curvature = float(second @ fisher_product(second))
-        # What is left of a parallel direction is rounding
-        if curvature > 1e-6 * float(start @ fisher_product(start)):
-            return name, math.sqrt(2.0 * max_kl / curvature) * second
-    return None
-
-
-def slice_of(
-    problem: TrustRegionProblem,
-    step: TrustRegionStep,
-    *,
-    max_kl: float,
-    n_updates: int,
-    measured: TrustRegionProblem | None = None,
-    n_states: int = 0,
-    n_points: int | None = None,
-) -> SliceRecord | None:
-    """
-    Measure surrogate and KL on a plane through the old policy, spanned by the natural step and the plain gradient.
-
-    :param problem: around the old policy, whose parameters are given back bit for bit
-    :param step: what the trust-region step did on it
-    :param max_kl: the limit δ of that step, in nats
-    :param n_updates: number of the update
-    :param measured: the problem to measure on, by default the same; with fewer states it is quicker
-    :param n_states: number of states that it has
-    :param n_points: how many policies to measure along each side, ``SLICE_POINTS`` by default
-    :return: ``None`` if there was no direction, there is no second one, or the limit is zero
-    """
-    if step.conjugate_gradient is None or math.isnan(step.full_step_gain) or not max_kl > 0.0:
-        return None
-    measured = measured or problem
-    parameters = problem.parameters
-    with as_they_were(parameters), unvalidated_distributions():
-        origin = flatten([parameter.detach() for parameter in parameters]).clone()
-        natural = step.conjugate_gradient.solution
-        fisher_product = problem.fisher_vector_product()
-        full_step = math.sqrt(2.0 * max_kl / float(natural @ fisher_product(natural))) * natural
-        _, gradient = problem.surrogate_gradient()
-        found = _second_step(full_step, gradient, fisher_product, max_kl)
-        if found is None:
-            return None
-        second_direction, second = found
-        gradient_step = gradient * (full_step.norm() / gradient.norm())
-        place = tuple(float(gradient_step @ fisher_product(along)) / (2.0 * max_kl) for along in (full_step, second))
-
-        @th.no_grad()
-        def evaluate(x: float, y: float) -> tuple[float, float]:
-            for parameter, value in zip(parameters, unflatten(origin + x * full_step + y * second, parameters), strict=True):
-                parameter.copy_(value)
-            return measured.evaluate()
-
-        fractions = np.linspace(-SLICE_REACH, SLICE_REACH, n_points or SLICE_POINTS)
-        surrogate_there, _ = evaluate(0.0, 0.0)
-        surface = np.array([[evaluate(x, y) for x in fractions] for y in fractions])
-        _, gradient_step_kl = evaluate(*place)
-    return SliceRecord(
-        n_updates=n_updates,
-        max_kl=max_kl,
-        second_direction=second_direction,
-        fractions=fractions,
-        kl=surface[..., 1],
-        gain=surface[..., 0] - surrogate_there,
-        candidates=step.candidates,
-        gradient_step=place,
-        gradient_step_kl=gradient_step_kl,
-        n_states=n_states,
+def plain_problem(model: TRPO, batch: Batch, parameters: Sequence[th.nn.Parameter]) -> PolicyProblem:
+    """Return the problem of a batch around a model's policy, to measure on: nothing is thinned or drawn."""
+    # Differentiating the steps of an LSTM twice takes longer than a picture is worth
+    path = "" if type(batch) is Batch else DIFFERENCES
+    return PolicyProblem(
+        model._distribution,
+        batch,
+        parameters,
+        chunk_size=model._chunk_size(),
+        fast_fisher=None if path else model._fast_fisher,
+        fisher_path=path,
     )
 
 
@@ -272,14 +193,15 @@ def slice_of_model(
 ) -> SliceRecord | None:
     """Measure the slice of an update, on part of its rollout where all of it would take long."""
     few = sample(batch, affordable(model.observation_space))
-    return slice_of(
+    plane = slice_of(
         problem,
         step,
         max_kl=model._now("target_kl"),
         n_updates=n_updates,
-        measured=PolicyProblem(model._distribution, few, problem.parameters, chunk_size=model._chunk_size()),
+        measured=plain_problem(model, few, problem.parameters),
         n_states=len(few.weights),
     )
+    return plane and plane._replace(algorithm=name_of(model), gain_unit=gain_unit_of(model))
 
 
 @contextmanager
@@ -369,11 +291,13 @@ def inspect_model(model: TRPO, *, states: Any = None, name: str = "model") -> Ru
             step = model._trust_region_step(problem, clock.begin)
             clock.stop()
             report = model._report(problem, step, None, clock.seconds)._replace(n_updates=n_updates)
-            changes = watched.compare(n_updates=n_updates, max_kl=report.max_kl)
+            changes = watched.compare(model, n_updates=n_updates, max_kl=report.max_kl)
         update = record_of(
             report,
             num_timesteps=model.num_timesteps,
             phase_seconds={"collect": collect_seconds},
+            algorithm=name_of(model),
+            gain_unit=gain_unit_of(model),
             **episode_statistics(model.ep_info_buffer or (), None),
         )
         with model._update_of_the_policy():

@@ -134,8 +134,8 @@ def _kl(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
         axes.fill_between(steps, low, high, color=SKY_BLUE, alpha=0.4, linewidth=0, label="5–95 % of the states")
         _line(axes, updates, kls, label="mean")
         # One wild update must not flatten all others
-        top = max(top, min(float(np.nanmax(kls)), 4.0 * float(np.nanpercentile(kls, 90))), float(np.median(high)))
-    axes.set_ylim(0.0, 1.5 * top or 1e-6)
+        top = max(top, min(float(np.nanmax(kls)), 4.0 * float(np.nanpercentile(kls, 90))), float(np.percentile(high, 90)))
+    axes.set_ylim(0.0, 1.4 * top or 1e-6)
     axes.legend(loc="upper left", ncols=3, columnspacing=1.0, handletextpad=0.4)
 
 

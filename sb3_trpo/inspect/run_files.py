@@ -233,19 +233,30 @@ class SliceRecord(NamedTuple):
     r"""
     A plane through the old policy in parameter space, in which an update was made.
 
+    Of an algorithm other than ours the second direction is the step that it took, and no search is known of.
+
     Coordinates are fractions of two steps that are orthogonal in the inner product of the Fisher matrix and for which the
     quadratic model of the KL expects the same, δ: in these coordinates its limit is the unit circle.
 
     :param n_updates: number of the update
-    :param max_kl: the limit δ on the mean KL, in nats
-    :param second_direction: what the second step is made of, ``"gradient"`` or ``"random"``
+    :param max_kl: the limit δ on the mean KL, in nats; of an algorithm that keeps none the mean KL of its update
+    :param second_direction: what the second step is made of, ``"step"``, ``"gradient"`` or ``"random"``
     :param fractions: coordinates of the grid, the same along both steps, shape (n,)
     :param kl: measured mean KL, shape (n, n); rows go with the second step, columns with the first, the natural one
     :param gain: measured gain of the surrogate, shape (n, n)
     :param candidates: what the line search tried, longest step first; measured on the whole rollout
-    :param gradient_step: where a step along the plain gradient of the full step's length in parameter space ends
+    :param gradient_step: where a step along the plain gradient of the full step's length in parameter space ends, if that
+        is in the plane
     :param gradient_step_kl: measured mean KL there
     :param n_states: number of states that ``kl`` and ``gain`` were measured on
+    :param algorithm: the name of its class
+    :param has_limit: whether ``max_kl`` is a limit that the algorithm keeps
+    :param step: where the policy ended, of an algorithm other than ours
+    :param step_kl: measured mean KL there
+    :param step_gain: and the gain of the surrogate
+    :param natural_kl: measured mean KL of the full natural step
+    :param natural_gain: and its gain
+    :param gain_unit: what the gains are counted in
     """
 
     n_updates: int
@@ -258,6 +269,14 @@ class SliceRecord(NamedTuple):
     gradient_step: tuple[float, ...]
     gradient_step_kl: float
     n_states: int
+    algorithm: str = "TRPO"
+    has_limit: bool = True
+    step: tuple[float, ...] = ()
+    step_kl: float = math.nan
+    step_gain: float = math.nan
+    natural_kl: float = math.nan
+    natural_gain: float = math.nan
+    gain_unit: str = OF_ADVANTAGE
 
 
 class Run(NamedTuple):
@@ -315,7 +334,7 @@ def decode(value: Any, kind: Any) -> Any:
         return _decode_array(value)
     if kind is float and (value is None or type(value) in (int, float)):
         return math.nan if value is None else float(value)
-    if kind in (int, str) and type(value) is kind:
+    if kind in (int, str, bool) and type(value) is kind:
         return value
     raise ValueError(f"expected {getattr(kind, '__name__', kind)}, got {value!r}")
 

@@ -136,6 +136,12 @@ def _label_places(plane: SliceRecord) -> list[tuple[float, float]]:
     return places
 
 
+def _round_below(value: float) -> float:
+    """Return the largest of 1, 2, 4, 6 and 8 times a power of ten that is no larger; half of it is round too."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return max(factor * power for factor in (1.0, 2.0, 4.0, 6.0, 8.0) if factor * power <= value * (1.0 + 1e-9))
+
+
 def _contours(axes: "Axes", plane: SliceRecord) -> None:
     """Draw the gain in colours and lines of equal KL above them."""
     x, kl = plane.fractions, plane.kl / plane.max_kl
@@ -143,10 +149,9 @@ def _contours(axes: "Axes", plane: SliceRecord) -> None:
     largest = max(float(np.percentile(np.abs(finite), 98)) if len(finite) else 0.0, 1e-12)
     shades = np.linspace(-largest, largest, 41)
     filled = axes.contourf(x, x, np.ma.masked_invalid(plane.gain), shades, cmap=gain_colours(), extend="both")
-    colorbar = axes.figure.colorbar(
-        filled, ax=axes, location="bottom", aspect=40, format="%.2g", ticks=np.linspace(-largest, largest, 5)
-    )
-    colorbar.set_label("measured gain of the surrogate [std of the advantage]")
+    ticks = _round_below(largest) * np.linspace(-1.0, 1.0, 5)
+    colorbar = axes.figure.colorbar(filled, ax=axes, location="bottom", aspect=40, format="%.6g", ticks=ticks)
+    colorbar.set_label(f"measured gain of the surrogate [{plane.gain_unit}]")
     colorbar.outline.set_visible(False)
     kl = np.ma.masked_invalid(kl)
     others = axes.contour(x, x, kl, OTHER_LEVELS, colors=GREY, linewidths=0.8)
@@ -155,16 +160,43 @@ def _contours(axes: "Axes", plane: SliceRecord) -> None:
 
 
 def _plain_gradient(axes: "Axes", plane: SliceRecord, reach: float) -> str:
-    """Draw the step along the plain gradient, as far as it is in the picture; return what to say of it."""
+    """Draw the step along the plain gradient, to the edge where it leaves the picture; return what to say of it."""
     end = np.array(plane.gradient_step)
     says = f"plain gradient step of equal length,\nKL = {_multiple(plane.gradient_step_kl, plane.max_kl)}"
     largest = float(np.abs(end).max())
-    if largest > 0.97 * reach:
+    if largest > reach:
         says += f", ends {np.linalg.norm(end):.2g} full steps away"
-        end *= 0.97 * reach / largest
-    arrow = {"arrowstyle": "-|>", "color": PURPLE, "linewidth": 2, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", (end[0], end[1]), (0.0, 0.0), arrowprops=arrow)
+        end *= reach / largest
+        axes.plot([0.0, end[0]], [0.0, end[1]], color=PURPLE, linewidth=2)  # no head: it goes on
+    else:
+        _arrow(axes, end, PURPLE)
     return says
+
+
+def _arrow(axes: "Axes", end: np.ndarray, colour: str) -> None:
+    look = {"arrowstyle": "-|>", "color": colour, "linewidth": 2, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", (end[0], end[1]), (0.0, 0.0), arrowprops=look)
+
+
+def _step_taken(axes: "Axes", plane: SliceRecord, reach: float) -> None:
+    """Draw where the policy of another algorithm ended, and where the natural gradient would have led."""
+    end = np.array(plane.step)
+    look: dict[str, Any] = {"markeredgecolor": "white", "linestyle": "", "zorder": 5}
+    natural, new = (
+        f"{what},\nKL {kl:.2g}, gain {gain:.2g}"
+        for what, kl, gain in (
+            ("full natural step", plane.natural_kl, plane.natural_gain),
+            ("new policy", plane.step_kl, plane.step_gain),
+        )
+    )
+    axes.plot(1.0, 0.0, "D", color=ORANGE, markersize=9, label=natural, **look)
+    largest = float(np.abs(end).max())
+    if largest > reach:
+        axes.plot(*zip((0.0, 0.0), end * reach / largest, strict=True), color=GREEN, linewidth=2)
+        axes.plot([], [], color=GREEN, linewidth=2, label=f"{new},\n{np.linalg.norm(end):.2g} full steps away")
+        return
+    _arrow(axes, end, GREEN)
+    axes.plot(*end, "o", color=GREEN, markersize=10, label=new, **look)
 
 
 @styled
@@ -173,7 +205,8 @@ def draw_bubble(plane: SliceRecord) -> "Figure":
     Draw the trust region of one update: a plane through the old policy in parameter space.
 
     To the right goes the natural step, upwards the second direction, both in lengths for which the quadratic model of the KL
-    expects δ; the model's limit is therefore the unit circle, beside the measured one.
+    expects δ; the model's limit is therefore the unit circle, beside the measured one. Of an algorithm other than ours the
+    plane is that of the step which it took, and δ the KL of this step where it keeps no limit.
 
     :param plane: from a run's ``slices``
     :return: a Matplotlib figure
@@ -184,11 +217,12 @@ def draw_bubble(plane: SliceRecord) -> "Figure":
     turn = np.linspace(0.0, 2.0 * np.pi, 200)
     axes.plot(np.cos(turn), np.sin(turn), color=BLACK, linestyle=":", linewidth=1.6)
     reach = float(plane.fractions[-1])
-    handle = {"color": BLACK, "linestyle": "-", "linewidth": 2.4, "label": f"measured KL = δ = {plane.max_kl:g}"}
-    axes.plot([], [], **handle)  # type: ignore[arg-type]
+    delta = f"measured KL = δ = {plane.max_kl:.3g}" + ("" if plane.has_limit else ",\nthat of the update")
+    axes.plot([], [], color=BLACK, linewidth=2.4, label=delta)
     axes.plot([], [], color=BLACK, linestyle=":", linewidth=1.6, label="KL = δ by the quadratic model")
-    says = _plain_gradient(axes, plane, reach)
-    axes.plot([], [], color=PURPLE, linewidth=2, label=says)
+    if plane.gradient_step:
+        says = _plain_gradient(axes, plane, reach)
+        axes.plot([], [], color=PURPLE, linewidth=2, label=says)
     axes.plot(0.0, 0.0, "s", color=BLACK, markersize=7, label="old policy")
     refused = [candidate.step_fraction for candidate in plane.candidates if candidate.refused_by]
     kept = [candidate.step_fraction for candidate in plane.candidates if not candidate.refused_by]
@@ -199,11 +233,14 @@ def draw_bubble(plane: SliceRecord) -> "Figure":
         if fractions:
             look: dict[str, Any] = {"markeredgecolor": "white", "markersize": 10, "linestyle": "", "zorder": 5}
             axes.plot(fractions, np.zeros(len(fractions)), marker, color=colour, label=label, **look)
-    second = {"gradient": "plain gradient", "random": "random direction"}.get(plane.second_direction, plane.second_direction)
+    if plane.step:
+        _step_taken(axes, plane, reach)
+    second = {"gradient": "plain gradient", "random": "random direction", "step": "step taken"}.get(plane.second_direction)
+    of_whom = f"The step of {plane.algorithm}, " if plane.step else "The trust region of "
     axes.set(
-        title=f"The trust region of update {plane.n_updates}",
+        title=f"{of_whom}update {plane.n_updates}",
         xlabel="along the natural gradient [full steps]",
-        ylabel=f"along the {second}, F-orthogonal to it\n[steps for which the model expects δ]",
+        ylabel=f"along the {second or plane.second_direction}, F-orthogonal to it\n[steps for which the model expects δ]",
         xlim=(-reach, reach),
         ylim=(-reach, reach),
         aspect="equal",
@@ -276,7 +313,9 @@ def _draw_factor(axes: "Axes", change: StateChange, factor: int, action_names: S
 
 def _heading(change: StateChange, max_kl: float) -> str:
     n_drawn, n_dimensions = len(_factors(change)), len(change.old.probabilities) or len(change.old.mean)
-    heading = f"{change.label}: {change.kl:.3g} nats = {_multiple(change.kl, max_kl)}"
+    heading = f"{change.label}: {change.kl:.3g} nats"
+    if not math.isnan(max_kl):
+        heading += f" = {_multiple(change.kl, max_kl)}"
     return heading if n_drawn == n_dimensions else f"{heading}\n{n_drawn} of {n_dimensions} action dimensions"
 
 
@@ -288,7 +327,7 @@ def draw_bars(
     Draw what became of the policy in single states: probabilities with the ratio new / old, or densities.
 
     :param changes: the states, from a run's ``states`` or ``change_of_probabilities``
-    :param max_kl: the limit δ on the mean KL, in nats, to compare with
+    :param max_kl: the limit δ on the mean KL, in nats, to compare with; NaN if there is none
     :param title: what to write above
     :param action_names: of the choices of a discrete action; numbers by default
     :return: a Matplotlib figure
@@ -339,11 +378,13 @@ def draw_kl_histogram(states: StatesRecord) -> "Figure":
         write_in(axes, "the policy is the same in every state")
         return figure
     # The few states far out share the last bar
-    edge = max(float(np.percentile(kl, 99)), 1.3 * states.max_kl)
+    edge = float(np.nanmax((np.percentile(kl, 99), 1.3 * states.max_kl)))
     axes.hist(np.minimum(kl, edge), bins=np.linspace(0.0, edge, 41).tolist(), color=BLUE, alpha=0.75)
     mean = float(kl.mean())
     axes.axvline(mean, color=ORANGE, linewidth=2.2, label=f"mean {mean:.3g}")
-    axes.axvline(states.max_kl, color=BLACK, linestyle="--", linewidth=1.6, label=f"limit δ = {states.max_kl:g} on the mean")
+    if not math.isnan(states.max_kl):
+        says = f"limit δ = {states.max_kl:g} on the mean"
+        axes.axvline(states.max_kl, color=BLACK, linestyle="--", linewidth=1.6, label=says)
     if kl.max() > edge:
         axes.plot([], [], " ", label=f"last bar: up to {kl.max():.3g}")
     axes.legend(loc="upper right")

@@ -5,11 +5,12 @@ from typing import Any, Protocol
 
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_trpo.inspect.as_ours import clip_range_of, limit_of, nothing_drawn, seen_as_ours
-from sb3_trpo.inspect.measure import Means, Spread, SpreadOfChunks, measure
+from sb3_trpo.inspect.as_ours import clip_range_of, gain_unit_of, limit_of, name_of, nothing_drawn, seen_as_ours
+from sb3_trpo.inspect.measure import Means, Spread, SpreadOfChunks, actor_parameters, measure, step_between
+from sb3_trpo.inspect.planes import slice_with_step
 from sb3_trpo.inspect.policy_copies import copy_of
-from sb3_trpo.inspect.probe import WatchedStates, slice_ahead
-from sb3_trpo.inspect.run_files import OF_ADVANTAGE, OF_RETURN, SliceRecord, StatesRecord, UpdateRecord, record_of
+from sb3_trpo.inspect.probe import WatchedStates, affordable, plain_problem, sample, slice_ahead
+from sb3_trpo.inspect.run_files import SliceRecord, StatesRecord, UpdateRecord, record_of
 from sb3_trpo.metrics import UpdateReport
 from sb3_trpo.rollout import explained_by_values, observation_spread
 from sb3_trpo.trpo import TRPO
@@ -18,12 +19,6 @@ from sb3_trpo.trpo import TRPO
 SPREAD_STATES = 256
 
 Pictures = tuple[tuple[StatesRecord, ...], tuple[SliceRecord, ...]]
-
-
-def name_of(model: OnPolicyAlgorithm) -> str:
-    """Return what to call an algorithm: its class, and sb3-contrib's TRPO by its full name."""
-    kind = type(model)
-    return "sb3_contrib.TRPO" if kind.__name__ == "TRPO" and not isinstance(model, TRPO) else kind.__name__
 
 
 class WatchedUpdate(Protocol):
@@ -74,7 +69,7 @@ class OwnUpdate:
         """Measure the spread."""
         if self.report is not None:
             spread = SpreadOfChunks(clip_range_of(self.model))
-            spread.add(self.few.batch, self.few.old, self.few.now()[0])
+            spread.add(self.few.batch, self.few.old, self.few.now(self.model)[0])
             self.spread = spread.spread()
 
     def record(self, **others: Any) -> UpdateRecord | None:
@@ -86,7 +81,7 @@ class OwnUpdate:
         return record_of(
             report,
             algorithm=name_of(self.model),
-            gain_unit=OF_ADVANTAGE if self.model.normalize_advantage else OF_RETURN,
+            gain_unit=gain_unit_of(self.model),
             **others,
             **({} if self.spread is None else self.spread._asdict()),
         )
@@ -96,7 +91,7 @@ class OwnUpdate:
         report = self.report
         if report is None or not self.wants_pictures:
             return (), ()
-        states = self.watched.compare(n_updates=report.n_updates, max_kl=report.max_kl)
+        states = self.watched.compare(self.model, n_updates=report.n_updates, max_kl=report.max_kl)
         return (states,), () if self.slice is None else (self.slice,)
 
 
@@ -112,14 +107,18 @@ class OtherUpdate:
 
     :param model: with the rollout of the update in its buffer
     :param n_updates: number of the update
+    :param pictures: whether pictures are wanted
+    :param states: observations to look at one by one in them
     """
 
     explained_variance = observation_spread = std = math.nan
     measured: tuple[Means, Spread] | None = None
 
-    def __init__(self, model: OnPolicyAlgorithm, n_updates: int):
+    def __init__(self, model: OnPolicyAlgorithm, n_updates: int, *, pictures: bool = False, states: Any = None):
         self.model = model
         self.n_updates = n_updates
+        self.wants_pictures = pictures
+        self.states = states
 
     def prepare(self) -> None:
         """Keep a copy of the policy, and the rollout."""
@@ -127,6 +126,8 @@ class OtherUpdate:
         self.before = seen_as_ours(model, copy_of(model.policy))
         with nothing_drawn():
             self.batch = self.before._full_batch()
+            if self.wants_pictures:
+                self.watched = WatchedStates(self.before, self.states)
         self.explained_variance = explained_by_values(model.rollout_buffer)
         if not self.before._observations_are_normalized():
             spread = observation_spread(model.rollout_buffer)
@@ -134,7 +135,7 @@ class OtherUpdate:
 
     def measure(self) -> None:
         """Measure the update on every state of its rollout."""
-        after = seen_as_ours(self.model, copy_of(self.model.policy))
+        self.after = after = seen_as_ours(self.model, copy_of(self.model.policy))
         with nothing_drawn():
             self.measured = measure(self.before, after, self.batch, clip_range_of(self.model))
         log_std = getattr(after.policy, "log_std", None)
@@ -156,7 +157,31 @@ class OtherUpdate:
 
     def pictures(self) -> Pictures:
         """Return what the pictures need."""
-        return (), ()
+        if not self.wants_pictures or self.measured is None:
+            return (), ()
+        limit = limit_of(self.model)
+        with nothing_drawn():
+            states = self.watched.compare(self.after, n_updates=self.n_updates, max_kl=limit)
+            plane = self._plane(limit)
+        return (states,), () if plane is None else (plane,)
+
+    def _plane(self, limit: float) -> SliceRecord | None:
+        """Measure the plane of the natural gradient and the step that was taken."""
+        assert self.measured is not None
+        few = sample(self.batch, affordable(self.model.observation_space))
+        with self.before._update_of_the_policy():
+            parameters = actor_parameters(self.before, few)
+            problem = plain_problem(self.before, few, parameters)
+            return slice_with_step(
+                problem,
+                step_between(self.before, self.after, parameters),
+                max_kl=self.measured[0].mean_kl if math.isnan(limit) else limit,
+                damping=self.before._now("cg_damping"),
+                n_updates=self.n_updates,
+                algorithm=name_of(self.model),
+                has_limit=not math.isnan(limit),
+                n_states=len(few.weights),
+            )
 
 
 def record_from_outside(model: OnPolicyAlgorithm, n_updates: int, **known: Any) -> UpdateRecord:

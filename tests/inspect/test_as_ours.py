@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_trpo import TRPO
-from sb3_trpo.inspect.as_ours import clip_range_of, limit_of, nothing_drawn, seen_as_ours
+from sb3_trpo.inspect.as_ours import clip_range_of, limit_of, name_of, nothing_drawn, seen_as_ours
 from sb3_trpo.inspect.policy_copies import copy_of
 from tests.other_algorithms import OTHERS
 from tests.small_models import small_model
@@ -61,6 +61,12 @@ def test_limit_is_in_nats_for_the_whole_action() -> None:
     assert limit_of(OTHERS["contrib-trpo-multi_binary"](target_kl=0.02)) == pytest.approx(0.06)
     assert limit_of(small_model(target_kl=0.02)) == 0.02
     assert np.isnan(limit_of(OTHERS["ppo-limited"]())) and np.isnan(limit_of(OTHERS["a2c"]()))
+
+
+def test_names() -> None:
+    """Two algorithms are called TRPO."""
+    assert name_of(small_model()) == "TRPO" and name_of(OTHERS["contrib-trpo"]()) == "sb3_contrib.TRPO"
+    assert name_of(OTHERS["two-optimizers"]()) == "TwoOptimizers"
 
 
 def test_clip_range_is_that_of_the_last_update() -> None:

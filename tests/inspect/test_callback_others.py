@@ -14,7 +14,7 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import CallbackList, ConvertCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trpo.inspect import TrustRegionRecorder, read_run
+from sb3_trpo.inspect import TrustRegionRecorder, figures_of, read_run
 from sb3_trpo.inspect.run_files import UpdateRecord
 from tests.other_algorithms import OTHERS
 from tests.small_models import RandomEnv, changed, make_env, monitored, policy_state, small_model
@@ -45,6 +45,37 @@ def test_run_is_the_same_with_the_recorder_and_told_whole(name: str, tmp_path: P
         assert math.isnan(update.entropy) == (name == "ppo-gsde-squashed")
         assert math.isnan(update.std) == (not hasattr(OTHERS[name]().policy, "log_std"))
     assert any(update.accepted for update in run.updates)
+
+
+@pytest.mark.parametrize(
+    "name", ["ppo", "ppo-dict", "ppo-gsde", "a2c", "contrib-trpo", "maskable-ppo", "recurrent-ppo", "two-optimizers"]
+)
+def test_pictures_leave_the_run_as_it_is_and_hold_the_step_that_was_taken(name: str, tmp_path: Path) -> None:
+    """The plane's new policy has the KL and the gain that were measured of the update; the states have its mean KL."""
+    plain, watched = OTHERS[name]().learn(3 * 64), OTHERS[name]()
+    watched.learn(3 * 64, callback=TrustRegionRecorder(tmp_path, pictures_every=2))
+    assert not changed(policy_state(plain), policy_state(watched))  # type: ignore[arg-type]
+    run = read_run(tmp_path)
+    update = run.updates[1]
+    (states,), (plane,) = run.states, run.slices
+    assert states.n_updates == plane.n_updates == 2 and plane.algorithm == update.algorithm
+    assert states.kl.mean() == pytest.approx(update.mean_kl, rel=1e-2, abs=1e-7)
+    assert len(plane.step) == 2 and plane.candidates == () and plane.n_states == len(states.kl) == 64
+    assert plane.step_kl == pytest.approx(update.mean_kl, rel=2e-2, abs=1e-7)
+    assert plane.step_gain == pytest.approx(update.surrogate_gain, rel=2e-2, abs=1e-6)
+    assert plane.max_kl == pytest.approx(update.max_kl if plane.has_limit else update.mean_kl, rel=1e-4)
+    assert plane.has_limit == (name == "contrib-trpo")
+    # By the quadratic model the natural step has δ
+    assert plane.natural_kl == pytest.approx(plane.max_kl, rel=0.5)
+
+
+def test_chosen_states_of_another_algorithm_are_told(tmp_path: Path) -> None:
+    """Beside those of its rollout; figures come of all that was kept."""
+    states = np.zeros((2, 3), np.float32)
+    OTHERS["ppo"]().learn(64, callback=TrustRegionRecorder(tmp_path, pictures_every=1, states=states))
+    run = read_run(tmp_path)
+    assert [change.label for change in run.states[0].changes][2:] == ["chosen state 1", "chosen state 2"]
+    assert [name for name, _ in figures_of(run)] == ["bubble", "bars", "kl_per_state"]
 
 
 def test_names_and_returns_of_other_algorithms(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """What is measured around an update is what there is to measure, and measuring changes nothing."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo import TRPO
-from sb3_trpo.inspect import change_of_probabilities, inspect_model, slice_of
+from sb3_trpo.inspect import change_of_probabilities, inspect_model
 from sb3_trpo.inspect.probe import sample
-from sb3_trpo.trust_region import trust_region_step
-from tests.cases import QuadraticProblem, normal, spd_matrix
 from tests.small_models import EVERY_CASE, MULTI_BINARY, MULTI_DISCRETE, changed, make_env, policy_state, small_model
 
 # One of each kind of action, observation and number of environments
@@ -33,47 +30,6 @@ KINDS = (
 
 
 # What is measured
-
-
-@pytest.fixture(params=["gradient", "random"])
-def quadratic(request: pytest.FixtureRequest) -> Iterator[tuple[QuadraticProblem, str]]:
-    """A problem whose models are exact; with the identity for Fisher matrix the gradient is the natural gradient."""
-    eigenvalues = th.ones(12, dtype=th.float64) if request.param == "random" else th.logspace(-1, 1, 12, dtype=th.float64)
-    yield QuadraticProblem(spd_matrix(eigenvalues, seed=1), normal(12, seed=2)), request.param
-
-
-def test_slice_of_a_quadratic_problem_is_the_unit_circle(quadratic: tuple[QuadraticProblem, str]) -> None:
-    """Where the quadratic model is exact, KL is δ (x² + y²), the gain rises along x, and the gradient lies in the plane."""
-    problem, second_direction = quadratic
-    before = [parameter.detach().clone() for parameter in problem.parameters]
-    step = trust_region_step(problem, max_kl=0.02, damping=0.0, cg_max_iterations=50, cg_relative_tolerance=1e-12)
-    for parameter, start in zip(problem.parameters, before, strict=True):
-        parameter.data.copy_(start)
-    plane = slice_of(problem, step, max_kl=0.02, n_updates=3, n_points=7)
-    assert plane is not None and plane.second_direction == second_direction
-    x, y = np.meshgrid(plane.fractions, plane.fractions)
-    np.testing.assert_allclose(plane.kl, 0.02 * (x**2 + y**2), rtol=1e-6, atol=1e-12)
-    np.testing.assert_allclose(plane.gain, step.full_step_gain * x, rtol=1e-6, atol=1e-12)
-    assert all(th.equal(parameter, start) for parameter, start in zip(problem.parameters, before, strict=True))
-    # The plain gradient, scaled to the length of the full step, by a definition of its own
-    full_step = th.linalg.solve(problem.fisher, problem.gradient)
-    full_step *= math.sqrt(0.04 / float(full_step @ problem.fisher @ full_step))
-    plain = problem.gradient * (full_step.norm() / problem.gradient.norm())
-    assert plane.gradient_step_kl == pytest.approx(0.5 * float(plain @ problem.fisher @ plain), rel=1e-6)
-    assert 0.02 * float(np.square(plane.gradient_step).sum()) == pytest.approx(plane.gradient_step_kl, rel=1e-6)
-
-
-def test_slice_needs_a_direction() -> None:
-    """Where no direction was found, or there is no second one, there is no plane to draw."""
-    flat = QuadraticProblem(spd_matrix(th.ones(3, dtype=th.float64), seed=1), th.zeros(3, dtype=th.float64))
-    assert slice_of(flat, trust_region_step(flat, max_kl=0.01, damping=0.1), max_kl=0.01, n_updates=1) is None
-
-    class Line(QuadraticProblem):
-        def __init__(self) -> None:
-            super().__init__(th.eye(1, dtype=th.float64), th.ones(1, dtype=th.float64))
-
-    line = Line()
-    assert slice_of(line, trust_region_step(line, max_kl=0.01, damping=0.1), max_kl=0.01, n_updates=1) is None
 
 
 def test_slice_of_a_model_holds_what_the_line_search_measured() -> None:

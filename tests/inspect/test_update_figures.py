@@ -80,6 +80,44 @@ def test_bubble_copes_with_a_gradient_far_away_and_with_what_is_not_finite(monke
     assert "random direction" in assert_legible(draw_bubble(plane), monkeypatch)
 
 
+def test_bubble_of_another_algorithm_draws_where_it_ended_and_where_the_natural_gradient_leads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both with their KL and gain; δ is said to be that of the update, or the limit where there is one."""
+    plane = exact_plane(
+        candidates=(), gradient_step=(), gradient_step_kl=math.nan, second_direction="step", algorithm="PPO", has_limit=False
+    )._replace(step=(0.6, 0.8), step_kl=0.0101, step_gain=0.06, natural_kl=0.0099, natural_gain=0.1)
+    figure = draw_bubble(plane)
+    text = assert_legible(figure, monkeypatch)
+    assert "The step of PPO, update 7" in text and "along the step taken" in text and "plain gradient" not in text
+    assert "that of the update" in text and "new policy,\nKL 0.01, gain 0.06" in text
+    assert "full natural step,\nKL 0.0099, gain 0.1" in text
+    lines: dict[str, Any] = {str(line.get_label()).split(",")[0]: line for line in figure.axes[0].lines}
+    assert list(*zip(*lines["new policy"].get_data(), strict=True)) == [0.6, 0.8]
+    assert list(*zip(*lines["full natural step"].get_data(), strict=True)) == [1.0, 0.0]
+    limited = assert_legible(draw_bubble(plane._replace(has_limit=True, algorithm="sb3_contrib.TRPO")), monkeypatch)
+    assert "that of the update" not in limited
+    assert "10 full steps away" in assert_legible(draw_bubble(plane._replace(step=(6.0, 8.0))), monkeypatch)
+
+
+def test_colours_have_round_numbers_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the largest gain is."""
+    plane = exact_plane()
+    for factor in (0.0437, 3.14, 1e-4):
+        text = assert_legible(draw_bubble(plane._replace(gain=plane.gain * factor)), monkeypatch)
+        numbers = text.split("measured gain")[0].split("\n")[-6:]
+        assert all(len(number.lstrip("-").replace(".", "").lstrip("0").split("e")[0]) <= 2 for number in numbers), numbers
+    raw = draw_bubble(plane._replace(gain_unit="units of the return"))
+    assert "[units of the return]" in assert_legible(raw, monkeypatch)
+
+
+def test_states_without_a_limit_have_nothing_to_compare_with(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PPO keeps none: the KL is told in nats alone."""
+    states = run.states[-1]._replace(max_kl=math.nan)
+    for figure in (draw_kl_histogram(states), draw_bars(states.changes, states.max_kl)):
+        assert "δ" not in assert_legible(figure, monkeypatch)
+
+
 def test_bars_of_the_two_examples_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """0.2 to 0.6 is three times as likely and 33 δ, 0.2 to 0.25 stays within δ."""
     changes = [

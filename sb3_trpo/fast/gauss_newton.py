@@ -217,9 +217,11 @@ class GaussNewtonFisher:
         self.chunks = chunks
         self.parameters = parameters
         self.position = {parameter: i for i, parameter in enumerate(parameters)}
-        first_trainable = [stage.weight in self.position or stage.bias in self.position for stage in stages].index(True)
+        moved = (i for i, stage in enumerate(stages) if stage.weight in self.position or stage.bias in self.position)
         # Nothing before the first trainable stage has a tangent, or needs a cotangent
-        self.first_trainable = first_trainable
+        self.first_trainable = next(moved, len(stages))
+        # Whether there is something before the first stage that needs a cotangent
+        self.reaches_below = False
         self.kept: dict[int, _Tape] = {}
         self.bytes_left = KEPT_BYTES
 
@@ -249,9 +251,10 @@ class GaussNewtonFisher:
             self.kept[index] = tape
         return tape
 
-    def _push_forward(self, chunk: Batch, tape: _Tape, tangents: list[th.Tensor]) -> th.Tensor:
-        """Return J v for the outputs of a chunk, shape (n, n_outputs)."""
-        tangent: th.Tensor | None = None
+    def _push_forward(
+        self, chunk: Batch, tape: _Tape, tangents: list[th.Tensor], tangent: th.Tensor | None = None
+    ) -> th.Tensor:
+        """Return J v for the outputs of a chunk, shape (n, n_outputs), given the tangent of the first stage's inputs."""
         for i in range(self.first_trainable, len(self.stages)):
             affine, weight, bias, activation = self.stages[i]
             inputs = self._input(chunk, tape.hidden, i)
@@ -263,8 +266,8 @@ class GaussNewtonFisher:
         assert tangent is not None
         return tangent
 
-    def _pull_back(self, chunk: Batch, tape: _Tape, cotangent: th.Tensor, result: list[th.Tensor]) -> None:
-        """Add Jᵀ u to the result, for a cotangent u of the outputs of a chunk."""
+    def _pull_back(self, chunk: Batch, tape: _Tape, cotangent: th.Tensor, result: list[th.Tensor]) -> th.Tensor:
+        """Add Jᵀ u to the result, for a cotangent u of the outputs of a chunk; return that of the last inputs reached."""
         for i in reversed(range(self.first_trainable, len(self.stages))):
             affine, weight, bias, activation = self.stages[i]
             if i < len(tape.hidden):
@@ -273,7 +276,7 @@ class GaussNewtonFisher:
                 affine,
                 self._input(chunk, tape.hidden, i),
                 cotangent,
-                to_inputs=i > self.first_trainable,
+                to_inputs=i > self.first_trainable or self.reaches_below,
                 to_weight=weight in self.position,
             )
             if to_weight is not None:
@@ -282,6 +285,7 @@ class GaussNewtonFisher:
                 result[self.position[bias]] += cotangent.sum(dim=[d for d in range(cotangent.dim()) if d != 1])
             if to_inputs is not None:
                 cotangent = to_inputs
+        return cotangent
 
     @th.no_grad()
     def product(self, vector: th.Tensor) -> th.Tensor:
@@ -314,12 +318,31 @@ def agrees(
     :param distribution: there
     :param action_masks: which actions it was told to be possible
     """
-    output = run(policy, stages, observations)
+    latent = run(policy, stages[:-1], observations).flatten(1)
+    return is_made_of(policy, latent, run(policy, stages, observations), distribution, action_masks)
+
+
+@th.no_grad()
+def is_made_of(
+    policy: ActorCriticPolicy,
+    latent: th.Tensor,
+    output: th.Tensor,
+    distribution: Distribution,
+    action_masks: th.Tensor | None,
+) -> bool:
+    """
+    Whether a distribution is the policy's own for these outputs of its network, up to rounding.
+
+    :param policy: the policy
+    :param latent: what its last layer is given, shape (n, n_latent)
+    :param output: what that gives, shape (n, n_outputs)
+    :param distribution: for the same states
+    :param action_masks: which actions it was told to be possible
+    """
     if type(distribution) not in (type(policy.action_dist), kind_of(policy)):
         return False
     inner: Any = getattr(distribution, "distribution", None)
     if isinstance(distribution, StateDependentNoiseDistribution):
-        latent = run(policy, stages[:-1], observations).flatten(1)
         as_written = not is_plain_gsde(policy) or is_as_read(inner.variance, _gsde_variance(policy, latent))
         return is_as_read(inner.mean, output) and as_written
     if isinstance(distribution, DiagGaussianDistribution):
@@ -367,13 +390,25 @@ def gauss_newton_fisher(
     stages = actor_of(policy, chunks[0], distribution_of)
     if stages is None:
         return None
+    covered = {parameter for stage in stages for parameter in (stage.weight, stage.bias)}
+    if not covers(policy, stages, parameters, covered):
+        return None
+    return GaussNewtonFisher(policy, stages, chunks, parameters).product
+
+
+def covers(policy: ActorCriticPolicy, stages: list[Stage], parameters: Parameters, covered: set[nn.Parameter]) -> bool:
+    """
+    Whether the Fisher matrix in some parameters is written out here.
+
+    :param policy: the policy
+    :param stages: what its outputs are made by in the end
+    :param parameters: the variables
+    :param covered: parameters of the network whose derivative is written out
+    """
     log_std = getattr(policy, "log_std", None)
     if isinstance(policy.action_dist, StateDependentNoiseDistribution):
         if not is_plain_gsde(policy):
-            return None
+            return False
     elif log_std is not None and log_std.shape != stages[-1].bias.shape:
-        return None  # one deviation of several actions
-    covered = {parameter for stage in stages for parameter in (stage.weight, stage.bias)}
-    if not covered.intersection(parameters) or not set(parameters) <= covered | {log_std}:
-        return None
-    return GaussNewtonFisher(policy, stages, chunks, parameters).product
+        return False  # one deviation of several actions
+    return not covered.isdisjoint(parameters) and set(parameters) <= covered | {log_std}

@@ -91,14 +91,18 @@ def read_stages(modules: Iterable[nn.Module]) -> list[Stage] | None:
 
 def is_as_sb3(policy: BasePolicy, *methods: str) -> bool:
     """Whether a policy does as a class that is known does: none of these methods is overridden, and nothing hooked."""
-    own, known = type(policy), next((kind for kind in KNOWN_POLICIES if isinstance(policy, kind)), None)
-    if known is None:
-        return False
+    known = next((kind for kind in KNOWN_POLICIES if isinstance(policy, kind)), None)
+    return known is not None and is_as(policy, known, *methods)
+
+
+def is_as(policy: BasePolicy, known: type[BasePolicy], *methods: str) -> bool:
+    """Whether a policy does as a class does: none of these methods is overridden, and nothing hooked."""
+    own = type(policy)
     unchanged = (getattr(own, name) is getattr(known, name) and name not in vars(policy) for name in methods)
-    return all(unchanged) and _is_plain(policy)
+    return isinstance(policy, known) and all(unchanged) and _is_plain(policy)
 
 
-def _layers(net: nn.Module) -> Iterator[nn.Module]:
+def layers_of(net: nn.Module) -> Iterator[nn.Module]:
     """Yield what is applied one after the other; of anything but a plain container itself."""
     if type(net) is nn.Sequential:
         yield from net
@@ -113,7 +117,7 @@ def only_joins(extractor: nn.Module) -> bool:
 
 def _extractor_modules(extractor: nn.Module) -> Iterator[nn.Module]:
     if type(extractor) is NatureCNN:
-        yield from (*_layers(extractor.cnn), *_layers(extractor.linear))
+        yield from (*layers_of(extractor.cnn), *layers_of(extractor.linear))
     elif type(extractor) is not FlattenExtractor and not only_joins(extractor):
         yield extractor  # no stage can be read from it
 
@@ -126,7 +130,7 @@ def _chain(policy: ActorCriticPolicy, extractor: str, net: str, head: str) -> li
     ):
         return None
     nets = (getattr(policy.mlp_extractor, net), getattr(policy, head))
-    return read_stages([*_extractor_modules(getattr(policy, extractor)), *_layers(nets[0]), nets[1]])
+    return read_stages([*_extractor_modules(getattr(policy, extractor)), *layers_of(nets[0]), nets[1]])
 
 
 def read_actor(policy: ActorCriticPolicy) -> list[Stage] | None:

@@ -11,13 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 
 from sb3_trpo.fast import lstm
-from sb3_trpo.fast.elementwise import apply
 from sb3_trpo.fast.gauss_newton import CLOSED_FORM, N_COMPARED, GaussNewtonFisher, covers, is_made_of
 from sb3_trpo.fast.masks import kind_of
-from sb3_trpo.fast.network import Stage, layers_of, network_input, only_joins, read_stages
+from sb3_trpo.fast.network import Network, network_input, read_network
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
 
@@ -35,29 +33,25 @@ class _Through(NamedTuple):
     outputs: th.Tensor
 
 
-def read_head(policy: Any) -> list[Stage] | None:
-    """Read what follows the LSTM of the actor, if it is a chain and the LSTM is covered; ``None`` otherwise."""
-    extractor = policy.pi_features_extractor
-    if (
-        not lstm.is_covered(policy.lstm_actor)
-        or not (type(extractor) is FlattenExtractor or only_joins(extractor))
-        or type(policy.mlp_extractor) is not MlpExtractor
-    ):
+def read_around(policy: Any) -> Network | None:
+    """Read what is before and after the actor's LSTM, if nothing is learned before it, and it is covered."""
+    if not lstm.is_covered(policy.lstm_actor) or any(True for _ in policy.pi_features_extractor.parameters()):
         return None
-    return read_stages([*layers_of(policy.mlp_extractor.policy_net), policy.action_net])
+    return read_network(policy, "pi_features_extractor", "policy_net", "action_net")
 
 
-def sequences_of(policy: Any, chunk: Any) -> tuple[lstm.Sequences, np.ndarray]:
+def sequences_of(policy: Any, network: Network, chunk: Any) -> tuple[lstm.Sequences, np.ndarray]:
     """
     Run the actor's LSTM over sequences.
 
     :param policy: the policy
+    :param network: what is around it
     :param chunk: a batch of sequences
     :return: what the run leaves, and where among the rows of the padded sequences the transitions are
     """
     weights = lstm.weights_of(policy.lstm_actor)
     padded = chunk.padded()
-    features = network_input(policy, padded.observations).flatten(1).numpy().astype(weights[0].dtype, copy=False)
+    features = network_input(policy, network, padded.observations).flatten(1).numpy().astype(weights[0].dtype, copy=False)
     inputs = features.reshape(len(chunk.lengths), -1, features.shape[1]).swapaxes(0, 1)
     hidden, cell = (part[0].numpy().astype(weights[0].dtype) for part in chunk.states.pi)
     return lstm.run(weights, np.ascontiguousarray(inputs), (hidden, cell)), padded.rows.numpy()
@@ -71,62 +65,61 @@ def outputs_of(sequences: lstm.Sequences, rows: np.ndarray) -> th.Tensor:
 
 class LstmFisher(GaussNewtonFisher):
     """
-    Fisher products of a policy whose actor is an LSTM and a chain of stages after it; see :func:`lstm_fisher`.
+    Fisher products of a policy whose actor is an LSTM and stages after it; see :func:`lstm_fisher`.
 
     :param policy: the policy, with the parameters θ_old for as long as products are made
-    :param stages: what follows the LSTM
+    :param network: what is around the LSTM
     :param chunks: batches of sequences
     :param parameters: the actor's trainable parameters: the variables, in the order of the vectors
     """
 
-    def __init__(self, policy: Any, stages: list[Stage], chunks: Sequence[Any], parameters: Parameters):
-        super().__init__(policy, stages, chunks, parameters)
+    def __init__(self, policy: Any, network: Network, chunks: Sequence[Any], parameters: Parameters):
+        super().__init__(policy, network, chunks, parameters)
         self.weights = lstm.weights_of(policy.lstm_actor)
         self.of_lstm = lstm.parameters_of(policy.lstm_actor)
-        self.reaches_below = any(parameter in self.position for parameter in self.of_lstm)
-        if self.reaches_below:
-            self.first_trainable = 0
-        self.through: dict[int, _Through] = {}
-        self.latest: tuple[Any, _Through] | None = None
+        self.is_lstm_moving = any(parameter in self.position for parameter in self.of_lstm)
+        self.runs: dict[int, _Through] = {}
+        self.now: _Through | None = None
 
     def _through(self, chunk: Any) -> _Through:
         """Return what a run over a chunk leaves, from memory where it fits in there."""
-        if id(chunk) in self.through:
-            return self.through[id(chunk)]
-        if self.latest is None or self.latest[0] is not chunk:
-            sequences, rows = sequences_of(self.policy, chunk)
-            outputs = outputs_of(sequences, rows)
-            through = _Through(lstm.Derivative(self.weights, sequences), rows, outputs)
-            self.latest = (chunk, through)
-            if sequences.nbytes <= self.bytes_left:
-                self.bytes_left -= sequences.nbytes
-                self.through[id(chunk)] = through
-        return self.latest[1]
+        if id(chunk) in self.runs:
+            return self.runs[id(chunk)]
+        sequences, rows = sequences_of(self.policy, self.network, chunk)
+        run = _Through(lstm.Derivative(self.weights, sequences), rows, outputs_of(sequences, rows))
+        if sequences.nbytes <= self.bytes_left:
+            self.bytes_left -= sequences.nbytes
+            self.runs[id(chunk)] = run
+        return run
 
-    def _input(self, chunk: Any, hidden: list[th.Tensor], i: int) -> th.Tensor:
-        return self._through(chunk).outputs if i == 0 else super()._input(chunk, hidden, i)
+    def _given(self, chunk: Any) -> dict[str, th.Tensor]:
+        self.now = self._through(chunk)
+        return {"": self.now.outputs}
 
-    def _push_forward(self, chunk: Any, tape: Any, tangents: list[th.Tensor], tangent: th.Tensor | None = None) -> th.Tensor:
-        if self.reaches_below:
-            through = self._through(chunk)
+    def _push_forward(self, given: dict[str, th.Tensor], tape: Any, tangents: list[th.Tensor]) -> th.Tensor:
+        assert self.now is not None
+        moved: th.Tensor | None = None
+        if self.is_lstm_moving:
             own = [tangents[self.position[p]] if p in self.position else th.zeros_like(p) for p in self.of_lstm]
             w, u, b, d = (part.contiguous().numpy() for part in own)
-            moved = through.derivative.push_forward((w, u, b, d)).swapaxes(0, 1)
-            tangent = th.from_numpy(moved.reshape(-1, moved.shape[2])[through.rows])
-        return super()._push_forward(chunk, tape, tangents, tangent)
+            hidden = self.now.derivative.push_forward((w, u, b, d)).swapaxes(0, 1)
+            moved = th.from_numpy(hidden.reshape(-1, hidden.shape[2])[self.now.rows])
+        tangent = self.trunk.push_forward(given[""], tape.trunk, tangents, moved)
+        assert tangent is not None
+        return tangent
 
-    def _pull_back(self, chunk: Any, tape: Any, cotangent: th.Tensor, result: list[th.Tensor]) -> th.Tensor:
-        cotangent = super()._pull_back(chunk, tape, cotangent, result)
-        if self.reaches_below:
-            through = self._through(chunk)
-            length, n, size = through.derivative.before.shape
-            padded = np.zeros((n * length, size), self.weights[0].dtype)
-            padded[through.rows] = cotangent.numpy()
-            parts = through.derivative.pull_back(np.ascontiguousarray(padded.reshape(n, length, size).swapaxes(0, 1)))
-            for parameter, part in zip(self.of_lstm, parts, strict=True):
-                if parameter in self.position:
-                    result[self.position[parameter]] += th.from_numpy(part)
-        return cotangent
+    def _pull_back(self, given: dict[str, th.Tensor], tape: Any, cotangent: th.Tensor, result: list[th.Tensor]) -> None:
+        assert self.now is not None
+        of_outputs = self.trunk.pull_back(given[""], tape.trunk, cotangent, result, to_inputs=self.is_lstm_moving)
+        if of_outputs is None:
+            return
+        length, n, size = self.now.derivative.before.shape
+        padded = np.zeros((n * length, size), self.weights[0].dtype)
+        padded[self.now.rows] = of_outputs.numpy()
+        parts = self.now.derivative.pull_back(np.ascontiguousarray(padded.reshape(n, length, size).swapaxes(0, 1)))
+        for parameter, part in zip(self.of_lstm, parts, strict=True):
+            if parameter in self.position:
+                result[self.position[parameter]] += th.from_numpy(part)
 
 
 @th.no_grad()
@@ -145,18 +138,13 @@ def lstm_fisher(
     :return: the product, ``None`` for what is not covered: several layers, projections, both directions, features that are
         learned, other networks after the LSTM, distributions of the user's own
     """
-    stages = read_head(policy)
-    if stages is None or kind_of(policy) not in CLOSED_FORM:
+    network = read_around(policy)
+    if network is None or kind_of(policy) not in CLOSED_FORM:
         return None
-    of_lstm = lstm.parameters_of(policy.lstm_actor)
-    covered = {parameter for stage in stages for parameter in (stage.weight, stage.bias)}.union(of_lstm)
+    if not covers(policy, network, parameters, lstm.parameters_of(policy.lstm_actor)):
+        return None
     few = chunks[0].few(N_COMPARED)
-    latent, output = outputs_of(*sequences_of(policy, few)), th.empty(0)
-    for i, stage in enumerate(stages):
-        output = apply(stage.activation, stage.affine(latent))
-        latent = latent if i == len(stages) - 1 else output
-    if not covers(policy, stages, parameters, covered):
+    outputs = outputs_of(*sequences_of(policy, network, few))
+    if not is_made_of(policy, network, outputs, distribution_of(few), few.action_masks):
         return None
-    if not is_made_of(policy, latent, output, distribution_of(few), few.action_masks):
-        return None
-    return LstmFisher(policy, stages, chunks, parameters).product
+    return LstmFisher(policy, network, chunks, parameters).product

@@ -29,7 +29,7 @@ from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
 from sb3_trpo.fast.elementwise import in_place
 from sb3_trpo.fast.gauss_newton import CLOSED_FORM, N_COMPARED, agrees, is_plain_gsde
 from sb3_trpo.fast.masks import kind_of, masked_array
-from sb3_trpo.fast.network import Stage, is_as_read, is_as_sb3, is_quicker_on_gpu, read_actor, read_critic, run
+from sb3_trpo.fast.network import Network, is_as_read, is_as_sb3, is_quicker_on_gpu, read_actor, read_critic, run
 from sb3_trpo.fast.numpy_layers import forward
 from sb3_trpo.guards.left_graphs import drop_graphs
 from sb3_trpo.rollout import EVALUATION_ROWS, Acted, Critic, Observations, is_sb3s_own, rows_of
@@ -136,7 +136,10 @@ class _Parts:
         held += [module._modules for module in (policy.pi_features_extractor, *joined)]
         self.places: list[tuple[Any, str, object]] = [(vars(policy), "action_dist", policy.action_dist)]
         self.places += [(modules, name, module) for modules in held for name, module in modules.items()]
-        owned: list[dict[str, Any]] = [layer._parameters for layer in layers]
+        # What an extractor of the user's own may look at
+        extractor = vars(policy.pi_features_extractor)
+        self.places += [(extractor, name, value) for name, value in extractor.items()]
+        owned: list[dict[str, Any]] = [layer._parameters for layer in (*layers, *joined)]
         owned.append(policy._parameters)  # the standard deviation
         self.places += [(parameters, name, p) for parameters in owned for name, p in parameters.items()]
         held_parameters = [p for parameters in owned for p in parameters.values() if p is not None]
@@ -319,11 +322,12 @@ class _Forward:
     """
     A perceptron in NumPy, in the memory of its torch twin.
 
-    :param stages: the layers
+    :param network: the layers
     :param more: other parameters that are read along with them
     """
 
-    def __init__(self, stages: list[Stage], more: Sequence[nn.Parameter] = ()):
+    def __init__(self, network: Network, more: Sequence[nn.Parameter] = ()):
+        stages = network.stages
         self.layers = [(stage.affine, in_place(stage.activation)) for stage in stages]
         self.read = _reader([parameter for stage in stages for parameter in (stage.weight, stage.bias)] + [*more])
 
@@ -358,25 +362,25 @@ class _NumpyActor:
     A GPU takes a millisecond to start its kernels.
 
     :param policy: the policy
-    :param stages: its actor
+    :param network: its actor
     :param n_envs: number of environments
     :param distribution: how actions are drawn from the outputs
     """
 
     draws_in_torch = False
 
-    def __init__(self, policy: ActorCriticPolicy, stages: list[Stage], n_envs: int, distribution: Any):
+    def __init__(self, policy: ActorCriticPolicy, network: Network, n_envs: int, distribution: Any):
         self.policy = policy
         self.parts = _Parts(policy)
         self.n_envs = n_envs
         self.shape = (n_envs, *(policy.action_space.shape or ()))
         self.distribution = distribution
         self.has_std = isinstance(distribution, _Gaussian | _StateDependent)
-        self.encode = _encoder(policy)
-        self.forward = _Forward(stages, [policy.log_std] if self.has_std else [])
+        self.encode = _encoder(policy, network)
+        self.forward = _Forward(network, [policy.log_std] if self.has_std else [])
         # Outputs, log_std and actions of steps whose log-probabilities are not computed yet: as many as stay in the cache
         self.acted: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]] = []
-        self.most_acted = max(1, LOG_PROB_BLOCK // (n_envs * len(stages[-1].bias)))
+        self.most_acted = max(1, LOG_PROB_BLOCK // (n_envs * len(network.stages[-1].bias)))
         self.known: list[np.ndarray] = []
         self.distribution_left = vars(policy.action_dist)
         self.left = self.distribution_left.get("distribution")
@@ -415,9 +419,9 @@ class _NumpyActor:
         return np.concatenate(self.known) if self.known else np.empty((0, self.n_envs), np.float32)
 
 
-def _encoder(policy: ActorCriticPolicy) -> Callable[[Observations, int], np.ndarray]:
+def _encoder(policy: ActorCriticPolicy, network: Network) -> Callable[[Observations, int], np.ndarray]:
     """Return what makes of n observations what the first layer is given, float32, shape (n, n_inputs)."""
-    space, extractor = policy.observation_space, policy.pi_features_extractor
+    space = policy.observation_space
     if isinstance(space, spaces.Discrete):
         start, one_hot = int(space.start), np.eye(int(space.n), dtype=np.float32)
 
@@ -428,8 +432,7 @@ def _encoder(policy: ActorCriticPolicy) -> Callable[[Observations, int], np.ndar
             return one_hot[numbers]
 
         return encoded
-    # In the order in which the policy joins what is there
-    keys = list(extractor.extractors) if isinstance(space, spaces.Dict) else []  # type: ignore[arg-type]
+    keys = list(network.branches)
 
     def joined(observations: Any, n: int) -> np.ndarray:
         if isinstance(observations, np.ndarray):
@@ -439,13 +442,14 @@ def _encoder(policy: ActorCriticPolicy) -> Callable[[Observations, int], np.ndar
     return joined
 
 
-def _covers_in_numpy(policy: ActorCriticPolicy, stages: list[Stage] | None, n: int) -> bool:
+def _covers_in_numpy(policy: ActorCriticPolicy, network: Network | None, n: int) -> bool:
     """Whether a network is a perceptron on vectors or numbers of states, and quicker in NumPy for n inputs at a time."""
-    space = policy.observation_space
-    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    if network is None or network.learns_before_joint():
+        return False
+    space, stages = policy.observation_space, network.stages
+    parts = [space[key] for key in network.branches] if isinstance(space, spaces.Dict) else [space]
     return (
-        stages is not None
-        and (isinstance(space, spaces.Discrete) or all(isinstance(part, spaces.Box) for part in parts))
+        (isinstance(space, spaces.Discrete) or all(isinstance(part, spaces.Box) for part in parts))
         and not (policy.normalize_images and any(map(is_image_space, parts)))
         and not any(isinstance(stage.affine, nn.Conv2d) for stage in stages)
         and all(stage.weight.dtype == stage.bias.dtype == th.float32 for stage in stages)
@@ -456,15 +460,15 @@ def _covers_in_numpy(policy: ActorCriticPolicy, stages: list[Stage] | None, n: i
 @th.no_grad()
 def _numpy_critic(policy: ActorCriticPolicy, observations: Observations) -> Critic | None:
     """Return what gives values, ``None`` where the critic is not covered, or is not what was read of it."""
-    stages = read_critic(policy)
-    if stages is None or not _covers_in_numpy(policy, stages, min(_count(observations), EVALUATION_ROWS)):
+    network = read_critic(policy)
+    if network is None or not _covers_in_numpy(policy, network, min(_count(observations), EVALUATION_ROWS)):
         return None
     few: Any = obs_as_tensor(rows_of(observations, slice(N_COMPARED)), policy.device)
-    if not is_as_read(policy.predict_values(few), run(policy, stages, few)):
+    if not is_as_read(policy.predict_values(few), run(policy, network, few)):
         return None
-    network, encode = _Forward(stages), _encoder(policy)
-    arrays = network.read()
-    return lambda rows: network(encode(rows, _count(rows)), arrays)[1].ravel()
+    evaluate, encode = _Forward(network), _encoder(policy, network)
+    arrays = evaluate.read()
+    return lambda rows: evaluate(encode(rows, _count(rows)), arrays)[1].ravel()
 
 
 def _count(observations: Observations) -> int:
@@ -481,7 +485,7 @@ _AS_SB3 = {
 
 
 @th.no_grad()
-def _acts_as_sb3(policy: ActorCriticPolicy, stages: list[Stage], observations: Observations | None) -> bool:
+def _acts_as_sb3(policy: ActorCriticPolicy, network: Network, observations: Observations | None) -> bool:
     """Whether the policy makes its distribution of the chain's output, and samples it, as SB3 does: both may be patched."""
     distribution = policy.action_dist
     own = {name for kind, name in _AS_SB3 if kind is type(distribution) and getattr(kind, name) is not _AS_SB3[kind, name]}
@@ -490,20 +494,21 @@ def _acts_as_sb3(policy: ActorCriticPolicy, stages: list[Stage], observations: O
     if observations is None:
         return True
     few: Any = obs_as_tensor(rows_of(observations, slice(N_COMPARED)), policy.device)
-    return agrees(policy, stages, few, policy.get_distribution(few))
+    return agrees(policy, network, few, policy.get_distribution(few))
 
 
 def _numpy_actor(
     policy: ActorCriticPolicy, n_envs: int, random: np.random.Generator, observations: Observations | None = None
 ) -> _NumpyActor | None:
-    stages = read_actor(policy)
+    network = read_actor(policy)
     log_std = getattr(policy, "log_std", None)
-    if stages is None or not _covers_in_numpy(policy, stages, n_envs) or (log_std is not None and log_std.dtype != th.float32):
+    is_covered = _covers_in_numpy(policy, network, n_envs) and (log_std is None or log_std.dtype == th.float32)
+    if network is None or not is_covered:
         return None
-    distribution = _distribution(policy, (n_envs, len(stages[-1].bias)), random)
-    if distribution is None or not _acts_as_sb3(policy, stages, observations):
+    distribution = _distribution(policy, (n_envs, len(network.stages[-1].bias)), random)
+    if distribution is None or not _acts_as_sb3(policy, network, observations):
         return None
-    return _NumpyActor(policy, stages, n_envs, distribution)
+    return _NumpyActor(policy, network, n_envs, distribution)
 
 
 class _TorchActor:
@@ -581,15 +586,16 @@ def quickest_actor(
     :param n_envs: number of environments
     :param random: what the noise is drawn from
     :param observations: those of one step, with which it is asked whether what was read of the policy is all of it
-    :return: ``None`` for policies that act in a way of their own, and for those whose actor and critic share features that are
-        learned: the critic is a read-out of features that are there at each step, and later they would have to be made again
+    :return: ``None`` for policies that act in a way of their own
     """
     # Of these SB3's forward does the work in ways of its own
     if not is_as_sb3(policy, "forward", "extract_features", "get_distribution", "predict_values"):
         return None
     shared = policy.pi_features_extractor is policy.vf_features_extractor
-    in_torch = not shared or not any(True for _ in policy.pi_features_extractor.parameters())
-    return _numpy_actor(policy, n_envs, random, observations) or (_TorchActor(policy) if in_torch else None)
+    # The critic is a read-out of features that are there at each step, and later they would have to be made again
+    reads_out = shared and any(True for _ in policy.pi_features_extractor.parameters())
+    in_torch = _PlainActor(policy, policy.device) if reads_out else _TorchActor(policy)
+    return _numpy_actor(policy, n_envs, random, observations) or in_torch
 
 
 def lean_actor(

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from sb3_trpo.distributions import factors_of
 from sb3_trpo.fast.elementwise import apply, keeps_input, times_slope
 from sb3_trpo.fast.masks import kind_of, masked
-from sb3_trpo.fast.network import Stage, as_given, is_as_read, network_input, read_actor, run
+from sb3_trpo.fast.network import Network, Stage, as_given, inputs_of, is_as_read, network_input, read_actor, run, through
 from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatten, unflatten
 
@@ -54,20 +54,41 @@ OutputFisher = Callable[[th.Tensor], th.Tensor]
 Affine = nn.Linear | nn.Conv2d | nn.LayerNorm
 
 
+class _ChainTape(NamedTuple):
+    """
+    What a forward pass through a chain leaves.
+
+    :param outputs: every stage's
+    :param kept: for each of them what the derivative of its elementwise function is made from
+    """
+
+    outputs: list[th.Tensor]
+    kept: list[th.Tensor]
+
+
 class _Tape(NamedTuple):
     """
     What a forward pass over a chunk leaves.
 
-    :param hidden: every stage's output but the last's
-    :param kept: for each of them what the derivative of its elementwise function is made from
-    :param output_fisher: the Fisher matrix of the last one's
+    :param branches: of each branch by its key
+    :param joint: what the branches give, joined; ``None`` where there are none
+    :param trunk: of the stages that give the outputs
+    :param output_fisher: the Fisher matrix of the outputs
     :param log_std_fisher: that of the log standard deviations, for the weights of the chunk
     """
 
-    hidden: list[th.Tensor]
-    kept: list[th.Tensor]
+    branches: dict[str, _ChainTape]
+    joint: th.Tensor | None
+    trunk: _ChainTape
     output_fisher: OutputFisher
     log_std_fisher: Callable[[th.Tensor, th.Tensor], th.Tensor]
+
+    def nbytes(self) -> int:
+        """Return what it takes in memory."""
+        tensors = [*self.trunk.outputs[:-1], *self.trunk.kept[:-1]]
+        tensors += [values for chain in self.branches.values() for values in (*chain.outputs, *chain.kept)]
+        tensors += [] if self.joint is None else [self.joint]
+        return sum({id(values): values.nbytes for values in tensors}.values())
 
 
 def _softmax_fisher(logits: th.Tensor) -> OutputFisher:
@@ -201,87 +222,151 @@ def _log_std_fisher(policy: ActorCriticPolicy, latent: th.Tensor) -> Callable[[t
     return lambda tangent, weights: 2.0 * weights.sum() * tangent
 
 
+class _Chain:
+    """
+    Stages one after the other, through which tangents are pushed and cotangents pulled back.
+
+    :param stages: the stages
+    :param position: of each variable among the variables
+    """
+
+    def __init__(self, stages: list[Stage], position: dict[nn.Parameter, int]):
+        self.stages = stages
+        self.position = position
+        trainable = [stage.weight in position or stage.bias in position for stage in stages]
+        # Nothing before the first trainable stage has a tangent of its own
+        self.first_trainable = trainable.index(True) if any(trainable) else len(stages)
+
+    def is_trainable(self) -> bool:
+        """Whether any stage is."""
+        return self.first_trainable < len(self.stages)
+
+    def _given(self, i: int, inputs: th.Tensor, tape: _ChainTape) -> th.Tensor:
+        return as_given(self.stages[i], inputs if i == 0 else tape.outputs[i - 1])
+
+    def run(self, inputs: th.Tensor) -> _ChainTape:
+        """Return what the stages make of inputs."""
+        tape = _ChainTape([], [])
+        for i, stage in enumerate(self.stages):
+            values: th.Tensor = stage.affine(self._given(i, inputs, tape))
+            tape.outputs.append(apply(stage.activation, values))
+            tape.kept.append(values if keeps_input(stage.activation) else tape.outputs[-1])
+        return tape
+
+    def push_forward(
+        self, inputs: th.Tensor, tape: _ChainTape, tangents: list[th.Tensor], tangent: th.Tensor | None
+    ) -> th.Tensor | None:
+        """Return the tangent of the outputs for one of the inputs, which may have none, and those of the variables."""
+        start = self.first_trainable if tangent is None else 0
+        for i in range(start, len(self.stages)):
+            affine, weight, bias, activation = self.stages[i]
+            given = self._given(i, inputs, tape)
+            own = [tangents[self.position[p]] if p in self.position else th.zeros_like(p) for p in (weight, bias)]
+            moved = _apply(affine, given, *own)
+            if tangent is not None:
+                moved = _add_pushed(moved, affine, given, tangent.view_as(given), weight)
+            tangent = times_slope(activation, moved, tape.kept[i])
+        return tangent
+
+    def pull_back(
+        self, inputs: th.Tensor, tape: _ChainTape, cotangent: th.Tensor, result: list[th.Tensor], *, to_inputs: bool
+    ) -> th.Tensor | None:
+        """Add to the result what a cotangent of the outputs makes of the variables; return that of the inputs, if asked to."""
+        last = 0 if to_inputs else self.first_trainable
+        for i in reversed(range(last, len(self.stages))):
+            affine, weight, bias, activation = self.stages[i]
+            cotangent = times_slope(activation, cotangent.view_as(tape.outputs[i]), tape.kept[i])
+            of_inputs, of_weight = _pull_back_affine(
+                affine,
+                self._given(i, inputs, tape),
+                cotangent,
+                to_inputs=to_inputs or i > last,
+                to_weight=weight in self.position,
+            )
+            if of_weight is not None:
+                result[self.position[weight]] += of_weight
+            if bias in self.position:
+                result[self.position[bias]] += cotangent.sum(dim=[d for d in range(cotangent.dim()) if d != 1])
+            if of_inputs is not None:
+                cotangent = of_inputs
+        return cotangent if to_inputs else None
+
+
 class GaussNewtonFisher:
     """
-    Fisher products of a policy whose actor is a chain of stages; see :func:`gauss_newton_fisher`.
+    Fisher products of a policy whose actor is made of chains; see :func:`gauss_newton_fisher`.
 
     :param policy: the policy, with the parameters θ_old for as long as products are made
-    :param stages: its actor
+    :param network: its actor
     :param chunks: the transitions, in pieces that fit in memory
     :param parameters: the actor's trainable parameters: the variables, in the order of the vectors
     """
 
-    def __init__(self, policy: ActorCriticPolicy, stages: list[Stage], chunks: Sequence[Batch], parameters: Parameters):
+    def __init__(self, policy: ActorCriticPolicy, network: Network, chunks: Sequence[Batch], parameters: Parameters):
         self.policy = policy
-        self.stages = stages
+        self.network = network
         self.chunks = chunks
         self.parameters = parameters
         self.position = {parameter: i for i, parameter in enumerate(parameters)}
-        first_trainable = [stage.weight in self.position or stage.bias in self.position for stage in stages].index(True)
-        # Nothing before the first trainable stage has a tangent, or needs a cotangent
-        self.first_trainable = first_trainable
+        self.trunk = _Chain(network.stages, self.position)
+        # Where all that is done before the joint is to flatten, what is joined is made anew like any observation
+        branches = network.branches if network.learns_before_joint() else {}
+        self.branches = {key: _Chain(stages, self.position) for key, stages in branches.items()}
+        self.is_joint_moving = any(branch.is_trainable() for branch in self.branches.values())
         self.kept: dict[int, _Tape] = {}
         self.bytes_left = KEPT_BYTES
 
-    def _input(self, chunk: Batch, hidden: list[th.Tensor], i: int) -> th.Tensor:
-        """Return what stage i is given. The first one's is made anew each time: floats of images are larger than the rest."""
-        return as_given(self.stages[i], network_input(self.policy, chunk.observations) if i == 0 else hidden[i - 1])
+    def _given(self, chunk: Batch) -> dict[str, th.Tensor]:
+        """Return what the branches are given, or the trunk. Made anew each time: floats of images are larger than the rest."""
+        if self.branches:
+            return inputs_of(self.policy, self.network, chunk.observations)
+        return {"": network_input(self.policy, self.network, chunk.observations)}
 
-    def _run(self, chunk: Batch) -> _Tape:
-        hidden: list[th.Tensor] = []
-        kept: list[th.Tensor] = []
-        for i, stage in enumerate(self.stages):
-            values: th.Tensor = stage.affine(self._input(chunk, hidden, i))
-            hidden.append(apply(stage.activation, values))
-            kept.append(values if keeps_input(stage.activation) else hidden[-1])
-        output = hidden.pop()
-        latent = self._input(chunk, hidden, len(hidden))
-        output_fisher = _output_fisher(self.policy, latent, output, chunk.action_masks)
-        return _Tape(hidden, kept[:-1], output_fisher, _log_std_fisher(self.policy, latent))
+    def _run(self, given: dict[str, th.Tensor], action_masks: th.Tensor | None) -> _Tape:
+        branches = {key: branch.run(given[key]) for key, branch in self.branches.items()}
+        joint = None
+        if branches:
+            joint = th.cat([(tape.outputs or [given[key]])[-1].flatten(1) for key, tape in branches.items()], dim=1)
+        inputs = given[""] if joint is None else joint
+        trunk = self.trunk.run(inputs)
+        latent = as_given(self.network.stages[-1], trunk.outputs[-2] if len(trunk.outputs) > 1 else inputs)
+        output_fisher = _output_fisher(self.policy, latent, trunk.outputs[-1], action_masks)
+        return _Tape(branches, joint, trunk, output_fisher, _log_std_fisher(self.policy, latent))
 
-    def _tape(self, index: int) -> _Tape:
+    def _tape(self, index: int, given: dict[str, th.Tensor]) -> _Tape:
         if index in self.kept:
             return self.kept[index]
-        tape = self._run(self.chunks[index])
-        size = sum({id(values): values.nbytes for values in (*tape.hidden, *tape.kept)}.values())
+        tape = self._run(given, self.chunks[index].action_masks)
+        size = tape.nbytes()
         if size <= self.bytes_left:
             self.bytes_left -= size
             self.kept[index] = tape
         return tape
 
-    def _push_forward(self, chunk: Batch, tape: _Tape, tangents: list[th.Tensor]) -> th.Tensor:
+    def _push_forward(self, given: dict[str, th.Tensor], tape: _Tape, tangents: list[th.Tensor]) -> th.Tensor:
         """Return J v for the outputs of a chunk, shape (n, n_outputs)."""
-        tangent: th.Tensor | None = None
-        for i in range(self.first_trainable, len(self.stages)):
-            affine, weight, bias, activation = self.stages[i]
-            inputs = self._input(chunk, tape.hidden, i)
-            own = [tangents[self.position[p]] if p in self.position else th.zeros_like(p) for p in (weight, bias)]
-            moved = _apply(affine, inputs, *own)
-            if tangent is not None:
-                moved = _add_pushed(moved, affine, inputs, tangent.view_as(inputs), weight)
-            tangent = moved if i == len(tape.hidden) else times_slope(activation, moved, tape.kept[i])
+        joint = None
+        if self.is_joint_moving:
+            parts = []
+            for key, branch in self.branches.items():
+                outputs = (tape.branches[key].outputs or [given[key]])[-1]
+                moved = branch.push_forward(given[key], tape.branches[key], tangents, None)
+                parts.append((th.zeros_like(outputs) if moved is None else moved).flatten(1))
+            joint = th.cat(parts, dim=1)
+        tangent = self.trunk.push_forward(given[""] if tape.joint is None else tape.joint, tape.trunk, tangents, joint)
         assert tangent is not None
         return tangent
 
-    def _pull_back(self, chunk: Batch, tape: _Tape, cotangent: th.Tensor, result: list[th.Tensor]) -> None:
+    def _pull_back(self, given: dict[str, th.Tensor], tape: _Tape, cotangent: th.Tensor, result: list[th.Tensor]) -> None:
         """Add Jᵀ u to the result, for a cotangent u of the outputs of a chunk."""
-        for i in reversed(range(self.first_trainable, len(self.stages))):
-            affine, weight, bias, activation = self.stages[i]
-            if i < len(tape.hidden):
-                cotangent = times_slope(activation, cotangent.view_as(tape.hidden[i]), tape.kept[i])
-            to_inputs, to_weight = _pull_back_affine(
-                affine,
-                self._input(chunk, tape.hidden, i),
-                cotangent,
-                to_inputs=i > self.first_trainable,
-                to_weight=weight in self.position,
-            )
-            if to_weight is not None:
-                result[self.position[weight]] += to_weight
-            if bias in self.position:
-                result[self.position[bias]] += cotangent.sum(dim=[d for d in range(cotangent.dim()) if d != 1])
-            if to_inputs is not None:
-                cotangent = to_inputs
+        inputs = given[""] if tape.joint is None else tape.joint
+        of_joint = self.trunk.pull_back(inputs, tape.trunk, cotangent, result, to_inputs=self.is_joint_moving)
+        if of_joint is None:
+            return
+        sizes = [(chain.outputs or [given[key]])[-1].flatten(1).shape[1] for key, chain in tape.branches.items()]
+        for (key, branch), part in zip(self.branches.items(), of_joint.split(sizes, dim=1), strict=True):
+            if branch.is_trainable():
+                branch.pull_back(given[key], tape.branches[key], part, result, to_inputs=False)
 
     @th.no_grad()
     def product(self, vector: th.Tensor) -> th.Tensor:
@@ -290,36 +375,58 @@ class GaussNewtonFisher:
         result = [th.zeros_like(parameter) for parameter in self.parameters]
         of_std = self.position.get(getattr(self.policy, "log_std", None))  # type: ignore[arg-type]
         for index, chunk in enumerate(self.chunks):
-            tape = self._tape(index)
-            outputs = self._push_forward(chunk, tape, tangents)
-            self._pull_back(chunk, tape, tape.output_fisher(outputs) * chunk.weights[:, None], result)
+            given = self._given(chunk)
+            tape = self._tape(index, given)
+            outputs = self._push_forward(given, tape, tangents)
+            self._pull_back(given, tape, tape.output_fisher(outputs) * chunk.weights[:, None], result)
             if of_std is not None:
                 result[of_std] += tape.log_std_fisher(tangents[of_std], chunk.weights)
         return flatten(result)
 
 
+@th.no_grad()
 def agrees(
     policy: ActorCriticPolicy,
-    stages: list[Stage],
+    network: Network,
     observations: PyTorchObs,
     distribution: Distribution,
     action_masks: th.Tensor | None = None,
 ) -> bool:
     """
-    Whether a distribution is the policy's own, made of what the chain gives for the observations, up to rounding.
+    Whether a distribution is the policy's own, made of what the network gives for the observations, up to rounding.
 
     :param policy: the policy
-    :param stages: the chain
+    :param network: its actor
     :param observations: of a few states
     :param distribution: there
     :param action_masks: which actions it was told to be possible
     """
-    output = run(policy, stages, observations)
+    return is_made_of(policy, network, network_input(policy, network, observations), distribution, action_masks)
+
+
+@th.no_grad()
+def is_made_of(
+    policy: ActorCriticPolicy,
+    network: Network,
+    inputs: th.Tensor,
+    distribution: Distribution,
+    action_masks: th.Tensor | None,
+) -> bool:
+    """
+    Whether a distribution is the policy's own, made of what the stages give for what the first of them is given.
+
+    :param policy: the policy
+    :param network: its actor, or the end of it
+    :param inputs: of the first stage, for a few states
+    :param distribution: there
+    :param action_masks: which actions it was told to be possible
+    """
+    output = through(network.stages, inputs)
     if type(distribution) not in (type(policy.action_dist), kind_of(policy)):
         return False
     inner: Any = getattr(distribution, "distribution", None)
     if isinstance(distribution, StateDependentNoiseDistribution):
-        latent = run(policy, stages[:-1], observations).flatten(1)
+        latent = through(network.stages[:-1], inputs).flatten(1)
         as_written = not is_plain_gsde(policy) or is_as_read(inner.variance, _gsde_variance(policy, latent))
         return is_as_read(inner.mean, output) and as_written
     if isinstance(distribution, DiagGaussianDistribution):
@@ -333,19 +440,19 @@ def agrees(
 
 
 @th.no_grad()
-def actor_of(policy: ActorCriticPolicy, batch: Batch, distribution_of: Callable[[Batch], Distribution]) -> list[Stage] | None:
+def actor_of(policy: ActorCriticPolicy, batch: Batch, distribution_of: Callable[[Batch], Distribution]) -> Network | None:
     """
-    Read the actor, if it is a chain and what the algorithm takes for the policy's distribution is what the chain gives.
+    Read the actor, if chains are all it is and what the algorithm takes for the policy's distribution is what they give.
 
     :param policy: the policy
     :param batch: transitions, a few of which are looked at
     :param distribution_of: maps a batch to the action distribution that the algorithm uses
     """
-    stages = read_actor(policy)
-    if stages is None or kind_of(policy) not in CLOSED_FORM:
+    network = read_actor(policy)
+    if network is None or kind_of(policy) not in CLOSED_FORM:
         return None
     few = batch.few(N_COMPARED)
-    return stages if agrees(policy, stages, few.observations, distribution_of(few), few.action_masks) else None
+    return network if agrees(policy, network, few.observations, distribution_of(few), few.action_masks) else None
 
 
 def gauss_newton_fisher(
@@ -364,16 +471,30 @@ def gauss_newton_fisher(
     :return: the product, ``None`` for what is not covered: other networks, distributions of the user's own, and gSDE that
         learns its features or has ``use_expln``
     """
-    stages = actor_of(policy, chunks[0], distribution_of)
-    if stages is None:
+    network = actor_of(policy, chunks[0], distribution_of)
+    if network is None:
         return None
+    return GaussNewtonFisher(policy, network, chunks, parameters).product if covers(policy, network, parameters) else None
+
+
+def covers(
+    policy: ActorCriticPolicy, network: Network, parameters: Parameters, more: Sequence[nn.Parameter] = ()
+) -> bool:
+    """
+    Whether the Fisher matrix in some parameters is written out here.
+
+    :param policy: the policy
+    :param network: its actor, or the end of it
+    :param parameters: the variables
+    :param more: parameters beside those of the network whose derivative is written out
+    """
     log_std = getattr(policy, "log_std", None)
     if isinstance(policy.action_dist, StateDependentNoiseDistribution):
         if not is_plain_gsde(policy):
-            return None
-    elif log_std is not None and log_std.shape != stages[-1].bias.shape:
-        return None  # one deviation of several actions
-    covered = {parameter for stage in stages for parameter in (stage.weight, stage.bias)}
-    if not covered.intersection(parameters) or not set(parameters) <= covered | {log_std}:
-        return None
-    return GaussNewtonFisher(policy, stages, chunks, parameters).product
+            return False
+    elif log_std is not None and log_std.shape != network.stages[-1].bias.shape:
+        return False  # one deviation of several actions
+    everything = (network.stages, *network.branches.values())
+    covered = {parameter for stages in everything for stage in stages for parameter in (stage.weight, stage.bias)}
+    covered.update(more)
+    return not covered.isdisjoint(parameters) and set(parameters) <= covered | {log_std}

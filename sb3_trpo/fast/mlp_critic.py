@@ -14,7 +14,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from sb3_trpo.critic import CriticFit, Origin, Pass, ValueBatch, step_on_minibatches, summarize
 from sb3_trpo.fast.elementwise import in_place, keeps_input, times_slope_in_place
 from sb3_trpo.fast.gauss_newton import N_COMPARED, actor_of
-from sb3_trpo.fast.network import Stage, is_as_read, is_quicker_on_gpu, network_input, read_critic, run
+from sb3_trpo.fast.network import Network, is_as_read, is_quicker_on_gpu, network_input, read_critic, run, through
 from sb3_trpo.fast.numpy_layers import forward, pull_back
 from sb3_trpo.fast.optimizers import WRITTEN_OUT
 from sb3_trpo.guards.process import one_blas_thread
@@ -23,6 +23,8 @@ from sb3_trpo.trust_region.fisher import flatten, unflatten
 
 # What the network is given is made for this many numbers at a time: a rollout of images would be four times its own size
 INPUT_BLOCK = 2**22
+# Observations whose features are made at a time
+FEATURES_BLOCK = 2**9
 
 
 class MlpCritic:
@@ -32,12 +34,17 @@ class MlpCritic:
     In NumPy: at the size of a minibatch a step costs half of what it does in torch.
 
     :param policy: the policy whose critic it is
-    :param stages: the critic's layers
+    :param network: the critic
+    :param n_fixed: how many of its stages are the actor's too, and stay as they are: what they give is made once
     """
 
-    def __init__(self, policy: ActorCriticPolicy, stages: list[Stage]):
+    def __init__(self, policy: ActorCriticPolicy, network: Network, n_fixed: int = 0):
         self.policy = policy
-        self.stages = stages
+        self.network = network
+        self.fixed, self.stages = network.stages[:n_fixed], network.stages[n_fixed:]
+        self.is_given_features = n_fixed > 0 or network.learns_before_joint()
+        self.features: tuple[ValueBatch, np.ndarray] | None = None
+        stages = self.stages
         self.activate = [in_place(stage.activation) for stage in stages]
         self.parameters = [parameter for stage in stages for parameter in (stage.weight, stage.bias)]
         group = _group_of(policy.optimizer, self.parameters)
@@ -130,17 +137,35 @@ class MlpCritic:
             return
         batch_size = minibatches.batch_size
         n_per_block = max(1, INPUT_BLOCK // (self.stages[0].weight.shape[-1] * batch_size)) * batch_size
-        whole = minibatches.whole.to("cpu")
+        whole = minibatches.whole
+        features = self._features_of(whole) if self.is_given_features else None
+        whole = whole.to("cpu")
         for rows in minibatches.order.cpu().split(n_per_block):
-            inputs, targets = self._array(whole.select(rows))
+            if features is None:
+                inputs, targets = self._array(whole.select(rows))
+            else:
+                inputs, targets = features[rows.numpy()], self._targets(whole.returns[rows])
             for start in range(0, len(rows), batch_size):
                 yield inputs[start : start + batch_size], targets[start : start + batch_size]
 
+    def _features_of(self, whole: ValueBatch) -> np.ndarray:
+        """Return what the fixed stages make of all observations: once, for they are the same in every pass."""
+        if self.features is None or self.features[0] is not whole:
+            rows = th.arange(len(whole.returns), device=whole.returns.device).split(FEATURES_BLOCK)
+            self.features = whole, np.concatenate([self._inputs(whole.select(some)) for some in rows])
+        return self.features[1]
+
+    @th.no_grad()
+    def _inputs(self, batch: ValueBatch) -> np.ndarray:
+        values = through(self.fixed, network_input(self.policy, self.network, batch.observations))
+        return values.flatten(1).cpu().numpy().astype(self.flat.dtype, copy=False)
+
+    def _targets(self, returns: th.Tensor) -> np.ndarray:
+        return returns.cpu().numpy().astype(self.flat.dtype, copy=False)
+
     def _array(self, batch: ValueBatch) -> tuple[np.ndarray, np.ndarray]:
-        dtype = self.flat.dtype
-        batch = batch.to("cpu")
-        inputs = network_input(self.policy, batch.observations).flatten(1).numpy().astype(dtype, copy=False)
-        return inputs, batch.returns.numpy().astype(dtype, copy=False)
+        batch = batch if self.is_given_features else batch.to("cpu")
+        return self._inputs(batch), self._targets(batch.returns)
 
 
 def _group_of(optimizer: th.optim.Optimizer, parameters: list[nn.Parameter]) -> dict[str, Any] | None:
@@ -167,13 +192,18 @@ def mlp_critic(
     :param distribution_of: maps a batch to the action distribution that the algorithm uses
     :param values_of: maps a minibatch to the values that the algorithm uses
     :param batch_size: minibatch size of the fit
-    :return: ``None`` for what is not covered: other networks, large ones on a GPU, shared or frozen layers, other
-        optimizers or variants of these; and policies that could depend on the critic unseen, for all that is known here
+    :return: ``None`` for what is not covered: other networks, large ones on a GPU, frozen layers among those that are fitted,
+        other optimizers or variants of these; and policies that could depend on the critic unseen, for all that is known here
     """
-    stages = read_critic(policy)
+    network = read_critic(policy)
     optimizer = policy.optimizer
-    if stages is None or type(optimizer) not in WRITTEN_OUT:
+    if network is None or type(optimizer) not in WRITTEN_OUT:
         return None
+    fitted = set(parameters)
+    # What is the actor's too comes first, and stays as it is
+    is_fixed = [fitted.isdisjoint((stage.weight, stage.bias)) for stage in network.stages]
+    n_fixed = is_fixed.index(False) if False in is_fixed else 0
+    stages = network.stages[n_fixed:]
     own = [parameter for stage in stages for parameter in (stage.weight, stage.bias)]
     memory = [parameter.untyped_storage().data_ptr() for parameter in own]
     others = {parameter.untyped_storage().data_ptr() for parameter in {*policy.parameters()} - {*own}}
@@ -185,7 +215,7 @@ def mlp_critic(
         or is_quicker_on_gpu(own, batch_size)
         or len(set(memory)) < len(own)  # layers that share their weights
         or not others.isdisjoint(memory)  # with the actor, unseen by autograd
-        or set(own) != set(parameters)
+        or set(own) != fitted
         or group is None
         or any(isinstance(setting, th.Tensor) for setting in (*group.get("betas", ()), group.get("weight_decay")))
         or any(group.get(flag) for flag in WRITTEN_OUT[type(optimizer)].OFF)
@@ -196,17 +226,15 @@ def mlp_critic(
         or _global_optimizer_pre_hooks
         or _global_optimizer_post_hooks
         or actor_of(policy, batch, distribution_of) is None
-        or not _agrees(policy, stages, batch, values_of)
+        or not _agrees(policy, network, batch, values_of)
     ):
         return None
-    return MlpCritic(policy, stages)
+    return MlpCritic(policy, network, n_fixed)
 
 
 @th.no_grad()
-def _agrees(
-    policy: ActorCriticPolicy, stages: list[Stage], batch: Batch, values_of: Callable[[ValueBatch], th.Tensor]
-) -> bool:
+def _agrees(policy: ActorCriticPolicy, network: Network, batch: Batch, values_of: Callable[[ValueBatch], th.Tensor]) -> bool:
     """Whether what the algorithm takes for the values is what the chain gives, up to rounding."""
     few = batch.few(N_COMPARED)
     given = values_of(ValueBatch(few.observations, few.returns))
-    return is_as_read(given, run(policy, stages, few.observations).flatten())
+    return is_as_read(given, run(policy, network, few.observations).flatten())

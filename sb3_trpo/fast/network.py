@@ -12,6 +12,7 @@ from torch import nn
 
 from sb3_trpo.fast.elementwise import TABLE, apply
 from sb3_trpo.fast.masks import KNOWN_POLICIES
+from sb3_trpo.fast.traced import Layers, traced_layers
 from sb3_trpo.policies import from_zero
 
 # Weights times inputs up to which NumPy on the CPU is quicker than a GPU, which has to start its kernels: measured on an H100
@@ -65,12 +66,13 @@ def _is_affine(module: nn.Module) -> bool:
     return (type(module) is nn.Linear or plain_convolution or norm_of_rows) and module.bias is not None
 
 
-def read_stages(modules: Iterable[nn.Module]) -> list[Stage] | None:
+def read_stages(modules: Iterable[nn.Module], *, to_the_end: bool = True) -> list[Stage] | None:
     """
     Read modules that are applied one after the other.
 
     :param modules: layers; ``Flatten`` before the first ``Linear`` is implied, and passed over
-    :return: the stages, the last of which has no activation; ``None`` if there is anything else among the modules
+    :param to_the_end: whether the last one gives the outputs, and must have no activation
+    :return: the stages; ``None`` if there is anything else among the modules
     """
     stages: list[Stage] = []
     for module in modules:
@@ -86,16 +88,22 @@ def read_stages(modules: Iterable[nn.Module]) -> list[Stage] | None:
             continue
         else:
             return None
+    if not to_the_end:
+        return stages
     return stages if stages and stages[-1].activation is None else None
 
 
 def is_as_sb3(policy: BasePolicy, *methods: str) -> bool:
     """Whether a policy does as a class that is known does: none of these methods is overridden, and nothing hooked."""
-    own, known = type(policy), next((kind for kind in KNOWN_POLICIES if isinstance(policy, kind)), None)
-    if known is None:
-        return False
+    known = next((kind for kind in KNOWN_POLICIES if isinstance(policy, kind)), None)
+    return known is not None and is_as(policy, known, *methods)
+
+
+def is_as(policy: BasePolicy, known: type[BasePolicy], *methods: str) -> bool:
+    """Whether a policy does as a class does: none of these methods is overridden, and nothing hooked."""
+    own = type(policy)
     unchanged = (getattr(own, name) is getattr(known, name) and name not in vars(policy) for name in methods)
-    return all(unchanged) and _is_plain(policy)
+    return isinstance(policy, known) and all(unchanged) and _is_plain(policy)
 
 
 def _layers(net: nn.Module) -> Iterator[nn.Module]:
@@ -106,37 +114,73 @@ def _layers(net: nn.Module) -> Iterator[nn.Module]:
         yield net
 
 
-def only_joins(extractor: nn.Module) -> bool:
-    """Whether an extractor makes one vector of those in a Dict, and learns nothing."""
-    return type(extractor) is CombinedExtractor and all(type(part) is nn.Flatten for part in extractor.extractors.values())
+class Network(NamedTuple):
+    """
+    A network as chains: one for each part of a Dict, joined to one vector, and one from there to the outputs.
+
+    :param branches: the stages of each part by its key, in the order in which they are joined; empty where there is no Dict
+    :param stages: from the joint vector, or the observation, to the outputs
+    """
+
+    branches: dict[str, list[Stage]]
+    stages: list[Stage]
+
+    def learns_before_joint(self) -> bool:
+        """Whether there is anything but flattening before the parts of a Dict are joined."""
+        return any(self.branches.values())
 
 
-def _extractor_modules(extractor: nn.Module) -> Iterator[nn.Module]:
+def _extractor_modules(extractor: nn.Module) -> Layers | None:
+    if type(extractor) is FlattenExtractor:
+        return {}, []
     if type(extractor) is NatureCNN:
-        yield from (*_layers(extractor.cnn), *_layers(extractor.linear))
-    elif type(extractor) is not FlattenExtractor and not only_joins(extractor):
-        yield extractor  # no stage can be read from it
+        return {}, [*_layers(extractor.cnn), *_layers(extractor.linear)]
+    if type(extractor) is CombinedExtractor:
+        of_parts = {}
+        for key, part in extractor.extractors.items():
+            inner = ({}, [part]) if type(part) is nn.Flatten else _extractor_modules(part)
+            if inner is None or inner[0]:
+                return None
+            of_parts[key] = inner[1]
+        return of_parts, []
+    return traced_layers(extractor)
 
 
-def _chain(policy: ActorCriticPolicy, extractor: str, net: str, head: str) -> list[Stage] | None:
+def _network(policy: ActorCriticPolicy, extractor: str, net: str, head: str) -> Network | None:
+    methods = ("extract_features", "get_distribution", "_get_action_dist_from_latent", "predict_values")
+    return read_network(policy, extractor, net, head) if is_as_sb3(policy, *methods) else None
+
+
+def read_network(policy: ActorCriticPolicy, extractor: str, net: str, head: str) -> Network | None:
+    """
+    Read what a policy is made of, whatever it does with it.
+
+    :param policy: the policy
+    :param extractor: name of its feature extractor
+    :param net: name of what follows, in its ``mlp_extractor``
+    :param head: name of the last layer
+    """
     # By name: a policy that goes its own way need not have them
-    if (
-        not is_as_sb3(policy, "extract_features", "get_distribution", "_get_action_dist_from_latent", "predict_values")
-        or type(policy.mlp_extractor) is not MlpExtractor
-    ):
+    if type(policy.mlp_extractor) is not MlpExtractor:
         return None
-    nets = (getattr(policy.mlp_extractor, net), getattr(policy, head))
-    return read_stages([*_extractor_modules(getattr(policy, extractor)), *_layers(nets[0]), nets[1]])
+    before = _extractor_modules(getattr(policy, extractor))
+    if before is None:
+        return None
+    of_parts = {key: read_stages(modules, to_the_end=False) for key, modules in before[0].items()}
+    stages = read_stages([*before[1], *_layers(getattr(policy.mlp_extractor, net)), getattr(policy, head)])
+    if stages is None or any(part is None for part in of_parts.values()):
+        return None
+    return Network(of_parts, stages)  # type: ignore[arg-type]
 
 
-def read_actor(policy: ActorCriticPolicy) -> list[Stage] | None:
-    """Read the network from preprocessed observations to the action distribution's mean or logits, if it is a chain."""
-    return _chain(policy, "pi_features_extractor", "policy_net", "action_net")
+def read_actor(policy: ActorCriticPolicy) -> Network | None:
+    """Read the network from preprocessed observations to the action distribution's mean or logits, if chains are all it is."""
+    return _network(policy, "pi_features_extractor", "policy_net", "action_net")
 
 
-def read_critic(policy: ActorCriticPolicy) -> list[Stage] | None:
-    """Read the network from preprocessed observations to the value, if it is a chain."""
-    return _chain(policy, "vf_features_extractor", "value_net", "value_net")
+def read_critic(policy: ActorCriticPolicy) -> Network | None:
+    """Read the network from preprocessed observations to the value, if chains are all it is."""
+    return _network(policy, "vf_features_extractor", "value_net", "value_net")
 
 
 def is_a_chain(policy: ActorCriticPolicy) -> bool:
@@ -149,21 +193,32 @@ def is_quicker_on_gpu(parameters: list[nn.Parameter], n: int) -> bool:
     return parameters[0].device.type != "cpu" and n * sum(map(th.numel, parameters)) > MOST_ON_CPU
 
 
-def network_input(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.Tensor:
-    """Return what the first layer is given: floats, images scaled, discrete observations one-hot, a Dict of vectors joined."""
+def inputs_of(policy: ActorCriticPolicy, network: Network, observations: PyTorchObs) -> dict[str, th.Tensor]:
+    """Return what each branch is given, under ``""`` where there is no Dict: floats, images scaled, discrete ones one-hot."""
     counted: Any = from_zero(observations, policy.observation_space)
     processed = preprocess_obs(counted, policy.observation_space, normalize_images=policy.normalize_images)
-    return processed if isinstance(processed, th.Tensor) else policy.pi_features_extractor(processed)
+    return {"": processed} if isinstance(processed, th.Tensor) else {key: processed[key] for key in network.branches}
+
+
+def network_input(policy: ActorCriticPolicy, network: Network, observations: PyTorchObs) -> th.Tensor:
+    """Return what the first stage is given: the observation, or the parts of a Dict joined to one vector."""
+    given = inputs_of(policy, network, observations)
+    if not network.branches:
+        return given[""]
+    return th.cat([through(stages, given[key]).flatten(1) for key, stages in network.branches.items()], dim=1)
+
+
+def through(stages: list[Stage], values: th.Tensor) -> th.Tensor:
+    """Return what stages make of values, one after the other."""
+    for stage in stages:
+        values = apply(stage.activation, stage.affine(as_given(stage, values)))
+    return values
 
 
 @th.no_grad()
-def run(policy: ActorCriticPolicy, stages: list[Stage], observations: PyTorchObs) -> th.Tensor:
-    """Return what the chain gives for a few observations, shape (n, n_outputs)."""
-    values = network_input(policy, observations)
-    for stage in stages:
-        values = stage.affine(as_given(stage, values))
-        values = apply(stage.activation, values)
-    return values
+def run(policy: ActorCriticPolicy, network: Network, observations: PyTorchObs) -> th.Tensor:
+    """Return what a network gives for a few observations, shape (n, n_outputs)."""
+    return through(network.stages, network_input(policy, network, observations))
 
 
 def as_given(stage: Stage, values: th.Tensor) -> th.Tensor:

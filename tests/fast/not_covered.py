@@ -12,7 +12,7 @@ from torch import nn
 
 from sb3_trpo import TRPO, MlpPolicy
 from sb3_trpo.objective import Batch
-from tests.small_models import DICT, Case, small_model
+from tests.small_models import small_model
 
 
 class Extractor(BaseFeaturesExtractor):
@@ -97,7 +97,6 @@ NOT_COVERED: dict[str, Callable[[], TRPO]] = {
     "distribution from latent overridden": partial(small_model, policy=OtherFeatures),
     "distribution of a variant": partial(small_model, cls=OwnDistribution),
     "Softsign": partial(small_model, policy_kwargs={"activation_fn": nn.Softsign}),
-    "dict": lambda: Case("MultiInputPolicy", DICT).model(),
     "hook on a layer": change(lambda model: layers(model)[0].register_forward_hook(double)),
     "hook before a layer": change(
         lambda model: layers(model)[2].register_forward_pre_hook(lambda module, args: args[0].sin())

@@ -11,13 +11,13 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PyTorchObs
-from stable_baselines3.common.vec_env import VecTransposeImage
 
 from sb3_trpo import MlpPolicy
 from sb3_trpo.fast import actors
 from sb3_trpo.fast.actors import lean_actor
 from tests.cases import seeded, shake
-from tests.fast.covered import TWO_VECTORS, NormedPolicy
+from tests.fast.covered import TWO_VECTORS, NormedPolicy, StepByStep, Trunk
+from tests.fast.not_covered import Extractor
 from tests.scenarios import FIELDS, GRID, GSDE, NARROW, Arrays, Recorder, Scenario, check_equal, collect, contents, replay
 from tests.small_models import BOX, DICT, DISCRETE, IMAGE, MULTI_BINARY, MULTI_DISCRETE, VECTOR, make_env, small_model
 
@@ -45,6 +45,11 @@ NUMPY_ACTOR = {
     "ELU": Scenario(arguments={"policy_kwargs": {"activation_fn": th.nn.ELU}}),
     "SiLU, 1 env": Scenario(n_envs=1, arguments={"policy_kwargs": {"activation_fn": th.nn.SiLU}}),
     "layer norms": Scenario(policy=NormedPolicy),
+    "extractor of layers, shared": Scenario(arguments={"policy_kwargs": {"features_extractor_class": Trunk}}),
+    "extractor of layers, step by step": Scenario(
+        action_space=DISCRETE,
+        arguments={"policy_kwargs": {"features_extractor_class": StepByStep, "share_features_extractor": False}},
+    ),
     "gSDE": Scenario(arguments=GSDE),
     "gSDE, 1 env": Scenario(n_envs=1, arguments=GSDE),
     "gSDE resampled": Scenario(arguments=GSDE | {"sde_sample_freq": 3}),
@@ -439,8 +444,18 @@ def test_policy_with_a_hook_of_its_own_is_collected_from_as_by_sb3() -> None:
     check_equal(lean, plain)
 
 
-def test_shared_features_that_are_learned_are_sb3s_to_make(sb3_collections: list[int]) -> None:
-    env = VecTransposeImage(make_env(IMAGE, DISCRETE, 2))
-    model = small_model(policy="CnnPolicy", env=env, policy_kwargs={"share_features_extractor": True})
-    collect(model, n_rollouts=1)
-    assert sb3_collections == [0]
+@pytest.mark.parametrize("policy", ["CnnPolicy", "MlpPolicy"])
+def test_shared_features_that_are_learned_are_made_once(policy: str, sb3_collections: list[int]) -> None:
+    """By SB3's ``forward``, which gives the values along with the actions."""
+    kwargs: dict[str, Any] = {"share_features_extractor": True}
+    if policy == "MlpPolicy":
+        kwargs |= {"features_extractor_class": Extractor}
+    space = IMAGE if policy == "CnnPolicy" else VECTOR
+
+    def made(fast: bool) -> Any:
+        env = make_env(space, DISCRETE, 2)
+        return small_model(policy=policy, env=env, fast=fast, policy_kwargs=kwargs)
+
+    lean = collect(made(True))
+    assert not sb3_collections
+    check_equal(lean, collect(made(False)))

@@ -15,7 +15,7 @@ from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
 from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region import reached_by
 from tests.cases import PolicyCase, generator, normal, sample_actions, seeded, shake
-from tests.fast.covered import ACTIVATIONS, TWO_VECTORS, NormedPolicy
+from tests.fast.covered import ACTIVATIONS, TWO_VECTORS, NormedPolicy, OwnCombined, StepByStep, Trunk
 from tests.fast.not_covered import NOT_COVERED
 from tests.oracles import dense_fisher, relative_error
 from tests.small_models import BOX, DISCRETE, MULTI_BINARY, VECTOR, changed, policy_state
@@ -159,6 +159,34 @@ def test_product_is_the_plain_one_for_a_dict_of_vectors(shared: bool, dtype: th.
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("shared", [True, False])
+def test_product_is_the_plain_one_for_a_dict_with_a_picture(shared: bool, action: str, dtype: th.dtype) -> None:
+    kwargs: dict[str, Any] = {"observation_space": PICTURE_AND_VECTOR, "share_features_extractor": shared}
+    check_products(build(action, dtype, n=5, **kwargs), chunk_size=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("freeze", [".", ".extractors.picture.cnn.0", ".extractors.picture.linear"])
+def test_product_is_the_plain_one_with_a_frozen_picture(freeze: str, dtype: th.dtype) -> None:
+    """Of the part that learns before the joint nothing moves, or some of it, or all but its last layer."""
+    everything = dict(build(observation_space=PICTURE_AND_VECTOR).policy.named_parameters())
+    names = tuple(name for name in everything if name.startswith(f"pi_features_extractor{freeze}"))
+    case = build("box", dtype, observation_space=PICTURE_AND_VECTOR, n=5, freeze=names)
+    check_products(case, chunk_size=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("extractor", [Trunk, StepByStep, OwnCombined])
+def test_product_is_the_plain_one_for_extractors_of_the_users_own(extractor: Any, shared: bool, dtype: th.dtype) -> None:
+    """That apply layers one after the other, and nothing else."""
+    space = PICTURE_AND_VECTOR if extractor is OwnCombined else VECTOR
+    kwargs: dict[str, Any] = {"features_extractor_class": extractor, "share_features_extractor": shared}
+    check_products(build("box", dtype, observation_space=space, n=7, **kwargs), chunk_size=3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("action", ACTIONS)
 def test_product_is_the_plain_one_for_images(action: str, dtype: th.dtype) -> None:
     check_products(build(action, dtype, observation_space=PIXELS, n=5), chunk_size=2)
 
@@ -284,7 +312,7 @@ def test_what_is_not_covered_takes_the_plain_products(name: str) -> None:
     assert all(tensor.isfinite().all() for tensor in policy_state(model).values())
 
 
-@pytest.mark.parametrize("name", ["dict", "hook on a layer", "Softsign", "one deviation for all actions"])
+@pytest.mark.parametrize("name", ["extractor", "hook on a layer", "Softsign", "one deviation for all actions"])
 def test_what_is_not_covered_is_none(name: str) -> None:
     model = NOT_COVERED[name]()
     model.learn(64)

@@ -20,7 +20,7 @@ from sb3_trpo.critic import CriticFit, ValueBatch
 from sb3_trpo.fast.mlp_critic import MlpCritic
 from sb3_trpo.fast.network import network_input
 from sb3_trpo.objective import Batch
-from tests.fast.covered import ACTIVATIONS, TWO_VECTORS, NormedPolicy
+from tests.fast.covered import ACTIVATIONS, TWO_VECTORS, NormedPolicy, StepByStep, Trunk
 from tests.fast.not_covered import Extractor, contain, double, end_in_activation, layers
 from tests.one_rollout import rolled_out
 from tests.small_models import DICT, DISCRETE, IMAGE, Case, changed, make_env, policy_state
@@ -69,6 +69,9 @@ def check_same_fits(ours: CriticFit | None, theirs: CriticFit | None) -> None:
     assert (ours.n_optimizer_steps, ours.n_skipped) == (theirs.n_optimizer_steps, theirs.n_skipped)
 
 
+SHARED: dict[str, Any] = {"policy_kwargs": {"share_features_extractor": True}}
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -96,6 +99,13 @@ def check_same_fits(ours: CriticFit | None, theirs: CriticFit | None) -> None:
             {"policy_kwargs": {"optimizer_class": th.optim.RMSprop, "optimizer_kwargs": {"alpha": 0.8, "eps": 1e-3}}},
             id="RMSprop, alpha and eps",
         ),
+        *(
+            pytest.param({"policy_kwargs": {"features_extractor_class": kind, "share_features_extractor": shared}}, id=name)
+            for kind in (Trunk, StepByStep)
+            for shared, name in ((True, f"shared {kind.__name__}"), (False, f"{kind.__name__} of its own"))
+        ),
+        pytest.param({"policy": "CnnPolicy", "env": make_env(IMAGE, DISCRETE, 2), **SHARED}, id="shared convolution"),
+        pytest.param({"policy": "MultiInputPolicy", "env": make_env(DICT, DISCRETE, 2), **SHARED}, id="shared, in a dict"),
         pytest.param({"batch_size": 64}, id="one minibatch"),
         pytest.param({"batch_size": 1000}, id="minibatch larger than the rollout"),
         pytest.param({"batch_size": 63}, id="last minibatch of one"),
@@ -109,7 +119,7 @@ def test_critic_ends_where_the_plain_fit_ends(arguments: dict[str, Any]) -> None
         check_same_fits(fit(ours, fast=True, seed=seed), fit(theirs, fast=False, seed=seed))
         check_same_critics(ours, theirs)
     moved = changed(before, policy_state(ours))
-    assert moved and all("value_net" in name for name in moved)
+    assert moved and all("value_net" in name or "vf_features_extractor" in name for name in moved)
 
 
 def test_critic_follows_a_schedule_of_learning_rates() -> None:
@@ -442,9 +452,9 @@ def test_critic_is_given_its_inputs_in_blocks(block: int, monkeypatch: pytest.Mo
     fit(expected, fast=True)
     sizes: list[int] = []
 
-    def noted(policy: Any, observations: th.Tensor) -> th.Tensor:
+    def noted(policy: Any, network: Any, observations: th.Tensor) -> th.Tensor:
         sizes.append(len(observations))
-        return network_input(policy, observations)
+        return network_input(policy, network, observations)
 
     monkeypatch.setattr("sb3_trpo.fast.mlp_critic.INPUT_BLOCK", block)
     monkeypatch.setattr("sb3_trpo.fast.mlp_critic.network_input", noted)

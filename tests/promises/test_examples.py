@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +90,35 @@ def test_entropy_variant_keeps_its_entropy(tmp_path: Path) -> None:
     lines = run(tmp_path, "entropy_trpo.py").splitlines()
     entropies = [float(line.split(":")[1].split()[0]) for line in lines]
     assert len(entropies) == 3 and entropies[0] < entropies[-1] <= 0.6932
+
+
+@pytest.mark.examples
+def test_robot_learns_and_is_reported_on(tmp_path: Path) -> None:
+    """Saved with its statistics and loaded; a fifth of its steps are enough to move on."""
+    printed = run(tmp_path, "robot.py", "--steps", "40000", seconds=900.0)
+    mean = re.search(r"return over 10 deterministic episodes: (-?[\d,]+)", printed)
+    # A robot that stands still has zero
+    assert mean is not None and int(mean[1].replace(",", "")) > 300
+    files = {path.name for path in (tmp_path / "robot").iterdir()}
+    assert {"model.zip", "statistics.pkl", "best_model.zip", "report.html", "record"} <= files
+
+
+@pytest.mark.examples
+@pytest.mark.parametrize("option", [(), ("--cloned",)], ids=["loaded", "cloned"])
+def test_fine_tuning_does_no_harm(option: tuple[str, ...], tmp_path: Path) -> None:
+    """The critic learns alone first, then no update goes beyond the limit, and the policy is better in the end."""
+    printed = run(tmp_path, "fine_tune.py", *option, seconds=900.0)
+    updates = re.findall(r"^update +\d+: (\w+) +KL ([\d.]+)", printed, flags=re.MULTILINE)
+    limits = [float(kl) for _, kl in updates]
+    assert [status for status, _ in updates][:2] == ["limit_zero"] * 2 and limits[:2] == [0.0] * 2
+    assert "accepted" in dict(updates) and max(limits) <= 0.005
+    before, after = map(float, re.findall(r"([\d.]+) before, ([\d.]+) after", printed)[0])
+    assert after >= max(before, 475.0)
+
+
+@pytest.mark.examples
+def test_search_finds_something_and_doubts_it(tmp_path: Path) -> None:
+    """Each trial is reported, and the best is trained again with other seeds."""
+    printed = run(tmp_path, "optuna_search.py", "--trials", "3", "--steps", "16000", seconds=900.0)
+    assert len(re.findall(r"^trial +\d: +-[\d.]+", printed, flags=re.MULTILINE)) == 3
+    assert re.search(r"found with -[\d.]+, with three other seeds -[\d.]+", printed)

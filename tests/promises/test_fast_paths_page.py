@@ -11,7 +11,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from torch import nn
 
 from sb3_trpo import TRPO
-from tests.fast.covered import TWO_VECTORS
+from tests.fast.covered import TWO_VECTORS, Trunk
 from tests.fast.not_covered import Extractor, OtherDistribution
 from tests.fast.test_actors import ForwardPolicy
 from tests.small_models import BOX, DICT, IMAGE, VECTOR, make_env, small_model
@@ -34,6 +34,7 @@ NAMES: dict[str, Any] = {
     "SGD": th.optim.SGD,
     "AdamW": th.optim.AdamW,
     "RMSprop": th.optim.RMSprop,
+    "OwnLayers": Trunk,
     "OwnExtractor": Extractor,
     "OwnBuffer": OwnBuffer,
     "OwnForward": ForwardPolicy,

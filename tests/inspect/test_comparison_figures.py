@@ -93,7 +93,7 @@ def test_comparison_refuses_what_it_cannot_draw(healthy: UpdateRecord) -> None:
     runs = compared(healthy)
     with pytest.raises(ValueError, match="nonsense"):
         draw_comparison(runs, ["nonsense"])
-    with pytest.raises(ValueError, match="no update.*run 1"):
+    with pytest.raises(ValueError, match=r"no update.*run 1"):
         draw_comparison([runs[0], runs[1]._replace(updates=())])
     with pytest.raises(ValueError, match="no runs"):
         draw_comparison([])

@@ -78,6 +78,10 @@ docs: $(DOCS)
 docs-links: docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b linkcheck docs docs/_build/links
 
+# The quick part of the tests with every Python from 3.10 to 3.13 that is there, and with the oldest versions of setup.cfg
+test-matrix:
+	$(PYTHON) tests/matrix.py
+
 # imitation asks for an older SB3 and works with this one: it is no extra, since its own requirements would take SB3 down with it
 test-imitation: $(TESTS)
 	$(BIN)/python -m pip install --quiet --no-deps imitation==1.0.1
@@ -130,4 +134,4 @@ dist: $(TESTS)
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
-.PHONY: install demo format lint type quick docs docs-links dist test test-slow test-examples test-imitation test-contrib test-gym mutation bench bench-returns commit-checks
+.PHONY: install demo format lint type quick docs docs-links dist test test-slow test-examples test-matrix test-imitation test-contrib test-gym mutation bench bench-returns commit-checks

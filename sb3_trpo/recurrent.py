@@ -6,7 +6,7 @@ approximate is the state at the beginning of a rollout, in the middle of an epis
 fixed.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -21,10 +21,13 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.distributions import selected
+from sb3_trpo.fast.lstm_fisher import lstm_fisher
+from sb3_trpo.fast.network import is_as
 from sb3_trpo.objective import Batch, normalize_advantages, rows_of
 from sb3_trpo.policies import CountsFromZero
 from sb3_trpo.rollout import check_full
 from sb3_trpo.trpo import TRPO
+from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
 try:
     from sb3_contrib import RecurrentPPO
@@ -315,7 +318,7 @@ class RecurrentTRPO(TRPO):
             for array in (buffer.log_probs, buffer.advantages, buffer.returns)
         )
         counts = np.ones((self.n_steps, self.n_envs), bool) if self._wasted_steps is None else ~self._wasted_steps
-        weights = self._to_torch(counts.T.reshape(-1).astype(np.float32) / counts.sum())
+        weights = self._to_torch((counts.T.reshape(-1) / counts.sum()).astype(np.float32))
         if self.normalize_advantage:
             advantages = normalize_advantages(advantages, weights)
         begins = self._starts().copy()
@@ -366,6 +369,12 @@ class RecurrentTRPO(TRPO):
         padded = batch.padded()
         policy: Any = self.policy
         return policy.predict_values(padded.observations, batch.states.vf, padded.episode_starts).flatten()[padded.rows]
+
+    def _fast_fisher(self, chunks: Sequence[Batch], parameters: Parameters) -> MatrixVectorProduct | None:
+        methods = ("get_distribution", "_get_action_dist_from_latent", "_process_sequence", "extract_features")
+        if not is_as(self.policy, self.policy_base, *methods):
+            return None
+        return lstm_fisher(self.policy, chunks, parameters, self._distribution)
 
     def _value_epochs(self, batch: Batch) -> Iterator[Iterable[Any]]:
         n = len(batch.returns)

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from sb3_trpo.distributions import factors_of
 from sb3_trpo.fast.elementwise import apply, keeps_input, times_slope
 from sb3_trpo.fast.masks import kind_of, masked
-from sb3_trpo.fast.network import Network, Stage, as_given, inputs_of, is_as_read, network_input, read_actor, run, through
+from sb3_trpo.fast.network import Network, Stage, as_given, inputs_of, is_as_read, network_input, read_actor, through
 from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatten, unflatten
 
@@ -413,12 +413,32 @@ def agrees(
     :param distribution: there
     :param action_masks: which actions it was told to be possible
     """
-    output = run(policy, network, observations)
+    return is_made_of(policy, network, network_input(policy, network, observations), distribution, action_masks)
+
+
+@th.no_grad()
+def is_made_of(
+    policy: ActorCriticPolicy,
+    network: Network,
+    inputs: th.Tensor,
+    distribution: Distribution,
+    action_masks: th.Tensor | None,
+) -> bool:
+    """
+    Whether a distribution is the policy's own, made of what the stages give for what the first of them is given.
+
+    :param policy: the policy
+    :param network: its actor, or the end of it
+    :param inputs: of the first stage, for a few states
+    :param distribution: there
+    :param action_masks: which actions it was told to be possible
+    """
+    output = through(network.stages, inputs)
     if type(distribution) not in (type(policy.action_dist), kind_of(policy)):
         return False
     inner: Any = getattr(distribution, "distribution", None)
     if isinstance(distribution, StateDependentNoiseDistribution):
-        latent = through(network.stages[:-1], network_input(policy, network, observations)).flatten(1)
+        latent = through(network.stages[:-1], inputs).flatten(1)
         as_written = learns_features(policy) or is_as_read(inner.variance, _gsde_variance(policy, latent))
         return is_as_read(inner.mean, output) and as_written
     if isinstance(distribution, DiagGaussianDistribution):
@@ -466,14 +486,25 @@ def gauss_newton_fisher(
     network = actor_of(policy, chunks[0], distribution_of)
     if network is None:
         return None
+    return GaussNewtonFisher(policy, network, chunks, parameters).product if covers(policy, network, parameters) else None
+
+
+def covers(policy: ActorCriticPolicy, network: Network, parameters: Parameters, more: Sequence[nn.Parameter] = ()) -> bool:
+    """
+    Whether the Fisher matrix in some parameters is written out here.
+
+    :param policy: the policy
+    :param network: its actor, or the end of it
+    :param parameters: the variables
+    :param more: parameters beside those of the network whose derivative is written out
+    """
     log_std = getattr(policy, "log_std", None)
     if isinstance(policy.action_dist, StateDependentNoiseDistribution):
         if learns_features(policy):
-            return None
+            return False
     elif log_std is not None and log_std.shape != network.stages[-1].bias.shape:
-        return None  # one deviation of several actions
+        return False  # one deviation of several actions
     everything = (network.stages, *network.branches.values())
     covered = {parameter for stages in everything for stage in stages for parameter in (stage.weight, stage.bias)}
-    if not covered.intersection(parameters) or not set(parameters) <= covered | {log_std}:
-        return None
-    return GaussNewtonFisher(policy, network, chunks, parameters).product
+    covered.update(more)
+    return not covered.isdisjoint(parameters) and set(parameters) <= covered | {log_std}

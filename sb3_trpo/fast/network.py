@@ -95,11 +95,15 @@ def read_stages(modules: Iterable[nn.Module], *, to_the_end: bool = True) -> lis
 
 def is_as_sb3(policy: BasePolicy, *methods: str) -> bool:
     """Whether a policy does as a class that is known does: none of these methods is overridden, and nothing hooked."""
-    own, known = type(policy), next((kind for kind in KNOWN_POLICIES if isinstance(policy, kind)), None)
-    if known is None:
-        return False
+    known = next((kind for kind in KNOWN_POLICIES if isinstance(policy, kind)), None)
+    return known is not None and is_as(policy, known, *methods)
+
+
+def is_as(policy: BasePolicy, known: type[BasePolicy], *methods: str) -> bool:
+    """Whether a policy does as a class does: none of these methods is overridden, and nothing hooked."""
+    own = type(policy)
     unchanged = (getattr(own, name) is getattr(known, name) and name not in vars(policy) for name in methods)
-    return all(unchanged) and _is_plain(policy)
+    return isinstance(policy, known) and all(unchanged) and _is_plain(policy)
 
 
 def _layers(net: nn.Module) -> Iterator[nn.Module]:
@@ -143,11 +147,21 @@ def _extractor_modules(extractor: nn.Module) -> Layers | None:
 
 
 def _network(policy: ActorCriticPolicy, extractor: str, net: str, head: str) -> Network | None:
+    methods = ("extract_features", "get_distribution", "_get_action_dist_from_latent", "predict_values")
+    return read_network(policy, extractor, net, head) if is_as_sb3(policy, *methods) else None
+
+
+def read_network(policy: ActorCriticPolicy, extractor: str, net: str, head: str) -> Network | None:
+    """
+    Read what a policy is made of, whatever it does with it.
+
+    :param policy: the policy
+    :param extractor: name of its feature extractor
+    :param net: name of what follows, in its ``mlp_extractor``
+    :param head: name of the last layer
+    """
     # By name: a policy that goes its own way need not have them
-    if (
-        not is_as_sb3(policy, "extract_features", "get_distribution", "_get_action_dist_from_latent", "predict_values")
-        or type(policy.mlp_extractor) is not MlpExtractor
-    ):
+    if type(policy.mlp_extractor) is not MlpExtractor:
         return None
     before = _extractor_modules(getattr(policy, extractor))
     if before is None:

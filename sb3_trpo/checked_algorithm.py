@@ -26,10 +26,40 @@ from sb3_trpo.guards.observations import check_observation_space
 from sb3_trpo.guards.parameters import check_parameters
 from sb3_trpo.guards.process import drawing
 from sb3_trpo.guards.set_later import AsBuilt
+from sb3_trpo.guards.stand_in import StandIn
 from sb3_trpo.guards.watched_rollout import WatchedRollout
 from sb3_trpo.randomness import RandomNumbers
 
 SelfChecked = TypeVar("SelfChecked", bound="CheckedOnPolicyAlgorithm")
+
+
+class _PolicyDrawing(StandIn):
+    """
+    A policy that draws a model's own random numbers where it draws from torch.
+
+    :param policy: the policy of the moment
+    :param model: whose numbers
+    """
+
+    def __init__(self, policy: Any, model: Any):
+        super().__init__(policy)
+        vars(self)["_model"] = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self._model._random.in_torch(self._model.device):
+            return self._thing(*args, **kwargs)
+
+    def reset_noise(self, *args: Any) -> None:
+        with self._model._random.in_torch(self._model.device):
+            self._thing.reset_noise(*args)
+
+
+class _DrawingOwnNumbers(StandIn):
+    """A model whose policy of the moment draws the model's own random numbers."""
+
+    @property
+    def policy(self) -> Any:
+        return _PolicyDrawing(self._thing.policy, self._thing)
 
 
 class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
@@ -210,7 +240,11 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _collect(self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         """Fill the buffer: a hook for algorithms that do not collect as SB3 does; parameters and result as there."""
-        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        return OnPolicyAlgorithm.collect_rollouts(self._drawing_own_numbers(), env, callback, rollout_buffer, n_rollout_steps)
+
+    def _drawing_own_numbers(self) -> Any:
+        """Return the model as a loop of SB3's or sb3-contrib's takes it for its own: its policy draws the model's numbers."""
+        return self if self.seed is None else _DrawingOwnNumbers(self)
 
     # The log
 

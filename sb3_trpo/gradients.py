@@ -64,15 +64,17 @@ def check_actor(
     if actor:
         return
     of_values = set(values)
+    trainable = [name for name, p in policy.named_parameters() if p.requires_grad]
     unseen = [name for name, p in policy.named_parameters() if p.requires_grad and p not in of_values]
-    if not unseen:
+    nobody_froze_anything = len(trainable) == len(list(policy.parameters()))
+    if not unseen and not nobody_froze_anything:
         return
     with _thawed(policy):
         is_frozen = bool(reached_by(log_prob(), list(policy.parameters())))
     if not is_frozen:
         raise NoGradientError(
-            f"policy must have an action distribution that depends on its parameters in a way that torch can differentiate, "
-            f"got log-probabilities without a gradient although {', '.join(unseen)} can be trained: something on the way "
-            "is detached, computed without gradients (torch.no_grad) or outside of torch. To train the critic alone, freeze "
-            "the actor's parameters with requires_grad_(False)"
+            "policy must have an action distribution that depends on its parameters in a way that torch can differentiate, "
+            f"got log-probabilities without a gradient although {', '.join(unseen or trainable)} can be trained: something on "
+            "the way is detached, computed without gradients (torch.no_grad) or outside of torch. To train the critic alone, "
+            "freeze the actor's parameters with requires_grad_(False)"
         )

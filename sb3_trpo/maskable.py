@@ -318,7 +318,7 @@ class MaskableTRPO(Masking):
         return None if actor is None else partial(collect_rollouts, self, actor)
 
     def _plain_collection(self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
-        own: Any = self  # the loop asks its model for nothing that we have not
+        own = self._drawing_own_numbers()  # the loop asks its model for nothing that we have not
         watched: Any = AsGiven(callback, {"env": env})
         return MaskablePPO.collect_rollouts(
             own, CheckedMasks(env), watched, rollout_buffer, n_rollout_steps, self._use_masking

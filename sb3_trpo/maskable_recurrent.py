@@ -14,6 +14,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo.guards.stand_in import StandIn
 from sb3_trpo.maskable import AsGiven, CheckedMasks, Masking, mask_sizes, without_masks
 from sb3_trpo.recurrent import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy, Padded, RecurrentTRPO
 
@@ -164,20 +165,7 @@ class MaskableRecurrentDictRolloutBuffer(_WithMasks, RecurrentDictRolloutBuffer,
     """The same for Dict observations."""
 
 
-class _Asked:
-    """Something of which nothing is known: whatever is asked for, or set, is that of the thing itself."""
-
-    def __init__(self, thing: Any):
-        vars(self)["_thing"] = thing
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)["_thing"], name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(vars(self)["_thing"], name, value)
-
-
-class _PolicyByMasks(_Asked):
+class _PolicyByMasks(StandIn):
     """
     A policy that asks the environment what is possible before it acts, and notes it in the buffer.
 
@@ -196,7 +184,7 @@ class _PolicyByMasks(_Asked):
         return self._thing(*args, action_masks=masks)
 
 
-class _ModelByMasks(_Asked):
+class _ModelByMasks(StandIn):
     """
     A model whose policy of the moment acts by masks: what sb3-contrib's loop for policies with a memory takes for its own.
 
@@ -255,8 +243,8 @@ class MaskableRecurrentTRPO(Masking, RecurrentTRPO):
         if not self._use_masking:
             return super()._plain_collection(env, callback, rollout_buffer, n_rollout_steps)
         checked = CheckedMasks(env)
-        own: Any = _ModelByMasks(self, checked, rollout_buffer)
-        watched: Any = AsGiven(callback, {"self": self, "env": env})
+        own: Any = _ModelByMasks(self._drawing_own_numbers(), checked, rollout_buffer)
+        watched: Any = AsGiven(callback, {"env": env})
         return RecurrentPPO.collect_rollouts(own, checked, watched, rollout_buffer, n_rollout_steps)
 
     def _distribution_of(self, padded: Padded, states: tuple[th.Tensor, ...]) -> Distribution:
@@ -267,7 +255,7 @@ class MaskableRecurrentTRPO(Masking, RecurrentTRPO):
         return without_masks(distribution)
 
 
-class _KeepsState(_Asked):
+class _KeepsState(StandIn):
     """
     A model as sb3-contrib's evaluation for masks takes it: its ``predict`` keeps the state, which the evaluation loses.
 

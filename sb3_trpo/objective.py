@@ -178,7 +178,7 @@ def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
         way_out = "Derive a class of your own from TransformedDistribution, and register" if transformed else "Register"
         raise NoKLError(
             f"the step of TRPO is limited by the KL between the old policy and the new one, and torch knows none for "
-            f"{named(old)}: {str(error) or 'transforms that move with the policy differ between the two'}. {way_out} one with "
+            f"{named(old)}: {str(error) or 'it takes the transforms of the two for different ones'}. {way_out} one with "
             "torch.distributions.register_kl, or take a distribution that has one"
         ) from error
     return th.stack(per_factor).sum(dim=0)

@@ -270,8 +270,7 @@ class RecurrentTRPO(TRPO):
         return None
 
     def _plain_collection(self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
-        own: Any = self
-        return RecurrentPPO.collect_rollouts(own, env, callback, rollout_buffer, n_rollout_steps)
+        return RecurrentPPO.collect_rollouts(self._drawing_own_numbers(), env, callback, rollout_buffer, n_rollout_steps)
 
     def _by_environment(self, array: np.ndarray, shape: tuple[int, ...] = ()) -> np.ndarray:
         """Return an array of the buffer environment by environment, whether ``get`` has turned it round yet or not."""

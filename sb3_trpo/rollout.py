@@ -21,7 +21,7 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.guards.passed_on import PassedOn, runs_user_code
+from sb3_trpo.guards.passed_on import PassedOn, runs_user_code, steps_through_user_code
 
 Observations = np.ndarray | dict[str, np.ndarray]
 # Completes a sum over a part
@@ -200,7 +200,7 @@ def collect_rollouts(
     variables |= {"n_rollout_steps": n_rollout_steps, "obs_tensor": None}
 
     callback.on_rollout_start()
-    act = actor if runs_user_code(callback) else actor.go_on
+    act = actor if runs_user_code(callback) or steps_through_user_code(env) else actor.go_on
     n_attributes, is_own = len(vars(rollout_buffer)), is_sb3s_own(rollout_buffer)
     while n_steps < n_rollout_steps:
         if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:

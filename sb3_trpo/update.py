@@ -22,9 +22,9 @@ from sb3_trpo.fast.mlp_critic import mlp_critic
 from sb3_trpo.fast.network import is_a_chain
 from sb3_trpo.gradients import check_actor, check_gradients
 from sb3_trpo.guards.finite import first_cause, unusable, unusable_rollout
-from sb3_trpo.guards.left_graphs import drop_graphs
+from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
 from sb3_trpo.guards.process import unvalidated_distributions
-from sb3_trpo.guards.random_network import N_ASKED, WARNING, is_random
+from sb3_trpo.guards.random_network import N_ASKED, N_DOUBTS, OF_ACTOR, OF_VALUES, WARNING, is_random
 from sb3_trpo.hints import Hints
 from sb3_trpo.metrics import UpdateReport
 from sb3_trpo.objective import Batch, PolicyProblem, check_kl, normalize_advantages
@@ -93,11 +93,12 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         However it ends, no graph stays behind on the policy, which can be copied and sent to another process as before.
         """
         check_gradients(self.policy)
+        kept = views_of_parameters(self.policy)
         try:
             with unvalidated_distributions():
                 yield
         finally:
-            drop_graphs(self.policy)
+            drop_graphs(self.policy, kept)
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -240,12 +241,16 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         """Return whether the action distribution is random; warn once of it, and once of the values."""
         of_actor = is_random(lambda: self._distribution(few).log_prob(few.actions))
         of_values = is_random(lambda: self._values(few))
-        both = {"another action distribution": of_actor, "other values": of_values}
+        both = {OF_ACTOR: of_actor, OF_VALUES: of_values}
         found = [what for what, differs in both.items() if differs]
-        if not self._warned_of_randomness.issuperset(found):
-            self._warned_of_randomness |= frozenset(found)
-            warnings.warn(WARNING.format(what=" and ".join(found)), stacklevel=2)
+        self._warn_of_randomness(found)
         return of_actor
+
+    def _warn_of_randomness(self, found: Sequence[str]) -> None:
+        # Values that are random too are no news; a policy that is, after its values, is
+        if found and (not self._warned_of_randomness or OF_ACTOR in set(found) - self._warned_of_randomness):
+            self._warned_of_randomness |= frozenset(found)
+            warnings.warn(WARNING.format(what=" and ".join(found)), stacklevel=3)
 
     def _normalized(self, advantages: th.Tensor, weights: th.Tensor) -> th.Tensor:
         """Return the advantages as the surrogate uses them, shape (n,)."""
@@ -344,8 +349,9 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         kept = (mean_kl <= max_kl or not step.accepted) and not abs(mean_kl - step.mean_kl) > 1e-3 * max_kl
         if not kept:
             # Before it is said of the critic: a network that is random now and then would be another one again
-            _, again = problem.evaluate()
-            self._is_random = abs(again - mean_kl) > 1e-3 * max_kl
+            again = (problem.evaluate()[1] for _ in range(N_DOUBTS))
+            self._is_random = any(abs(kl - mean_kl) > 1e-3 * max_kl for kl in again)
+            self._warn_of_randomness([OF_ACTOR] if self._is_random else [])
         return kept or self._is_random
 
     def _report(

@@ -12,6 +12,7 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_trpo import TRPO, MlpPolicy
+from sb3_trpo.gradients import NoGradientError
 from sb3_trpo.inspect import inspect_model
 from tests.small_models import DISCRETE, changed, make_env, policy_state, small_model
 
@@ -184,3 +185,22 @@ def test_part_of_an_actor_may_be_detached() -> None:
     model.learn(64)
     assert model.last_update is not None and model.last_update.step.accepted
     assert not any("policy_net" in name for name in changed(before, policy_state(model)))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_actor_without_a_layer_of_its_own_that_is_detached_is_an_error(fast: bool) -> None:
+    """Everything that can be trained is the critic's too, and nobody froze anything."""
+
+    class ReadOut(MlpPolicy):
+        def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Any:
+            return self.action_dist.proba_distribution(latent_pi.detach()[:, :3])
+
+        def _build(self, lr_schedule: Any) -> None:
+            super()._build(lr_schedule)
+            self.action_net = th.nn.Identity()
+            self.mlp_extractor.policy_net = self.mlp_extractor.value_net
+            self.optimizer = self.optimizer_class(self.parameters(), lr=1e-3)  # type: ignore[call-arg]
+
+    model = small_model(policy=ReadOut, env=make_env(action_space=DISCRETE), fast=fast)
+    with pytest.raises(NoGradientError, match="detached"):
+        model.learn(64)

@@ -31,7 +31,7 @@ from sb3_trpo.fast.gauss_newton import CLOSED_FORM, N_COMPARED, agrees, learns_f
 from sb3_trpo.fast.masks import kind_of, masked_array
 from sb3_trpo.fast.network import Network, is_as_read, is_as_sb3, is_quicker_on_gpu, read_actor, read_critic, run
 from sb3_trpo.fast.numpy_layers import forward
-from sb3_trpo.guards.left_graphs import drop_graphs
+from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
 from sb3_trpo.rollout import EVALUATION_ROWS, Acted, Critic, Observations, is_sb3s_own, rows_of
 from sb3_trpo.trust_region.fisher import flatten, unflatten
 
@@ -407,7 +407,7 @@ class _NumpyActor:
         """Whether what was read of the policy is still in place; weights need not be what they were."""
         if self.distribution_left.get("distribution") is not self.left:
             # A callback has evaluated the policy: SB3's own next step would drop the graph that this may have left
-            drop_graphs(self.policy)
+            drop_graphs(self.policy, views_of_parameters(self.policy))
             self.left = self.distribution_left.get("distribution")
         return self.parts.are_in_place()
 
@@ -416,7 +416,8 @@ class _NumpyActor:
         latent, outputs = self.forward(self.encode(observations, self.n_envs), arrays)
         outputs = masked_array(outputs, action_masks)
         actions, log_std = self.distribution.sample(latent, outputs, arrays[-1] if self.has_std else None)
-        self.acted.append((outputs, log_std, actions))
+        # A copy: what becomes of the actions is the callbacks' affair
+        self.acted.append((outputs, log_std, actions.copy()))
         if len(self.acted) == self.most_acted:
             self._settle()
         return Acted(actions.reshape(self.shape), None, None)
@@ -515,13 +516,20 @@ def _acts_as_sb3(policy: ActorCriticPolicy, network: Network, observations: Obse
     return agrees(policy, network, few, policy.get_distribution(few))
 
 
+def _are_parameters(network: Network, log_std: th.Tensor | None) -> bool:
+    """Whether the numbers of an actor are parameters, which are looked at as it acts; a buffer may be replaced unseen."""
+    chains = [network.stages, *network.branches.values()]
+    held = [tensor for chain in chains for stage in chain for tensor in (stage.weight, stage.bias)]
+    return all(isinstance(tensor, nn.Parameter) for tensor in (held if log_std is None else [*held, log_std]))
+
+
 def _numpy_actor(
     policy: ActorCriticPolicy, n_envs: int, random: np.random.Generator, observations: Observations | None = None
 ) -> _NumpyActor | None:
     network = read_actor(policy)
     log_std = getattr(policy, "log_std", None)
     is_covered = _covers_in_numpy(policy, network, n_envs) and (log_std is None or log_std.dtype == th.float32)
-    if network is None or not is_covered:
+    if network is None or not is_covered or not _are_parameters(network, log_std):
         return None
     distribution = _distribution(policy, (n_envs, len(network.stages[-1].bias)), random)
     if distribution is None or not _acts_as_sb3(policy, network, observations):

@@ -15,6 +15,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from sb3_trpo.distributions import frozen, tensors_of, with_tensors
+from sb3_trpo.guards.process import forward_mode
 from sb3_trpo.objective import Batch, kl_term
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatten, unflatten
 
@@ -50,7 +51,7 @@ def forward_mode_fisher(
 
     def tangents(chunk: Batch, vector: th.Tensor) -> list[th.Tensor | None]:
         """Return J v for every tensor of the distribution, ``None`` for those that do not move."""
-        with th.no_grad(), forward_ad.dual_level():
+        with th.no_grad(), forward_mode, forward_ad.dual_level():
             steps = zip(parameters, unflatten(vector, parameters), strict=True)
             duals = [forward_ad.make_dual(parameter.detach(), step) for parameter, step in steps]
             with _in_place_of(parameters, duals, policy):

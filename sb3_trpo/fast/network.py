@@ -46,6 +46,8 @@ def _is_plain(module: nn.Module) -> bool:
     # Read several times a rollout: in one pass, without a call for each attribute
     for part in module.modules():
         attributes = vars(part)
+        if isinstance(part, th.jit.ScriptModule):
+            return False  # nothing of what it is stands in it
         if (
             attributes["_forward_hooks"]
             or attributes["_forward_pre_hooks"]

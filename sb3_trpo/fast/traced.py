@@ -1,19 +1,19 @@
 """
 The layers of a feature extractor of the user's own, if they are applied one after the other and nothing else is done.
 
-Its ``forward`` is not read but traced (``torch.fx``): it is run once with a stand-in for the observation, which notes what is
-done with it. A ``forward`` that looks at numbers cannot be traced, and one that does anything beside layers shows it.
+Its ``forward`` is not read but run once with a stand-in for the observation, which notes what is done with it. A ``forward``
+that looks at numbers fails on it, and one that does anything beside layers shows it. Not by ``torch.fx``: while that traces,
+it changes how every module of the process is called, in other threads too.
 """
 
 import copy
-import operator
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch as th
 from gymnasium import spaces
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional as F
 
 # Layers by the key of the part of a Dict that they are for, and those that are for all of it
@@ -33,7 +33,8 @@ _AS_LAYERS: dict[Any, Callable[[], nn.Module]] = {
     F.leaky_relu: nn.LeakyReLU,
     F.softplus: nn.Softplus,
 }
-_METHODS_AS_LAYERS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+# Modules of torch's that are no layers but hold them
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 class _NotLayersAlone(Exception):
@@ -42,7 +43,7 @@ class _NotLayersAlone(Exception):
 
 class _Part:
     """
-    What the stand-in stands for at a point of ``forward``.
+    What stands for an observation, a part of it or what has become of it, while a ``forward`` is run.
 
     :param key: of the part of the Dict; ``None`` for a whole observation
     :param layers: what has been applied to it
@@ -55,6 +56,50 @@ class _Part:
     def then(self, layer: nn.Module) -> "_Part":
         """Return it with a layer applied."""
         return _Part(self.key, [*self.layers, layer])
+
+    def __getitem__(self, key: Any) -> "_Part":
+        if self.key is not None or self.layers or not isinstance(key, str):
+            raise _NotLayersAlone
+        return _Part(key, [])
+
+    def __bool__(self) -> bool:
+        raise _NotLayersAlone
+
+    def __eq__(self, other: object) -> bool:
+        raise _NotLayersAlone
+
+    __hash__ = object.__hash__
+
+    def flatten(self, *arguments: Any, **keywords: Any) -> "_Part":
+        """Return it as vectors."""
+        if (arguments, keywords) not in (((1,), {}), ((1, -1), {}), ((), {"start_dim": 1})):
+            raise _NotLayersAlone
+        return self.then(nn.Flatten())
+
+    def relu(self) -> "_Part":
+        """Return it with negative numbers made zero."""
+        return self.then(nn.ReLU())
+
+    def tanh(self) -> "_Part":
+        """Return its hyperbolic tangent."""
+        return self.then(nn.Tanh())
+
+    def sigmoid(self) -> "_Part":
+        """Return its logistic function."""
+        return self.then(nn.Sigmoid())
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> "_Part":
+        """Note what one of torch's functions does with stand-ins, shaped as torch asks it."""
+        first, *rest = arguments
+        keywords = {name: value for name, value in (keywords or {}).items() if (name, value) not in (("inplace", False),)}
+        if function in (th.cat, th.concat, th.concatenate):
+            return _joined(first, keywords | ({"dim": rest[0]} if rest else {}))
+        if function is th.flatten:
+            return first.flatten(*rest, **keywords)
+        if function in _AS_LAYERS and not rest and not keywords:
+            return first.then(_AS_LAYERS[function]())
+        raise _NotLayersAlone
 
 
 class _Joined(_Part):
@@ -71,6 +116,25 @@ class _Joined(_Part):
     def then(self, layer: nn.Module) -> "_Joined":
         """Return them with a layer applied."""
         return _Joined(self.parts, [*self.layers, layer])
+
+    def __getitem__(self, key: Any) -> "_Part":
+        raise _NotLayersAlone
+
+
+class _Noted(nn.Module):
+    """
+    What stands for a layer: it is noted, and not run.
+
+    :param layer: one of torch's own
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.of = [layer]  # in a list: it is no part of this
+
+    def forward(self, part: _Part) -> _Part:
+        """Return what it is applied to, and itself."""
+        return part.then(self.of[0])
 
 
 def _check_shapes(layers: list[nn.Module], space: Any) -> None:
@@ -95,30 +159,10 @@ def _joined(parts: Any, keywords: dict[str, Any]) -> _Joined:
     return _Joined(by_key, [])
 
 
-def _applied(node: fx.Node, arguments: list[Any], keywords: dict[str, Any], extractor: nn.Module) -> _Part:
-    """Return what a step of ``forward`` gives."""
-    first, *rest = arguments
-    keywords = {name: value for name, value in keywords.items() if (name, value) != ("inplace", False)}
-    if node.op == "call_function" and node.target in (th.cat, th.concat, th.concatenate):
-        return _joined(first, keywords | ({"dim": rest[0]} if rest else {}))
-    if not isinstance(first, _Part):
-        raise _NotLayersAlone
-    if node.op == "call_function" and node.target is operator.getitem and type(first) is _Part:
-        if first.key is None and not first.layers and isinstance(rest[0], str):
-            return _Part(rest[0], [])
-    elif node.op == "call_module" and not rest and not keywords:
-        return first.then(extractor.get_submodule(str(node.target)))
-    elif node.op == "call_function" and node.target in _AS_LAYERS and not rest and not keywords:
-        return first.then(_AS_LAYERS[node.target]())
-    elif node.op == "call_method" and node.target in _METHODS_AS_LAYERS and not rest and not keywords:
-        return first.then(_METHODS_AS_LAYERS[str(node.target)]())
-    elif node.target in ("flatten", th.flatten) and (rest == [1] or keywords == {"start_dim": 1}):
-        return first.then(nn.Flatten())
-    raise _NotLayersAlone
-
-
 def _skeleton(module: nn.Module) -> nn.Module:
-    """Return a copy with the same parameters, to whose attributes and their lists may be written."""
+    """Return a copy that notes its layers, to whose attributes and their lists may be written."""
+    if type(module).__module__.startswith("torch.nn.") and not isinstance(module, _CONTAINERS):
+        return _Noted(module)
     clone = copy.copy(module)
     attributes = vars(clone)
     attributes.update({name: copy.copy(value) for name, value in vars(module).items() if isinstance(value, list | dict | set)})
@@ -128,25 +172,9 @@ def _skeleton(module: nn.Module) -> nn.Module:
 
 def _trace(extractor: nn.Module) -> Layers:
     # ``forward`` may keep what it sees on the object
-    graph = fx.Tracer().trace(_skeleton(extractor))
-    found: dict[fx.Node, _Part] = {}
-
-    def known(value: Any) -> Any:
-        if isinstance(value, fx.Node):
-            return found[value]
-        return [known(part) for part in value] if isinstance(value, list | tuple) else value
-
-    n_inputs = 0
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            n_inputs += 1
-            found[node] = _Part(None, [])
-        elif node.op == "output":
-            given = known(node.args[0])
-            break
-        else:
-            found[node] = _applied(node, known(node.args), dict(node.kwargs), extractor)
-    if n_inputs != 1 or not isinstance(given, _Part) or given.key is not None:
+    with th.no_grad():
+        given = _skeleton(extractor)(_Part(None, []))
+    if not isinstance(given, _Part) or given.key is not None:
         raise _NotLayersAlone
     space: Any = extractor._observation_space
     if not isinstance(given, _Joined):

@@ -12,7 +12,8 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.type_aliases import Schedule
 
 
@@ -157,10 +158,13 @@ def check_policy_fits(policy_class: type, observation_space: spaces.Space, polic
     :param policy_kwargs: a feature extractor among them may take whatever it likes
     :raises ValueError: naming policy and space
     """
-    for_dicts = issubclass(policy_class, MultiInputActorCriticPolicy) and "features_extractor_class" not in policy_kwargs
-    if for_dicts and not isinstance(observation_space, spaces.Dict):
+    if "features_extractor_class" in policy_kwargs:
+        return
+    constructors = (inspect.signature(vars(b)["__init__"]).parameters for b in policy_class.__mro__ if "__init__" in vars(b))
+    defaults = (own["features_extractor_class"].default for own in constructors if "features_extractor_class" in own)
+    if next(defaults, None) is CombinedExtractor and not isinstance(observation_space, spaces.Dict):
         raise ValueError(
-            f"{policy_class.__name__} is for Dict observations, got {observation_space}: take MlpPolicy or CnnPolicy"
+            f"{policy_class.__name__} is for Dict observations, got {observation_space}: take the policy for vectors or images"
         )
 
 

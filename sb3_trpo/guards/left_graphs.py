@@ -24,15 +24,27 @@ OF_OTHERS = (
 MOST_DEPTH = 6
 
 
-def drop_graphs(policy: nn.Module) -> None:
+def views_of_parameters(policy: nn.Module) -> list[th.Tensor]:
+    """List the views of parameters that modules hold, tied weights for one: their graph is how the user has built them."""
+    held = (value for module in policy.modules() for value in vars(module).values())
+    return [value for value in held if isinstance(value, th.Tensor) and _is_view_of_parameter(value)]
+
+
+def _is_view_of_parameter(tensor: th.Tensor) -> bool:
+    base = tensor._base
+    return base is not None and base.is_leaf and base.requires_grad
+
+
+def drop_graphs(policy: nn.Module, kept: Iterable[th.Tensor] = ()) -> None:
     """
     Detach every tensor that a policy holds on to besides its parameters, its last action distribution first of all.
 
     With a graph behind it a tensor can be neither deep-copied nor sent to another process, and it keeps a whole batch alive.
 
     :param policy: with its modules
+    :param kept: tensors that were there before, and stay as they are
     """
-    dropper = _Dropper()
+    dropper = _Dropper(kept)
     for module in policy.modules():
         for name, value in vars(module).items():
             if name not in ("_parameters", "_modules"):
@@ -42,9 +54,9 @@ def drop_graphs(policy: nn.Module) -> None:
 class _Dropper:
     """Returns what it is given without a graph: what can be changed is changed in place, the rest is replaced."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: Iterable[th.Tensor]):
         # The values themselves too: what is gone leaves its number to something else
-        self.seen: dict[int, tuple[Any, Any]] = {}
+        self.seen: dict[int, tuple[Any, Any]] = {id(tensor): (tensor, tensor) for tensor in kept}
         self.depth = 0
 
     def __call__(self, value: Any) -> Any:

@@ -99,7 +99,7 @@ def _check_keys(space: spaces.Dict) -> None:
     if not space.spaces:
         _refuse(name, space, "have at least one key", "a constant will do where there is nothing to observe")
     for key in space.spaces:
-        if not isinstance(key, str) or not key or "." in key or hasattr(nn.ModuleDict, key):
+        if not isinstance(key, str) or not key or "." in key or hasattr(nn.ModuleDict(), key):
             must = f"have keys that name a torch module, {key!r} does not"
             _refuse(name, space, must, "rename it; names with a dot and those of torch's own attributes are taken")
 

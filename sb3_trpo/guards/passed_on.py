@@ -3,6 +3,11 @@
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+# Packages whose environments know nothing of a model
+WELL_KNOWN = {"gymnasium", "stable_baselines3", "sb3_contrib", "sb3_trpo", "ale_py", "envpool", "shimmy"}
+OF_A_STEP = {"step", "reset", "step_async", "step_wait"}
 
 
 class PassedOn:
@@ -42,3 +47,17 @@ def runs_user_code(callback: "BaseCallback | PassedOn") -> bool:
     if type(callback) is ConvertCallback:
         return callback.callback is not None
     return type(callback) is not ProgressBarCallback
+
+
+def steps_through_user_code(env: VecEnv) -> bool:
+    """Whether stepping an environment runs, in this process, code of the user's own: it may know the model, and change it."""
+    layers: list[Any] = [env]
+    while layers:
+        layer = layers.pop()
+        held = vars(layer)
+        # A method may be set on the object too
+        if type(layer).__module__.partition(".")[0] not in WELL_KNOWN or not OF_A_STEP.isdisjoint(held):
+            return True
+        layers += [held[name] for name in ("venv", "env", "backend") if held.get(name) is not None]
+        layers += held.get("envs", ())
+    return False

@@ -11,6 +11,8 @@ from threadpoolctl import ThreadpoolController
 
 # Whoever seeds the generators of the process, and then draws from them, does it alone
 drawing = threading.RLock()
+# Torch has one level of forward mode for the whole process
+forward_mode = threading.RLock()
 
 
 class TorchGenerators:

@@ -4,10 +4,13 @@ from collections.abc import Iterable
 from operator import is_
 from typing import Any
 
+from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch import nn
 
 # What a model is built from, and what to do instead of setting it
 FIXED = {
+    "policy_class": "the policy is built already",
     "policy_kwargs": "the policy is built already",
     "rollout_buffer_class": "`load(path, env, rollout_buffer_class=...)` gives a saved model another one",
     "rollout_buffer_kwargs": "`load(path, env, rollout_buffer_kwargs=...)` gives a saved model another buffer",
@@ -31,6 +34,13 @@ def _is_same(one: Any, other: Any) -> bool:
         return bool(one == other)
     except Exception:
         return False  # of other things nobody knows what `==` does
+
+
+def _check_parts(model: OnPolicyAlgorithm) -> None:
+    """Refuse what is no policy or no buffer."""
+    for name, kind in (("policy", nn.Module), ("rollout_buffer", BaseBuffer)):
+        if not isinstance(getattr(model, name), kind):
+            raise TypeError(f"{name} must be a {kind.__name__} once the model is built, got {getattr(model, name)!r}")
 
 
 class AsBuilt:
@@ -63,8 +73,10 @@ class AsBuilt:
         Give what has been set to those who hold copies of it, and refuse what the model cannot take over any more.
 
         :param model: whose attributes may have been set; they are numbers and flags that can work
+        :raises TypeError: naming the attribute and its value, where it is no policy or no buffer
         :raises ValueError: naming the attribute and its value
         """
+        _check_parts(model)
         n_stored = model.rollout_buffer.buffer_size
         if self.buffer_has_n_steps and n_stored != model.n_steps:
             raise ValueError(

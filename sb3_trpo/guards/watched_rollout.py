@@ -46,14 +46,14 @@ class WatchedRollout(PassedOn):
         self._look()
         if self.finite.policy:
             check_policy_is_finite(self.model.policy)
-        if self.finite.observations:
+        if self.finite.observations and self.model._last_obs is not None:  # else the loop says it
             refuse_nonfinite("the observation of", self.model._last_obs, step=0)
 
     def update_locals(self, locals_: dict[str, Any]) -> None:
         """Look at what a step gave."""
         if self.looks_at_observations and not is_finite(locals_["new_obs"]):
             refuse_nonfinite("the observation of", locals_["new_obs"], step=locals_["n_steps"] + 1)
-        locals_["callback"] = self.callback
+        locals_["callback"], locals_["self"] = self.callback, self.model
         self.callback.update_locals(locals_)
 
     def on_step(self) -> bool:

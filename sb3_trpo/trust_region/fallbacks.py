@@ -132,8 +132,11 @@ class _Measurement:
         self.vector = differences(1.0).balanced(vector)
         self.product, curvature = differences(1.0).measure(self.vector)
         self.uncertainty = _differ_by(self.product, differences(0.5)(self.vector))
+        # Away from θ_old a network may be no number at all
+        self.is_finite = bool(self.product.isfinite().all()) and float(self.product.double().norm()) > 0.0
         self.is_sure = (
-            self.uncertainty <= AGREEMENT
+            self.is_finite
+            and self.uncertainty <= AGREEMENT
             and abs(float(self.product.double() @ self.vector.double()) - curvature) <= AGREEMENT * curvature
         )
 
@@ -174,16 +177,27 @@ def first_that_works(ways: Sequence[Way], differences: Callable[[float], Central
     generator = th.Generator("cpu").manual_seed(0)
     vector = flatten([th.randn(p.shape, generator=generator, device="cpu").to(p) for p in parameters])
     with _somewhere_else(parameters, generator):
-        measurement: _Measurement | None = None
-        for name, build in ways:
-            try:
-                build()(vector)  # before anything is measured: most of what does not work says so
-                measurement = measurement or _Measurement(differences, vector)
-                product = build()(measurement.vector)  # anew: what was kept is of parameters that have been moved since
-            except th.OutOfMemoryError:
-                raise
-            except Exception:
-                continue  # torch and its compilers say it in many ways
-            if not measurement.contradicts(product):
-                return name
-    return ""
+        found, measurement = _first_not_contradicted(ways, differences, vector)
+    if measurement is not None and not measurement.is_finite:
+        # Parameters that have a domain, under a logarithm for one, may have left it
+        found, _ = _first_not_contradicted(ways, differences, vector)
+    return found
+
+
+def _first_not_contradicted(
+    ways: Sequence[Way], differences: Callable[[float], CentralDifferences], vector: th.Tensor
+) -> tuple[str, _Measurement | None]:
+    """Return the name of a way and what was measured, if anything was."""
+    measurement: _Measurement | None = None
+    for name, build in ways:
+        try:
+            build()(vector)  # before anything is measured: most of what does not work says so
+            measurement = measurement or _Measurement(differences, vector)
+            product = build()(measurement.vector)  # anew: what was kept is of parameters that have been moved since
+        except th.OutOfMemoryError:
+            raise
+        except Exception:
+            continue  # torch and its compilers say it in many ways
+        if not measurement.contradicts(product):
+            return name, measurement
+    return "", measurement

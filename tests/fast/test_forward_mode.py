@@ -215,6 +215,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "detached on purpose": (lambda: Applied(lambda x: x.tanh() + x.sin().detach()), {TWICE}),
     "straight through": (lambda: Applied(lambda x: x + ((4 * x).round() / 4 - x).detach()), {TWICE}),
     "elu": (lambda: Applied(F.elu), {TWICE}),
+    "traced": (lambda: th.jit.trace(Applied(th.tanh), th.zeros(2, 3)), {TWICE, DIFFERENCES}),
+    "scripted": (lambda: th.jit.script(nn.Sequential(nn.Linear(3, 8), nn.Tanh())), {TWICE, DIFFERENCES}),
 }
 
 

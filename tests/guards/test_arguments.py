@@ -9,9 +9,10 @@ import gymnasium
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import DQN
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, MaskableTRPO, RecurrentTRPO
 from sb3_trpo.hyperparameters import PER_DIMENSION
 from tests.guards.refusals import REFUSALS, assert_names
 from tests.small_models import DICT, IMAGE, VECTOR, RandomEnv, changed, make_env, policy_state, small_model
@@ -314,3 +315,10 @@ def test_policy_that_does_not_fit_the_observations_is_refused(policy: str, env: 
     """The error says which policy would, or what it expected to see."""
     with pytest.raises((ValueError, AssertionError), match=hint):
         small_model(policy=policy, env=env)
+
+
+@pytest.mark.parametrize(("cls", "policy"), [(MaskableTRPO, "MultiInputPolicy"), (RecurrentTRPO, "MultiInputLstmPolicy")])
+def test_policy_of_a_variant_for_dicts_is_refused_where_there_are_none(cls: Any, policy: str) -> None:
+    """By the same words as that of TRPO."""
+    with pytest.raises(ValueError, match="is for Dict observations, got Box"):
+        small_model(cls, policy, make_env(VECTOR, spaces.Discrete(3)))

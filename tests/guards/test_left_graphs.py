@@ -12,7 +12,7 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_trpo.guards.left_graphs import drop_graphs
+from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
 from tests.guards.remembering import Remembering, graphs_of
 from tests.small_models import small_model
 
@@ -119,3 +119,25 @@ def test_drop_graphs_keeps_what_has_none() -> None:
     assert all(p is q for p, q in zip(before, policy.parameters(), strict=True))
     assert "seen" in dict(policy.features_extractor.named_buffers())
     assert isinstance(policy.action_net, nn.Module)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_weights_that_are_tied_stay_tied(fast: bool) -> None:
+    """A view of a parameter that the user has built into the network is trained through as before."""
+
+    class Tied(Remembering):
+        def __init__(self, observation_space: Any):
+            super().__init__(observation_space)
+            self.back = self.layer.weight.t()
+
+        def forward(self, observations: th.Tensor) -> th.Tensor:
+            return super().forward(observations @ self.back.t().t() @ self.back.t())
+
+    model = small_model(policy_kwargs={"features_extractor_class": Tied}, fast=fast)
+    extractor: Any = model.policy.features_extractor
+    tied = extractor.back
+    model.learn(128)
+    assert extractor.back is tied and tied.requires_grad and tied._base is extractor.layer.weight
+    assert [id(view) for view in views_of_parameters(model.policy)] == [id(tied)]
+    assert extractor.last.grad_fn is None
+    model.learn(64)  # and is still what the next update can go back through

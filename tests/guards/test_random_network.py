@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.nn import functional as F
@@ -220,3 +221,17 @@ def test_fit_is_not_undone_for_a_network_that_is_random_now_and_then() -> None:
             model.learn(64, reset_num_timesteps=False)
             assert model.last_update is not None and model.last_update.critic is not None
             assert model.last_update.critic.status == "fitted"
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_distribution_that_is_random_is_noticed_though_its_network_is_a_chain(fast: bool) -> None:
+    """What is made of the outputs may be random too."""
+
+    class Noisy(DiagGaussianDistribution):
+        def proba_distribution(self, mean_actions: th.Tensor, log_std: th.Tensor) -> Any:
+            return super().proba_distribution(mean_actions + 0.1 * th.randn_like(mean_actions), log_std)
+
+    model = small_model(fast=fast)
+    model.policy.action_dist = Noisy(2)
+    (message,) = learn(model)
+    assert "another action distribution" in message

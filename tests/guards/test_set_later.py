@@ -138,6 +138,7 @@ FIXED: dict[str, tuple[Any, str]] = {
     "n_steps, fewer": (16, "16"),
     "use_sde": (True, "True"),
     "policy_kwargs": ({"net_arch": [3]}, "net_arch"),
+    "policy_class": (3, "3"),
     "rollout_buffer_class": (OwnBuffer, "OwnBuffer"),
     "rollout_buffer_kwargs": ({"gamma": 0.5}, "gamma"),
     "seed": (5, "set_random_seed"),
@@ -448,3 +449,14 @@ def test_copy_that_a_callback_makes_is_not_learning(tmp_path: pathlib.Path) -> N
     for model in made:
         model.set_env(make_env())
         assert model.learn(64).num_timesteps == 64
+
+
+@pytest.mark.parametrize(
+    "name, value", [("policy", "MlpPolicy"), ("policy", None), ("rollout_buffer", None), ("rollout_buffer", [])]
+)
+@pytest.mark.parametrize("hook", ["rollout_start", "rollout_end"])
+def test_what_is_no_policy_or_no_buffer_is_refused_by_name(hook: str, name: str, value: Any) -> None:
+    """A string makes a policy at construction only."""
+    callback = At(hook, setting(name, value))
+    with pytest.raises(TypeError, match=f"^{name} must be a "):
+        small_model(n_steps=32).learn(96, callback=callback)

@@ -343,3 +343,91 @@ def test_vector_space_is_what_the_tests_act_on() -> None:
     """The quick actor is there, or nothing above was tested of it."""
     model = small_model(env=make_env(VECTOR))
     assert isinstance(actors.quickest_actor(model.policy, 1, np.random.default_rng(0)), actors._NumpyActor)
+
+
+@pytest.mark.parametrize("as_buffer", [True, False], ids=["buffer", "attribute"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_numbers_that_are_no_parameters_may_be_replaced_at_any_step(fast: bool, as_buffer: bool) -> None:
+    """A deviation that is annealed is often a buffer, or a tensor that is an attribute."""
+    model = small_model(fast=fast, n_steps=N_STEPS, batch_size=N_STEPS)
+    policy: Any = model.policy
+    n_dimensions = len(policy.log_std)
+    del policy.log_std
+    if as_buffer:
+        policy.register_buffer("log_std", th.zeros(n_dimensions))
+    else:
+        policy.log_std = th.zeros(n_dimensions)
+    stds: list[float] = []
+
+    class Anneals(BaseCallback):
+        def _on_step(self) -> bool:
+            stds.append(float(policy.log_std[0]))
+            policy.log_std = th.full((n_dimensions,), -0.5 * len(stds))
+            return True
+
+    collect(model, Anneals())
+    buffer = model.rollout_buffer
+    observations = th.as_tensor(buffer.observations[:, 0])
+    with th.no_grad():
+        means = policy.get_distribution(observations).distribution.mean
+    expected = th.distributions.Normal(means, th.tensor(stds).exp()[:, None]).log_prob(th.as_tensor(buffer.actions[:, 0]))
+    np.testing.assert_allclose(buffer.log_probs[:, 0], expected.sum(dim=1), rtol=1e-4, atol=1e-4)
+
+
+class KnowsTheModel(gym.Wrapper[Any, Any, Any, Any]):
+    """Perturbs the policy that acts in it, as parameter-space noise and self-play do."""
+
+    model: Any = None
+    change: Any = None
+
+    def step(self, action: Any) -> Any:
+        result = super().step(action)
+        if self.model is not None:
+            self.change(self.model)
+        return result
+
+
+def shift(model: Any) -> None:
+    model.policy.action_net.bias = th.nn.Parameter(model.policy.action_net.bias.detach() + 1.0)
+
+
+def another_policy(model: Any) -> None:
+    model.policy = copy.deepcopy(model.policy)
+    with th.no_grad():
+        model.policy.action_net.bias.add_(1.0)
+
+
+@pytest.mark.parametrize("change", [shift, another_policy])
+@pytest.mark.parametrize("fast", [True, False])
+def test_environment_that_changes_the_policy_is_as_welcome_as_a_callback(change: Any, fast: bool) -> None:
+    """Without any callback: each step is that of the policy of its moment."""
+    inner = make_env().envs[0]  # type: ignore[attr-defined]
+    wrapper = KnowsTheModel(inner)
+    model = small_model(env=DummyVecEnv([lambda: wrapper]), fast=fast, n_steps=N_STEPS, batch_size=N_STEPS)
+    first = copy.deepcopy(model.policy)
+    wrapper.model, wrapper.change = model, change
+    _, callback = model._setup_learn(N_STEPS)
+    assert model.env is not None
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, N_STEPS)
+    buffer = model.rollout_buffer
+    with th.no_grad():
+        gaussian: Any = first.get_distribution(th.as_tensor(buffer.observations[:, 0])).distribution
+    means = gaussian.mean + th.arange(N_STEPS)[:, None]
+    expected = th.distributions.Normal(means, gaussian.stddev).log_prob(th.as_tensor(buffer.actions[:, 0])).sum(dim=1)
+    np.testing.assert_allclose(buffer.log_probs[:, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_log_probability_is_that_of_the_action_taken_whatever_a_callback_makes_of_it(fast: bool) -> None:
+    """The array in ``locals`` may be written to."""
+
+    class Doubles(BaseCallback):
+        def _on_step(self) -> bool:
+            self.locals["actions"] *= 2.0
+            return True
+
+    model, alone = (small_model(fast=fast, n_steps=N_STEPS, batch_size=N_STEPS) for _ in range(2))
+    collect(alone, Sees())
+    collect(model, Doubles())
+    np.testing.assert_array_equal(model.rollout_buffer.actions[0], 2.0 * alone.rollout_buffer.actions[0])
+    np.testing.assert_allclose(model.rollout_buffer.log_probs[0], alone.rollout_buffer.log_probs[0], rtol=1e-5)

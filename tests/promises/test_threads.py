@@ -1,5 +1,6 @@
 """Models that learn side by side in threads: nothing of the process is left changed, and each learns what it learns alone."""
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,10 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
 from tests.small_models import BOX, DISCRETE, MULTI_BINARY, MULTI_DISCRETE, changed, make_env, policy_state, small_model
 
 
@@ -53,7 +55,20 @@ class InStep(BaseCallback):
 
 def learned(seed: int, space: Any, callback: BaseCallback | None = None, observations: Any = None, **arguments: Any) -> TRPO:
     env = make_env(action_space=space, n_envs=2, **({} if observations is None else {"observation_space": observations}))
-    return small_model(env=env, seed=seed, **arguments).learn(192, callback)
+    model = small_model(env=env, seed=seed, **arguments)
+    without_masks: dict[str, Any] = {"use_masking": False} if isinstance(model, MaskableTRPO | MaskableRecurrentTRPO) else {}
+    return model.learn(192, callback, **without_masks)
+
+
+class OwnExtractor(BaseFeaturesExtractor):
+    """A layer, shared by actor and critic."""
+
+    def __init__(self, observation_space: Any):
+        super().__init__(observation_space, 4)
+        self.layer = th.nn.Linear(3, 4)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return th.relu(self.layer(observations))
 
 
 # Policies whose actions, or the noise in them, are drawn by torch
@@ -62,7 +77,33 @@ IN_TORCH: dict[str, dict[str, Any]] = {
     "gSDE": {"space": BOX, "use_sde": True, "sde_sample_freq": 4},
     "gSDE, expln": {"space": BOX, "use_sde": True, "policy_kwargs": {"use_expln": True}},
     "Softsign": {"space": MULTI_BINARY, "policy_kwargs": {"activation_fn": th.nn.Softsign}},
+    "plain": {"space": BOX, "fast": False},
+    "plain gSDE": {"space": BOX, "fast": False, "use_sde": True, "sde_sample_freq": 4},
+    "with masks": {"space": DISCRETE, "cls": MaskableTRPO},
+    "with a memory": {"space": BOX, "cls": RecurrentTRPO, "policy": "MlpLstmPolicy", "policy_kwargs": {"lstm_hidden_size": 4}},
+    "both, plain": {
+        "space": DISCRETE,
+        "cls": MaskableRecurrentTRPO,
+        "policy": "MlpLstmPolicy",
+        "policy_kwargs": {"lstm_hidden_size": 4},
+        "fast": False,
+    },
+    # Its Fisher products are made in forward mode, of which torch has one for the process
+    "Hardsigmoid": {"space": BOX, "policy_kwargs": {"activation_fn": th.nn.Hardsigmoid}},
+    # And it is run with a stand-in, to see what it does
+    "own extractor": {"space": BOX, "policy_kwargs": {"features_extractor_class": OwnExtractor}},
 }
+
+
+class InTurns:
+    """Has threads change places as often as Python can."""
+
+    def __enter__(self) -> None:
+        self.before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+
+    def __exit__(self, *error: Any) -> None:
+        sys.setswitchinterval(self.before)
 
 
 def together(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -89,7 +130,9 @@ def test_models_whose_actions_are_drawn_in_torch_learn_in_threads_what_they_lear
     barrier = threading.Barrier(2)
     before = th.get_rng_state()
     jobs = [partial(learned, seed, callback=InStep(barrier), **arguments) for seed in range(2)]
-    for state, model in zip(alone, together(jobs), strict=True):
+    with InTurns():
+        models = together(jobs)
+    for state, model in zip(alone, models, strict=True):
         assert not changed(state, policy_state(model))
     assert changed(alone[0], alone[1])
     th.set_rng_state(before)

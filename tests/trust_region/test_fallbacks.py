@@ -8,6 +8,7 @@ import torch as th
 from torch import nn
 
 from sb3_trpo.trust_region import CentralDifferences, first_that_works, flatten
+from sb3_trpo.trust_region.fisher import MatrixVectorProduct
 from tests.cases import normal
 from tests.oracles import relative_error
 
@@ -115,3 +116,22 @@ def test_first_that_works_is_the_first_that_is_neither_missing_nor_wrong() -> No
     with pytest.raises(th.OutOfMemoryError):
         first_that_works([("large", too_large), ("right", way(right))], problem.differences, problem.parameters)
     assert th.equal(flatten(problem.parameters), start)
+
+
+def test_parameter_that_has_left_its_domain_contradicts_nothing() -> None:
+    """Away from where it is, a small scale under a root is negative, and everything NaN: then it is asked where it is."""
+    scale = nn.Parameter(th.tensor([1e-3], dtype=th.float64))
+    start = float(scale)
+
+    def kl() -> th.Tensor:
+        return 0.5 * ((scale.sqrt() - start**0.5) ** 2).sum()
+
+    def product(factor: float) -> Callable[[], MatrixVectorProduct]:
+        return lambda: lambda vector: factor * vector / (4.0 * scale.detach())
+
+    def differences(shorten: float) -> CentralDifferences:
+        return CentralDifferences([kl], [scale], shorten=shorten)
+
+    with th.random.fork_rng():
+        assert first_that_works([("wrong", product(2.0)), ("right", product(1.0))], differences, [scale]) == "right"
+    assert float(scale) == start

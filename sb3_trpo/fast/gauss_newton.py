@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from sb3_trpo.distributions import factors_of
 from sb3_trpo.fast.elementwise import apply, keeps_input, times_slope
 from sb3_trpo.fast.masks import kind_of, masked
-from sb3_trpo.fast.network import Network, Stage, as_given, inputs_of, is_as_read, network_input, read_actor, run, through
+from sb3_trpo.fast.network import Network, Stage, as_given, inputs_of, is_as_read, network_input, read_actor, through
 from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatten, unflatten
 
@@ -477,9 +477,7 @@ def gauss_newton_fisher(
     return GaussNewtonFisher(policy, network, chunks, parameters).product if covers(policy, network, parameters) else None
 
 
-def covers(
-    policy: ActorCriticPolicy, network: Network, parameters: Parameters, more: Sequence[nn.Parameter] = ()
-) -> bool:
+def covers(policy: ActorCriticPolicy, network: Network, parameters: Parameters, more: Sequence[nn.Parameter] = ()) -> bool:
     """
     Whether the Fisher matrix in some parameters is written out here.
 

@@ -25,7 +25,7 @@ from sb3_trpo.fast.lstm_actor import QuickModel
 from sb3_trpo.fast.lstm_fisher import lstm_fisher
 from sb3_trpo.fast.network import is_as
 from sb3_trpo.guards.passed_on import AsGiven
-from sb3_trpo.objective import Batch, normalize_advantages, rows_of
+from sb3_trpo.objective import Batch, rows_of
 from sb3_trpo.policies import CountsFromZero
 from sb3_trpo.rollout import check_full
 from sb3_trpo.trpo import TRPO
@@ -336,9 +336,9 @@ class RecurrentTRPO(TRPO):
             for array in (buffer.log_probs, buffer.advantages, buffer.returns)
         )
         counts = np.ones((self.n_steps, self.n_envs), bool) if self._wasted_steps is None else ~self._wasted_steps
-        weights = self._to_torch((counts.T.reshape(-1) / counts.sum()).astype(np.float32))
-        if self.normalize_advantage:
-            advantages = normalize_advantages(advantages, weights)
+        n_counted = float(self._peers.total(th.tensor(counts.sum(), dtype=th.float64, device="cpu")))
+        weights = self._to_torch((counts.T.reshape(-1) / n_counted).astype(np.float32))
+        advantages = self._normalized(advantages, weights)
         begins = self._starts().copy()
         begins[:: self.n_steps] = True
         first = np.flatnonzero(begins)

@@ -17,7 +17,7 @@ from stable_baselines3.common.distributions import (
 from torch import nn
 
 import sb3_trpo
-from sb3_trpo.objective import Batch, PolicyProblem, kl_old_new, log_ratio, normalize_advantages, weighted_mean
+from sb3_trpo.objective import WRITTEN_OUT, Batch, PolicyProblem, kl_old_new, log_ratio, normalize_advantages, weighted_mean
 from sb3_trpo.trust_region import flat_gradient, flatten
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct
 from tests.cases import DoubleExtractor, PolicyCase, make_case, normal, sample_actions, seeded, shake
@@ -524,6 +524,7 @@ def test_problem_takes_the_fisher_product_it_is_offered() -> None:
     problem = case.problem(chunk_size=4, fast_fisher=offer)
     vector = normal(n_params(case), seed=1)
     assert th.equal(problem.fisher_vector_product()(vector), -vector)
+    assert problem.fisher_path == WRITTEN_OUT
     assert len(asked) == 1 and asked[0][0] is problem.fisher_chunks and asked[0][1] is problem.parameters
     declined = case.problem(chunk_size=4, fast_fisher=lambda chunks, parameters: None).fisher_vector_product()
     assert th.equal(declined(vector), case.problem(chunk_size=4).fisher_vector_product()(vector))
@@ -541,7 +542,8 @@ def test_parts_of_a_batch_are_completed_to_the_whole(case: PolicyCase) -> None:
         return [gradient, product, *(th.tensor(v, dtype=th.float64) for v in (surrogate, *problem.evaluate()))]
 
     gradient, product, surrogate, *evaluation = answers(case.batch.select(slice(n, None)))
-    of_the_other = iter([surrogate, gradient, product, *evaluation])
+    # Surrogate and KL are completed together
+    of_the_other = iter([surrogate[None], gradient, product, th.stack(evaluation)])
     completed = answers(case.batch.select(slice(None, n)), total=lambda value: value + next(of_the_other))
     for found, expected in zip(completed, answers(case.batch), strict=True):
         assert th.allclose(found.double(), expected.double(), rtol=1e-9, atol=1e-12)

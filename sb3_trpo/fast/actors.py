@@ -27,7 +27,7 @@ from torch import nn
 
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
 from sb3_trpo.fast.elementwise import in_place
-from sb3_trpo.fast.gauss_newton import CLOSED_FORM, N_COMPARED, agrees, is_plain_gsde
+from sb3_trpo.fast.gauss_newton import CLOSED_FORM, N_COMPARED, agrees, learns_features
 from sb3_trpo.fast.masks import kind_of, masked_array
 from sb3_trpo.fast.network import Network, is_as_read, is_as_sb3, is_quicker_on_gpu, read_actor, read_critic, run
 from sb3_trpo.fast.numpy_layers import forward
@@ -222,26 +222,44 @@ class _StateDependent:
     """
     Gaussian dimensions whose noise is linear in the last hidden layer (gSDE), by the matrices that the policy has drawn.
 
+    They may be squashed by a tanh.
+
     :param distribution: the policy's
     """
 
     def __init__(self, distribution: StateDependentNoiseDistribution):
         self.distribution = distribution
 
+    def _std(self, log_std: np.ndarray) -> np.ndarray:
+        """Return the deviation of each weight's noise."""
+        if not self.distribution.use_expln:
+            return np.exp(log_std)
+        above = np.log1p(np.maximum(log_std, 0.0) + self.distribution.epsilon) + 1.0
+        return np.where(log_std > 0.0, above, np.exp(np.minimum(log_std, 0.0)))
+
     def sample(self, latent: np.ndarray, mean: np.ndarray, log_std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return actions, of the mean's shape, and the logarithms of their deviations, the same."""
-        variance = np.dot(np.square(latent), np.broadcast_to(np.exp(2.0 * log_std), (latent.shape[1], mean.shape[1])))
+        variances = np.square(self._std(log_std))
+        variance = np.dot(np.square(latent), np.broadcast_to(variances, (latent.shape[1], mean.shape[1])))
         # Where SB3 has the matrices: drawn anew they are other tensors
         matrices = self.distribution.exploration_matrices
         if len(latent) == 1 or len(latent) != len(matrices):
             noise = np.dot(latent, self.distribution.exploration_mat.detach().cpu().numpy())
         else:
             noise = np.matmul(latent[:, None], matrices.detach().cpu().numpy())[:, 0]
-        return mean + noise, 0.5 * np.log(variance + self.distribution.epsilon)
+        actions = mean + noise
+        return np.tanh(actions) if self.distribution.bijector else actions, 0.5 * np.log(variance + self.distribution.epsilon)
 
     def log_probs(self, means: np.ndarray, log_stds: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Return the log-probabilities of actions, shape (n_steps, n_envs)."""
-        return _normal_log_probs(means, log_stds, actions)
+        if self.distribution.bijector is None:
+            return _normal_log_probs(means, log_stds, actions)
+        # As SB3 finds out again what was squashed
+        least = np.finfo(actions.dtype).eps
+        inside = np.clip(actions, -1.0 + least, 1.0 - least)
+        before = 0.5 * (np.log1p(inside) - np.log1p(-inside))
+        stretched = np.log(1.0 - np.square(np.tanh(before)) + self.distribution.bijector.epsilon)
+        return _normal_log_probs(means, log_stds, before) - stretched.sum(axis=2)
 
 
 class _Categorical:
@@ -314,7 +332,7 @@ def sampler_of(policy: ActorCriticPolicy, shape: tuple[int, int], random: np.ran
         return _Categorical(shape, [int(size) for size in sizes.action_dims], random)
     if kind is StateDependentNoiseDistribution:
         gsde: Any = policy.action_dist
-        return _StateDependent(gsde) if is_plain_gsde(policy) and gsde.bijector is None else None
+        return None if learns_features(policy) else _StateDependent(gsde)
     return _Bernoulli(shape, random) if kind is BernoulliDistribution else None
 
 

@@ -5,6 +5,8 @@ See the trust region: a recorder for training, and pictures of what it recorded.
 """
 
 from sb3_trpo.inspect.callback import TrustRegionRecorder
+from sb3_trpo.inspect.comparison_figures import COMPARED, draw_comparison
+from sb3_trpo.inspect.comparison_page import write_comparison
 from sb3_trpo.inspect.gallery import figures_of, figures_of_update
 from sb3_trpo.inspect.health import Finding, check_health
 from sb3_trpo.inspect.page import write_report
@@ -15,6 +17,7 @@ from sb3_trpo.inspect.run_files import Run, SliceRecord, StateChange, StatesReco
 from sb3_trpo.inspect.update_figures import draw_bars, draw_bubble, draw_convergence, draw_kl_histogram, draw_ladder
 
 __all__ = [
+    "COMPARED",
     "PANELS",
     "Finding",
     "Run",
@@ -27,6 +30,7 @@ __all__ = [
     "check_health",
     "draw_bars",
     "draw_bubble",
+    "draw_comparison",
     "draw_convergence",
     "draw_kl_histogram",
     "draw_ladder",
@@ -36,5 +40,6 @@ __all__ = [
     "inspect_model",
     "read_run",
     "slice_of",
+    "write_comparison",
     "write_report",
 ]

@@ -40,6 +40,9 @@ CAPTIONS = {
     "convergence": "What is left of the equation for the natural gradient after each product with the Fisher matrix.",
     "bubble": "A plane through the old policy in parameter space. The thick line is the measured edge of the trust region, "
     "the dotted circle what the quadratic model takes it for; blue is gain, red is loss.",
+    "step": "The plane of the natural gradient and the step that was taken. The thick line is where the measured KL is δ, the "
+    "dotted circle where the quadratic model expects it; blue is gain, red is loss. By these models no step of as much KL "
+    "gains more than the natural one.",
     "bars": "The policy before and after the update in single states, with the ratio new / old for discrete actions.",
     "kl_per_state": "The limit is on the mean: single states may change more.",
 }
@@ -85,6 +88,12 @@ def embedded(figure: "Figure", title: str, caption: str) -> str:
         f'<figure><img alt="{alt}" src="data:image/svg+xml;base64,{data}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
+
+
+def caption_of(name: str, run: Run) -> str:
+    """Return what to say below a figure; the plane of an algorithm that is not ours is that of its step."""
+    is_step = name == "bubble" and bool(run.slices[-1].step)
+    return CAPTIONS["step" if is_step else name]
 
 
 def _panel(run: Run, name: str) -> str:
@@ -152,7 +161,7 @@ def write_report(run: Run, path: str | Path, *, n_updates: int | None = None) ->
     # Of a single update its own pictures say more than a dot in each panel
     others = [_panel(run, name) for name in panels_of(run) if name not in shown and len(run.updates) > 1]
     of_update = "".join(
-        embedded(figure, name.replace("_", " "), CAPTIONS[name]) for name, figure in figures_of_update(run, n_updates)
+        embedded(figure, name.replace("_", " "), caption_of(name, run)) for name, figure in figures_of_update(run, n_updates)
     )
     problems = "".join(f"<li>{html.escape(problem)}</li>" for problem in run.problems)
     title = html.escape(f"Trust region report: {run.name}")

@@ -71,6 +71,42 @@ def test_command_says_what_is_wrong(
     assert error.startswith("error: ") and re.search(message, error)
 
 
+@pytest.fixture()
+def two(recorded: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Return the folders of two runs."""
+    folders = tmp_path / "runs" / "cartpole" / "trpo", tmp_path / "runs" / "ppo"
+    for folder in folders:
+        shutil.copytree(recorded, folder)
+    return folders
+
+
+def test_command_compares_runs_by_the_names_of_their_folders(
+    two: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One page beside the runs, or one picture, and the health of each under its name."""
+    assert main([*map(str, two), "--html"]) == 0
+    output = capsys.readouterr().out
+    report = two[1].parent / "comparison" / "report.html"
+    assert str(report) in output and "\ncartpole/trpo:\n" in output and "\nppo:\n" in output
+    page = report.read_text(encoding="utf-8")
+    assert "Trust region report: cartpole/trpo, ppo" in page
+    assert main([str(two[0]), str(two[1] / "updates.jsonl"), "--output", str(two[0] / "here")]) == 0
+    assert imread(two[0] / "here" / "comparison.png").std() > 0.01
+
+
+def test_command_says_what_does_not_go_with_several_runs(two: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Saved models, the same run twice, options for one."""
+    trpo, ppo = map(str, two)
+    for arguments, message in (
+        ([trpo, "model.zip"], "saved model"),
+        ([trpo, ppo, trpo], "given once"),
+        ([trpo, ppo, "--update", "3"], "--update"),
+        ([trpo, f"{ppo}s"], r"updates\.jsonl does not exist"),
+    ):
+        assert main(arguments) == 1
+        assert re.search(message, capsys.readouterr().err)
+
+
 def test_command_names_an_update_that_there_is_not(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The updates that there are stand in the message."""
     assert main([str(recorded), "--update", "77"]) == 1

@@ -82,7 +82,7 @@ EXPERIMENTS = {
     "cartpole/PPO, RL Zoo": Experiment(PPO, "CartPole-v1", 51_200, 8, arguments=OF_CARTPOLE),
     "halfcheetah/TRPO, defaults": Experiment(TRPO, "HalfCheetah-v5", 102_400),
     "halfcheetah/PPO, defaults": Experiment(PPO, "HalfCheetah-v5", 102_400),
-    "halfcheetah/PPO, RL Zoo": Experiment(PPO, "HalfCheetah-v5", 102_400, 1, True, OF_HALFCHEETAH),
+    "halfcheetah/PPO, RL Zoo": Experiment(PPO, "HalfCheetah-v5", 51_200, 1, True, OF_HALFCHEETAH),
 }
 
 

@@ -99,7 +99,7 @@ class TorchProcesses(Processes):
         except th.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise PeerError(f"{self._who_is_lost()} ({in_words(error)[:120]})") from error
+            raise PeerError(self._who_is_lost() or f"the connection to the others broke: {in_words(error)[:120]}") from error
 
     def _met(self, collective: Callable[..., Any], own: Any, **kwargs: Any) -> Any:
         tensor = own.detach().clone(memory_format=th.contiguous_format)
@@ -183,7 +183,7 @@ class TorchProcesses(Processes):
             return "process 0, or torchrun, has ended"
         missing = ", ".join(str(rank) for rank in range(self.size) if rank not in heard)
         lost = f"no word from process {missing} of {self.size}: ended, or later than the {self.timeout:g} s of the time-out"
-        return self._named(heard) or (lost if missing else "the connection between the processes broke")
+        return self._named(heard) or (lost if missing else "")
 
 
 def in_words(error: BaseException) -> str:

@@ -30,9 +30,9 @@ def test_twin_draws_the_same_and_leaves_the_numbers_where_they_are(seed: int | N
 
 
 IN_NUMPY: dict[str, Any] = {"env": {"action_space": DISCRETE}}
-IN_TORCH: dict[str, Any] = {"env": {"action_space": DISCRETE, "observation_space": spaces.Discrete(5)}}
+IN_TORCH: dict[str, Any] = {"env": {"action_space": DISCRETE, "observation_space": spaces.MultiDiscrete([5])}}
 GSDE: dict[str, Any] = {"env": {"action_space": BOX}, "use_sde": True, "sde_sample_freq": 4}
-GSDE_IN_TORCH = GSDE | {"policy_kwargs": {"use_expln": True}}
+GSDE_IN_TORCH = GSDE | {"policy_kwargs": {"activation_fn": th.nn.Softsign}}
 WAYS = pytest.mark.parametrize(
     "way", [IN_NUMPY, IN_TORCH, GSDE, GSDE_IN_TORCH], ids=["NumPy", "torch", "gSDE", "gSDE in torch"]
 )

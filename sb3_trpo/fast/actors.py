@@ -27,7 +27,7 @@ from torch import nn
 
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
 from sb3_trpo.fast.elementwise import in_place
-from sb3_trpo.fast.gauss_newton import CLOSED_FORM, N_COMPARED, agrees, is_plain_gsde
+from sb3_trpo.fast.gauss_newton import CLOSED_FORM, N_COMPARED, agrees, learns_features
 from sb3_trpo.fast.masks import kind_of, masked_array
 from sb3_trpo.fast.network import Network, is_as_read, is_as_sb3, is_quicker_on_gpu, read_actor, read_critic, run
 from sb3_trpo.fast.numpy_layers import forward
@@ -222,26 +222,44 @@ class _StateDependent:
     """
     Gaussian dimensions whose noise is linear in the last hidden layer (gSDE), by the matrices that the policy has drawn.
 
+    They may be squashed by a tanh.
+
     :param distribution: the policy's
     """
 
     def __init__(self, distribution: StateDependentNoiseDistribution):
         self.distribution = distribution
 
+    def _std(self, log_std: np.ndarray) -> np.ndarray:
+        """Return the deviation of each weight's noise."""
+        if not self.distribution.use_expln:
+            return np.exp(log_std)
+        above = np.log1p(np.maximum(log_std, 0.0) + self.distribution.epsilon) + 1.0
+        return np.where(log_std > 0.0, above, np.exp(np.minimum(log_std, 0.0)))
+
     def sample(self, latent: np.ndarray, mean: np.ndarray, log_std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return actions, of the mean's shape, and the logarithms of their deviations, the same."""
-        variance = np.dot(np.square(latent), np.broadcast_to(np.exp(2.0 * log_std), (latent.shape[1], mean.shape[1])))
+        variances = np.square(self._std(log_std))
+        variance = np.dot(np.square(latent), np.broadcast_to(variances, (latent.shape[1], mean.shape[1])))
         # Where SB3 has the matrices: drawn anew they are other tensors
         matrices = self.distribution.exploration_matrices
         if len(latent) == 1 or len(latent) != len(matrices):
             noise = np.dot(latent, self.distribution.exploration_mat.detach().cpu().numpy())
         else:
             noise = np.matmul(latent[:, None], matrices.detach().cpu().numpy())[:, 0]
-        return mean + noise, 0.5 * np.log(variance + self.distribution.epsilon)
+        actions = mean + noise
+        return np.tanh(actions) if self.distribution.bijector else actions, 0.5 * np.log(variance + self.distribution.epsilon)
 
     def log_probs(self, means: np.ndarray, log_stds: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Return the log-probabilities of actions, shape (n_steps, n_envs)."""
-        return _normal_log_probs(means, log_stds, actions)
+        if self.distribution.bijector is None:
+            return _normal_log_probs(means, log_stds, actions)
+        # As SB3 finds out again what was squashed
+        least = np.finfo(actions.dtype).eps
+        inside = np.clip(actions, -1.0 + least, 1.0 - least)
+        before = 0.5 * (np.log1p(inside) - np.log1p(-inside))
+        stretched = np.log(1.0 - np.square(np.tanh(before)) + self.distribution.bijector.epsilon)
+        return _normal_log_probs(means, log_stds, before) - stretched.sum(axis=2)
 
 
 class _Categorical:
@@ -302,7 +320,7 @@ class _Bernoulli:
         return -np.logaddexp(0.0, (1.0 - 2.0 * actions) * logits).sum(axis=2)
 
 
-def _distribution(policy: ActorCriticPolicy, shape: tuple[int, int], random: np.random.Generator) -> Any:
+def sampler_of(policy: ActorCriticPolicy, shape: tuple[int, int], random: np.random.Generator) -> Any:
     """Return how actions are drawn from the network's outputs, or ``None`` for a distribution that is not known here."""
     kind = kind_of(policy)
     if kind is DiagGaussianDistribution:
@@ -314,11 +332,11 @@ def _distribution(policy: ActorCriticPolicy, shape: tuple[int, int], random: np.
         return _Categorical(shape, [int(size) for size in sizes.action_dims], random)
     if kind is StateDependentNoiseDistribution:
         gsde: Any = policy.action_dist
-        return _StateDependent(gsde) if is_plain_gsde(policy) and gsde.bijector is None else None
+        return None if learns_features(policy) else _StateDependent(gsde)
     return _Bernoulli(shape, random) if kind is BernoulliDistribution else None
 
 
-class _Forward:
+class Forward:
     """
     A perceptron in NumPy, in the memory of its torch twin.
 
@@ -376,8 +394,8 @@ class _NumpyActor:
         self.shape = (n_envs, *(policy.action_space.shape or ()))
         self.distribution = distribution
         self.has_std = isinstance(distribution, _Gaussian | _StateDependent)
-        self.encode = _encoder(policy, network)
-        self.forward = _Forward(network, [policy.log_std] if self.has_std else [])
+        self.encode = encoder(policy, network)
+        self.forward = Forward(network, [policy.log_std] if self.has_std else [])
         # Outputs, log_std and actions of steps whose log-probabilities are not computed yet: as many as stay in the cache
         self.acted: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]] = []
         self.most_acted = max(1, LOG_PROB_BLOCK // (n_envs * len(network.stages[-1].bias)))
@@ -419,7 +437,7 @@ class _NumpyActor:
         return np.concatenate(self.known) if self.known else np.empty((0, self.n_envs), np.float32)
 
 
-def _encoder(policy: ActorCriticPolicy, network: Network) -> Callable[[Observations, int], np.ndarray]:
+def encoder(policy: ActorCriticPolicy, network: Network) -> Callable[[Observations, int], np.ndarray]:
     """Return what makes of n observations what the first layer is given, float32, shape (n, n_inputs)."""
     space = policy.observation_space
     if isinstance(space, spaces.Discrete):
@@ -442,7 +460,7 @@ def _encoder(policy: ActorCriticPolicy, network: Network) -> Callable[[Observati
     return joined
 
 
-def _covers_in_numpy(policy: ActorCriticPolicy, network: Network | None, n: int) -> bool:
+def covers_in_numpy(policy: ActorCriticPolicy, network: Network | None, n: int) -> bool:
     """Whether a network is a perceptron on vectors or numbers of states, and quicker in NumPy for n inputs at a time."""
     if network is None or network.learns_before_joint():
         return False
@@ -461,12 +479,12 @@ def _covers_in_numpy(policy: ActorCriticPolicy, network: Network | None, n: int)
 def _numpy_critic(policy: ActorCriticPolicy, observations: Observations) -> Critic | None:
     """Return what gives values, ``None`` where the critic is not covered, or is not what was read of it."""
     network = read_critic(policy)
-    if network is None or not _covers_in_numpy(policy, network, min(_count(observations), EVALUATION_ROWS)):
+    if network is None or not covers_in_numpy(policy, network, min(_count(observations), EVALUATION_ROWS)):
         return None
     few: Any = obs_as_tensor(rows_of(observations, slice(N_COMPARED)), policy.device)
     if not is_as_read(policy.predict_values(few), run(policy, network, few)):
         return None
-    evaluate, encode = _Forward(network), _encoder(policy, network)
+    evaluate, encode = Forward(network), encoder(policy, network)
     arrays = evaluate.read()
     return lambda rows: evaluate(encode(rows, _count(rows)), arrays)[1].ravel()
 
@@ -502,10 +520,10 @@ def _numpy_actor(
 ) -> _NumpyActor | None:
     network = read_actor(policy)
     log_std = getattr(policy, "log_std", None)
-    is_covered = _covers_in_numpy(policy, network, n_envs) and (log_std is None or log_std.dtype == th.float32)
+    is_covered = covers_in_numpy(policy, network, n_envs) and (log_std is None or log_std.dtype == th.float32)
     if network is None or not is_covered:
         return None
-    distribution = _distribution(policy, (n_envs, len(network.stages[-1].bias)), random)
+    distribution = sampler_of(policy, (n_envs, len(network.stages[-1].bias)), random)
     if distribution is None or not _acts_as_sb3(policy, network, observations):
         return None
     return _NumpyActor(policy, network, n_envs, distribution)

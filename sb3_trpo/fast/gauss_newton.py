@@ -97,11 +97,22 @@ def _softmax_fisher(logits: th.Tensor) -> OutputFisher:
     return lambda u: p * (u - (p * u).sum(dim=1, keepdim=True))
 
 
-def is_plain_gsde(policy: ActorCriticPolicy) -> bool:
-    """Whether noise that depends on the state has the variance that is written out here, which does not move the features."""
+def learns_features(policy: ActorCriticPolicy) -> bool:
+    """Whether noise that depends on the state moves the features that it depends on, which is not written out here."""
     distribution = policy.action_dist
     assert isinstance(distribution, StateDependentNoiseDistribution)
-    return not distribution.use_expln and not distribution.learn_features
+    return distribution.learn_features
+
+
+def _gsde_std(policy: ActorCriticPolicy) -> tuple[th.Tensor, th.Tensor]:
+    """Return the deviation of each weight's noise, and its slope in the parameter: the exponential, or SB3's ``expln``."""
+    distribution: Any = policy.action_dist
+    log_std = policy.log_std.detach()
+    std = log_std.exp()
+    if not distribution.use_expln:
+        return std, std
+    above = 1.0 + log_std.clamp(min=0.0) + distribution.epsilon
+    return th.where(log_std > 0.0, above.log() + 1.0, std), th.where(log_std > 0.0, 1.0 / above, std)
 
 
 def _gsde_variance(policy: ActorCriticPolicy, latent: th.Tensor) -> th.Tensor:
@@ -115,14 +126,15 @@ def _gsde_variance(policy: ActorCriticPolicy, latent: th.Tensor) -> th.Tensor:
     :param latent: its last hidden layer, shape (n, n_latent)
     """
     distribution: Any = policy.action_dist
-    std = policy.log_std.detach().exp()
+    std, _ = _gsde_std(policy)
     return latent**2 @ (std**2).expand(-1, distribution.action_dim) + distribution.epsilon
 
 
 def _gsde_log_std_fisher(policy: ActorCriticPolicy, latent: th.Tensor) -> Callable[[th.Tensor, th.Tensor], th.Tensor]:
     """Return the Fisher matrix of its log deviations: 1 / 2v² about each variance v, pulled back to them."""
     variance = _gsde_variance(policy, latent)
-    slope = 2.0 * (2.0 * policy.log_std.detach()).exp()  # of a squared deviation in its logarithm
+    std, of_std = _gsde_std(policy)
+    slope = 2.0 * std * of_std  # of a squared deviation in the parameter
 
     def fisher(tangent: th.Tensor, weights: th.Tensor) -> th.Tensor:
         of_variance = latent**2 @ (slope * tangent).expand(-1, variance.shape[1])
@@ -427,7 +439,7 @@ def is_made_of(
     inner: Any = getattr(distribution, "distribution", None)
     if isinstance(distribution, StateDependentNoiseDistribution):
         latent = through(network.stages[:-1], inputs).flatten(1)
-        as_written = not is_plain_gsde(policy) or is_as_read(inner.variance, _gsde_variance(policy, latent))
+        as_written = learns_features(policy) or is_as_read(inner.variance, _gsde_variance(policy, latent))
         return is_as_read(inner.mean, output) and as_written
     if isinstance(distribution, DiagGaussianDistribution):
         return is_as_read(inner.mean, output) and is_as_read(inner.stddev, policy.log_std.exp().expand_as(output))
@@ -469,7 +481,7 @@ def gauss_newton_fisher(
     :param parameters: the actor's trainable parameters, in the order of the vectors
     :param distribution_of: maps a batch to the action distribution that the algorithm uses
     :return: the product, ``None`` for what is not covered: other networks, distributions of the user's own, and gSDE that
-        learns its features or has ``use_expln``
+        learns its features
     """
     network = actor_of(policy, chunks[0], distribution_of)
     if network is None:
@@ -488,7 +500,7 @@ def covers(policy: ActorCriticPolicy, network: Network, parameters: Parameters, 
     """
     log_std = getattr(policy, "log_std", None)
     if isinstance(policy.action_dist, StateDependentNoiseDistribution):
-        if not is_plain_gsde(policy):
+        if learns_features(policy):
             return False
     elif log_std is not None and log_std.shape != network.stages[-1].bias.shape:
         return False  # one deviation of several actions

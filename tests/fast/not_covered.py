@@ -90,7 +90,6 @@ def with_own_forward(layer: nn.Module) -> None:
 
 
 NOT_COVERED: dict[str, Callable[[], TRPO]] = {
-    "gSDE, expln": partial(small_model, use_sde=True, policy_kwargs={"use_expln": True}),
     "gSDE that learns features": change(lambda model: setattr(model.policy.action_dist, "learn_features", True), use_sde=True),
     "extractor": partial(small_model, policy_kwargs={"features_extractor_class": Extractor}),
     "get_distribution overridden": partial(small_model, policy=OtherDistribution),

@@ -53,6 +53,11 @@ NUMPY_ACTOR = {
     "gSDE": Scenario(arguments=GSDE),
     "gSDE, 1 env": Scenario(n_envs=1, arguments=GSDE),
     "gSDE resampled": Scenario(arguments=GSDE | {"sde_sample_freq": 3}),
+    "gSDE, expln": Scenario(arguments=GSDE | {"policy_kwargs": {"use_expln": True}}),
+    "gSDE, expln, large": Scenario(arguments=GSDE | {"policy_kwargs": {"use_expln": True, "log_std_init": 0.2}}),
+    "gSDE squashed": Scenario(
+        action_space=NARROW, arguments=GSDE | {"sde_sample_freq": 4, "policy_kwargs": {"squash_output": True}}
+    ),
     "gSDE, one deviation for all actions": Scenario(arguments=GSDE | {"policy_kwargs": {"full_std": False}}),
     "dict of vectors": Scenario(observation_space=TWO_VECTORS, policy="MultiInputPolicy"),
     "dict of vectors, discrete, 1 env": Scenario(
@@ -73,10 +78,6 @@ NUMPY_ACTOR = {
 
 # The torch actor draws SB3's numbers: the seed is enough
 TORCH_ACTOR = {
-    "gSDE, expln": Scenario(arguments=GSDE | {"policy_kwargs": {"use_expln": True}}),
-    "gSDE squashed": Scenario(
-        action_space=NARROW, arguments=GSDE | {"sde_sample_freq": 4, "policy_kwargs": {"squash_output": True}}
-    ),
     "states observed": Scenario(observation_space=spaces.MultiDiscrete([4, 3]), action_space=GRID),
     "image": Scenario(observation_space=IMAGE, action_space=DISCRETE, n_envs=2, policy="CnnPolicy"),
     "image, 1 env": Scenario(observation_space=IMAGE, n_envs=1, policy="CnnPolicy"),

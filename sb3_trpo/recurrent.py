@@ -21,8 +21,10 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.distributions import selected
+from sb3_trpo.fast.lstm_actor import QuickModel
 from sb3_trpo.fast.lstm_fisher import lstm_fisher
 from sb3_trpo.fast.network import is_as
+from sb3_trpo.guards.passed_on import AsGiven
 from sb3_trpo.objective import Batch, rows_of
 from sb3_trpo.policies import CountsFromZero
 from sb3_trpo.rollout import check_full
@@ -266,12 +268,28 @@ class RecurrentTRPO(TRPO):
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_last_lstm_states"]
 
-    def _lean_collection(self, env: VecEnv, rollout_buffer: RolloutBuffer) -> None:
-        return None
+    def _lean_collection(self, env: VecEnv, rollout_buffer: RolloutBuffer) -> Callable[..., bool] | None:
+        # sb3-contrib's loop too: what takes the time in it is the policy
+        quick = QuickModel(self, env.num_envs, self._acts_as_known)
+
+        def collect(env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+            quick.knows(callback)
+            return self._collect_as(quick, env, callback, rollout_buffer, n_rollout_steps)
+
+        return collect if quick.is_covered() else None
 
     def _plain_collection(self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
-        own: Any = self
-        return RecurrentPPO.collect_rollouts(own, env, callback, rollout_buffer, n_rollout_steps)
+        return self._collect_as(self, env, callback, rollout_buffer, n_rollout_steps)
+
+    def _collect_as(self, model: Any, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+        """Collect by sb3-contrib's loop, with a model that is this one or stands in its place."""
+        watched: Any = AsGiven(callback, {"self": self})
+        return RecurrentPPO.collect_rollouts(model, env, watched, rollout_buffer, n_rollout_steps)
+
+    def _acts_as_known(self, *methods: str) -> bool:
+        """Whether methods of the policy are those of the class that is known here, and what it makes distributions by."""
+        made_by = ("get_distribution", "_get_action_dist_from_latent", "_process_sequence", "extract_features")
+        return is_as(self.policy, self.policy_base, *made_by, *methods)
 
     def _by_environment(self, array: np.ndarray, shape: tuple[int, ...] = ()) -> np.ndarray:
         """Return an array of the buffer environment by environment, whether ``get`` has turned it round yet or not."""
@@ -371,10 +389,7 @@ class RecurrentTRPO(TRPO):
         return policy.predict_values(padded.observations, batch.states.vf, padded.episode_starts).flatten()[padded.rows]
 
     def _fast_fisher(self, chunks: Sequence[Batch], parameters: Parameters) -> MatrixVectorProduct | None:
-        methods = ("get_distribution", "_get_action_dist_from_latent", "_process_sequence", "extract_features")
-        if not is_as(self.policy, self.policy_base, *methods):
-            return None
-        return lstm_fisher(self.policy, chunks, parameters, self._distribution)
+        return lstm_fisher(self.policy, chunks, parameters, self._distribution) if self._acts_as_known() else None
 
     def _value_epochs(self, batch: Batch) -> Iterator[Iterable[Any]]:
         n = len(batch.returns)

@@ -114,6 +114,10 @@ bench: $(TESTS)
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.vector_envs
 
+# What more processes cost and bring; minutes
+bench-scale: $(INSTALLED)
+	$(BIN)/python -m benchmarks.scale
+
 # Days of computing: see benchmarks/README.md for parts of it. Skips what is on record
 WORKERS ?= 1
 bench-returns: $(TESTS)
@@ -130,4 +134,4 @@ dist: $(TESTS)
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
-.PHONY: install demo format lint type quick docs docs-links dist test test-slow test-examples test-matrix test-imitation test-contrib test-gym mutation bench bench-returns commit-checks
+.PHONY: install demo format lint type quick docs docs-links dist test test-slow test-examples test-matrix test-imitation test-contrib test-gym mutation bench bench-scale bench-returns commit-checks

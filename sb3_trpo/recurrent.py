@@ -7,6 +7,7 @@ fixed.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -174,6 +175,15 @@ class SequenceBatch(Batch):
         rows = (step < self.lengths[:, None]).flatten().nonzero().squeeze(1)
         zeros = th.zeros(len(index), dtype=th.float32, device=starts.device)
         return Padded(rows_of(self.observations, index), zeros, rows, rows_of(self.action_masks, index))
+
+
+def torchs_own_lstm(device: th.device) -> AbstractContextManager[None]:
+    """
+    Have LSTMs run without cuDNN inside: its own has no backward pass in eval mode, and no second one in any.
+
+    :param device: of the LSTMs; on the CPU there is nothing to do
+    """
+    return th.backends.cudnn.flags(enabled=False) if device.type == "cuda" else nullcontext()
 
 
 class RecurrentTRPO(TRPO):
@@ -373,7 +383,8 @@ class RecurrentTRPO(TRPO):
     def _distribution(self, batch: Batch) -> Distribution:
         assert isinstance(batch, SequenceBatch)
         padded = batch.padded()
-        distribution = self._distribution_of(padded, batch.states.pi)
+        with torchs_own_lstm(self.device):
+            distribution = self._distribution_of(padded, batch.states.pi)
         n_rows = len(padded.episode_starts)
         return distribution if len(padded.rows) == n_rows else selected(distribution, padded.rows, n_rows)
 
@@ -386,7 +397,9 @@ class RecurrentTRPO(TRPO):
     def _values(self, batch: Any) -> th.Tensor:
         padded = batch.padded()
         policy: Any = self.policy
-        return policy.predict_values(padded.observations, batch.states.vf, padded.episode_starts).flatten()[padded.rows]
+        with torchs_own_lstm(self.device):
+            values = policy.predict_values(padded.observations, batch.states.vf, padded.episode_starts)
+        return values.flatten()[padded.rows]
 
     def _fast_fisher(self, chunks: Sequence[Batch], parameters: Parameters) -> MatrixVectorProduct | None:
         return lstm_fisher(self.policy, chunks, parameters, self._distribution) if self._acts_as_known() else None

@@ -333,7 +333,7 @@ def test_fit_critic_pools_minibatches_of_unequal_number_and_size() -> None:
         fits = list(threads.map(fit, range(2)))
     union = [
         [
-            ValueBatch(*(th.cat(parts) for parts in zip(*found, strict=True)))  # type: ignore[arg-type]
+            ValueBatch(*(th.cat(parts) for parts in zip(*found, strict=True)))
             for i in range(3)
             if (found := [of_rank[e][i] for of_rank in minibatches if i < len(of_rank[e])])
         ]

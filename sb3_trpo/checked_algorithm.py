@@ -105,8 +105,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             if self.kind != self.kind_of_old_files:
                 self.saved_kind = self.kind
             if saved is not None and saved.seed == self.seed:
-                # A model that was saved goes on with the numbers that it would have drawn
-                self._random = saved
+                self._go_on_drawing(saved)
             self._as_built = AsBuilt(self)
             self._check_attributes()
         self._made_env = None
@@ -138,6 +137,10 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         with drawing:
             super().set_random_seed(seed)
         self._random = RandomNumbers(seed)
+
+    def _go_on_drawing(self, saved: RandomNumbers) -> None:
+        """Go on with the numbers that a model which was saved would have drawn."""
+        self._random = saved
 
     def _say(self, message: str) -> None:
         """Tell the user something where there is no log yet, as SB3 does."""

@@ -2,11 +2,14 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar
 
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch.nn import functional as F
+
+from sb3_trpo.trust_region import flatten, unflatten
 
 Minibatch = TypeVar("Minibatch")
 
@@ -56,6 +59,41 @@ class Pass:
 
     def __iter__(self) -> Iterator[ValueBatch]:
         return map(self.whole.select, self.order.split(self.batch_size))
+
+
+class PooledMinibatches(Generic[Minibatch]):
+    """
+    The minibatches of several processes as one: the mean over all of their transitions.
+
+    Each process takes its own in its own order, and has as many turns as the one with the most.
+
+    :param total: sums a tensor over all processes
+    """
+
+    def __init__(self, total: Callable[[th.Tensor], th.Tensor]):
+        self.total = total
+        self.has_more = self.others_have_more = False
+
+    def turns(self, minibatches: Iterable[Minibatch]) -> Iterator[Minibatch | None]:
+        """Yield each minibatch, and then ``None`` for as long as another process has any; :meth:`mean` ends each turn."""
+        rest = iter(minibatches)
+        now, self.others_have_more = next(rest, None), True
+        while self.others_have_more:
+            then = next(rest, None)
+            self.has_more = then is not None
+            yield now
+            now = then
+
+    def mean(self, own: th.Tensor, n: int) -> th.Tensor:
+        """
+        Return the mean over the transitions of all processes.
+
+        :param own: means over those of this one, shape (n_means,)
+        :param n: how many they are, zero where it has none in this turn
+        """
+        whole = self.total(th.cat((n * own, own.new_tensor((n, self.has_more)))))
+        self.others_have_more = bool(whole[-1])
+        return whole[:-2] / whole[-2]
 
 
 class CriticFit(NamedTuple):
@@ -133,31 +171,36 @@ def step_on_minibatches(
     epochs: Iterable[Iterable[Minibatch]],
     differentiate: Callable[[Minibatch], tuple[th.Tensor, bool]],
     step: Callable[[], object],
-) -> tuple[list[th.Tensor], int, Minibatch | None]:
+) -> tuple[list[th.Tensor], int, Callable[[], bool] | None]:
     """
     Take a step on each minibatch whose loss and gradient are finite.
 
     :param epochs: for each pass over the data its minibatches
     :param differentiate: puts the gradient of a minibatch in place; returns the loss, and whether both are finite
     :param step: takes the step of the gradient in place
-    :return: the losses as :func:`summarize` takes them, how many minibatches made no step, and the first one that made one
+    :return: the losses as :func:`summarize` takes them, how many minibatches made no step, and what says whether loss and
+        gradient of the first one that made one are finite still; ``None`` where none did
     """
     losses: list[th.Tensor] = []
     n_skipped = 0
-    first_used: Minibatch | None = None
+    still_finite: Callable[[], bool] | None = None
     for minibatches in epochs:
         epoch_losses = []
         for minibatch in minibatches:
             loss, is_finite = differentiate(minibatch)
             epoch_losses.append(loss)
             if is_finite:
-                first_used = first_used or minibatch
+                still_finite = still_finite or partial(_is_finite, differentiate, minibatch)
                 step()
             else:
                 n_skipped += 1
         if epoch_losses:
             losses.append(th.stack(epoch_losses))
-    return losses, n_skipped, first_used
+    return losses, n_skipped, still_finite
+
+
+def _is_finite(differentiate: Callable[[Minibatch], tuple[th.Tensor, bool]], minibatch: Minibatch) -> bool:
+    return differentiate(minibatch)[1]
 
 
 def fit_critic(
@@ -167,6 +210,7 @@ def fit_critic(
     epochs: Iterable[Iterable[ValueBatch]],
     *,
     holds: Callable[[], bool] = lambda: True,
+    pool: PooledMinibatches[ValueBatch] | None = None,
 ) -> CriticFit | None:
     """
     Take one optimizer step on the mean squared error of each minibatch whose loss and gradient are finite.
@@ -181,27 +225,41 @@ def fit_critic(
         so that the fit leaves a feature extractor that both share, and with it the policy, alone
     :param epochs: for each pass over the data its minibatches
     :param holds: whether what must be true after the fit is true
+    :param pool: what makes one minibatch of those of several processes
     :return: the losses, ``None`` if there was nothing to fit
     """
     kept = False
     origin = Origin(optimizer, parameters)
 
-    def differentiate(batch: ValueBatch) -> tuple[th.Tensor, bool]:
+    def differentiate(batch: ValueBatch | None) -> tuple[th.Tensor, bool]:
         """Put the gradients in place; return the loss, and whether both are finite."""
-        loss = F.mse_loss(values_of(batch), batch.returns)
+        loss = parameters[0].new_zeros(()) if batch is None else F.mse_loss(values_of(batch), batch.returns)
         optimizer.zero_grad()
-        loss.backward(inputs=parameters)
+        if batch is not None:
+            loss.backward(inputs=parameters)
+        if pool is not None:
+            loss = _take_mean(pool, loss.detach(), parameters, 0 if batch is None else len(batch.returns))
         # The squares, for they go into Adam's memory; all in one go, for a GPU has to be waited for each time
         facts = [loss.detach(), *(p.grad.square().sum() for p in parameters if p.grad is not None)]
         return facts[0], bool(th.stack(facts).isfinite().all())
 
+    minibatches = epochs if pool is None else map(pool.turns, epochs)
     try:
-        steps = step_on_minibatches(epochs if parameters else (), differentiate, optimizer.step)
-        losses, n_skipped, first_used = steps
+        losses, n_skipped, still_finite = step_on_minibatches(minibatches if parameters else (), differentiate, optimizer.step)
         # Weights may be finite and yet too large to ever be fitted again
-        kept = origin.is_left_finite() and (first_used is None or (differentiate(first_used)[1] and holds()))
+        kept = origin.is_left_finite() and (still_finite is None or (still_finite() and holds()))
     finally:
         optimizer.zero_grad()
         if not kept:
             origin.restore()
     return summarize(losses, n_skipped, undone=not kept)
+
+
+def _take_mean(pool: PooledMinibatches[ValueBatch], loss: th.Tensor, parameters: list[th.nn.Parameter], n: int) -> th.Tensor:
+    """Put the gradients of a pooled minibatch in place of those of one's own, and return its loss."""
+    reached = loss.new_tensor([p.grad is not None for p in parameters])
+    own = flatten([th.zeros_like(p) if p.grad is None else p.grad for p in parameters])
+    loss, n_reached, gradient = pool.mean(th.cat((loss[None], reached, own)), n).split((1, len(parameters), len(own)))
+    for parameter, of_all, is_reached in zip(parameters, unflatten(gradient, parameters), n_reached, strict=True):
+        parameter.grad = of_all.to(parameter) if is_reached != 0 else None
+    return loss[0]

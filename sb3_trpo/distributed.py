@@ -1,6 +1,7 @@
 """The processes that make one update together, started by ``torchrun``: the only room that knows of ``torch.distributed``."""
 
 # ruff: noqa: D102 - what the methods of TorchProcesses do is said in Processes
+import atexit
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -99,7 +100,7 @@ class TorchProcesses(Processes):
         except th.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise PeerError(f"{self._who_is_lost()} ({in_words(error)[:120]})") from error
+            raise PeerError(self._who_is_lost() or f"the connection to the others broke: {in_words(error)[:120]}") from error
 
     def _met(self, collective: Callable[..., Any], own: Any, **kwargs: Any) -> Any:
         tensor = own.detach().clone(memory_format=th.contiguous_format)
@@ -183,7 +184,7 @@ class TorchProcesses(Processes):
             return "process 0, or torchrun, has ended"
         missing = ", ".join(str(rank) for rank in range(self.size) if rank not in heard)
         lost = f"no word from process {missing} of {self.size}: ended, or later than the {self.timeout:g} s of the time-out"
-        return self._named(heard) or (lost if missing else "the connection between the processes broke")
+        return self._named(heard) or (lost if missing else "")
 
 
 def in_words(error: BaseException) -> str:
@@ -196,6 +197,12 @@ def _backend() -> str:
     n_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     has_gpus = th.cuda.is_available() and dist.is_nccl_available() and n_local <= th.cuda.device_count()
     return "cpu:gloo,cuda:nccl" if has_gpus else "gloo"
+
+
+def _end() -> None:
+    """End the threads of the engine before the process ends, which they would abort."""
+    with suppress(Exception):
+        dist.destroy_process_group()
 
 
 def join(*, timeout: float = TIMEOUT) -> Processes:
@@ -225,6 +232,7 @@ def join(*, timeout: float = TIMEOUT) -> Processes:
         if not dist.is_initialized():
             own = dist.PrefixStore("default", store)  # type: ignore[attr-defined]
             dist.init_process_group(_backend(), store=own, rank=rank, world_size=size, timeout=limit)
+            atexit.register(_end)
     except (RuntimeError, ValueError) as error:
         raise PeerError(f"not all processes have joined within {timeout:g} s: {in_words(error)}") from error
     return TorchProcesses(timeout=timeout, store=store)

@@ -6,6 +6,7 @@ from numbers import Integral, Real
 import numpy as np
 from gymnasium import spaces
 
+from sb3_trpo.distributed import Processes
 from sb3_trpo.guards.arguments import COUNT, FLAG, RULES, UNIT_INTERVAL, Rule, Rules
 
 # Every TRPO has these, sb3-contrib's too, and no other algorithm of SB3 or sb3-contrib
@@ -26,6 +27,7 @@ TRPO_RULES: Rules = {
     ),
     "sub_sampling_factor": COUNT,
     "fast": FLAG,
+    "processes": Rule(Processes, lambda value: True, "what sb3_trpo.distributed.join() returns, or None", optional=True),
     "std_damping": Rule(Real, lambda value: 0 <= value < math.inf, "a finite number >= 0 or None", optional=True),
     "critic_gae_lambda": Rule(Real, UNIT_INTERVAL.holds, "a number in [0, 1] or None", optional=True),
 }

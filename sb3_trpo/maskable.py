@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from sb3_trpo.fast.actors import lean_actor
 from sb3_trpo.fast.masks import KNOWN_POLICIES, MASKED_KINDS
-from sb3_trpo.guards.passed_on import PassedOn
+from sb3_trpo.guards.passed_on import AsGiven
 from sb3_trpo.objective import Batch
 from sb3_trpo.policies import CountsFromZero
 from sb3_trpo.rollout import KNOWN_BUFFERS, collect_rollouts
@@ -159,23 +159,6 @@ def masks_into(rollout_buffer: Any, env: VecEnv) -> Callable[[], np.ndarray]:
         return masks
 
     return ask
-
-
-class AsGiven(PassedOn):
-    """
-    Let a callback find in its ``locals`` what the user gave, and not what stands before it.
-
-    :param callback: the user's, or what stands before it
-    :param given: by the names of the variables
-    """
-
-    def __init__(self, callback: Any, given: dict[str, Any]):
-        super().__init__(callback)
-        self.given = given
-
-    def update_locals(self, locals_: dict[str, Any]) -> None:
-        """Pass on what the loop has in its variables."""
-        super().update_locals(locals_ | self.given)
 
 
 def without_masks(distribution: Any) -> Distribution:

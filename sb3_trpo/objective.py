@@ -113,7 +113,18 @@ def weighted_mean(values: th.Tensor, weights: th.Tensor) -> th.Tensor:
     return (weights * without_padding(values, weights)).sum()
 
 
-def normalize_advantages(advantages: th.Tensor, weights: th.Tensor) -> th.Tensor:
+def _of_everything(part: th.Tensor) -> th.Tensor:
+    """Return what a part comes to where there is no other part."""
+    return part
+
+
+def normalize_advantages(
+    advantages: th.Tensor,
+    weights: th.Tensor,
+    *,
+    total: Callable[[th.Tensor], th.Tensor] = _of_everything,
+    largest: Callable[[th.Tensor], th.Tensor] = _of_everything,
+) -> th.Tensor:
     """
     Shift advantages to mean zero and scale them to standard deviation one (with Bessel's correction, as SB3 does).
 
@@ -122,15 +133,18 @@ def normalize_advantages(advantages: th.Tensor, weights: th.Tensor) -> th.Tensor
 
     :param advantages: shape (n,)
     :param weights: shape (n,), see :class:`Batch`
+    :param total: completes sums where these advantages are a part of more, as in :class:`PolicyProblem`
+    :param largest: the same for the largest of them
     :return: shape (n,)
     """
-    n = th.count_nonzero(weights)
     # In units of the largest one nothing over- or underflows on the way
-    largest = without_padding(advantages, weights).abs().max()
-    advantages = advantages / th.where(largest > 0, largest, th.ones_like(largest))
-    centred = advantages - weighted_mean(advantages, weights)
-    std = (weighted_mean(centred**2, weights) * n / (n - 1)).sqrt()
-    rounding = 10 * th.finfo(advantages.dtype).eps * weighted_mean(advantages.abs(), weights)
+    unit = largest(without_padding(advantages, weights).abs().max())
+    advantages = advantages / th.where(unit > 0, unit, th.ones_like(unit))
+    sums = (weighted_mean(advantages, weights), weighted_mean(advantages.abs(), weights), (weights != 0).sum().to(advantages))
+    mean, mean_size, n = total(th.stack(sums))
+    centred = advantages - mean
+    std = (total(weighted_mean(centred**2, weights)) * n / (n - 1)).sqrt()
+    rounding = 10 * th.finfo(advantages.dtype).eps * mean_size
     return th.where(std <= rounding, th.zeros_like(centred), centred / std)
 
 
@@ -244,6 +258,7 @@ class PolicyProblem:
     :param is_random: whether the distribution is another one each time it is asked for
     :param total: completes a sum over the batch, of any shape, where the batch is a part of a larger one; the weights then sum
         to one over all parts
+    :param largest: the same for the largest of the parts' numbers
     """
 
     def __init__(
@@ -258,7 +273,8 @@ class PolicyProblem:
         forward_fisher: ForwardBuilder | None = None,
         fisher_path: str = "",
         is_random: bool = False,
-        total: Callable[[th.Tensor], th.Tensor] = lambda value: value,
+        total: Callable[[th.Tensor], th.Tensor] = _of_everything,
+        largest: Callable[[th.Tensor], th.Tensor] = _of_everything,
     ):
         self.distribution_of = distribution_of
         self.parameters = parameters
@@ -269,6 +285,7 @@ class PolicyProblem:
         self.known_path = fisher_path
         self.is_random = is_random
         self.total = total
+        self.largest = largest
         self.fisher_path = ""
         # A single chunk's graph serves the gradient too; those of several would not fit in memory together
         self.graph = copied(distribution_of(self.chunks[0])) if len(self.chunks) == 1 else None
@@ -290,10 +307,11 @@ class PolicyProblem:
             gradient = flat_gradient(term, self.parameters).add_(gradient.to(term))
             surrogate += float(surrogate_term(old, chunk))
         self.graph = None
-        return self._completed(surrogate), self.total(gradient)
+        (surrogate,) = self._completed(surrogate)
+        return surrogate, self.total(gradient)
 
-    def _completed(self, value: float) -> float:
-        return float(self.total(th.tensor(value, dtype=th.float64)))
+    def _completed(self, *sums: float) -> list[float]:
+        return self.total(th.tensor(sums, dtype=th.float64)).tolist()
 
     def fisher_vector_product(self) -> MatrixVectorProduct:
         """
@@ -303,13 +321,19 @@ class PolicyProblem:
         taken.
         """
         written_out = self.fast_fisher and self.fast_fisher(self.fisher_chunks, self.parameters)
-        if written_out:
+        if not self._latest(not written_out):
+            assert written_out
             self.fisher_path = WRITTEN_OUT
             return lambda vector: self.total(written_out(vector))
         # Of other networks the generators of the process are left alone
         self.noise: AbstractContextManager[None] = SameNoise(self.parameters[0].device) if self.is_random else nullcontext()
-        self.known_path = self.fisher_path = self.known_path or self._path_that_works()
+        ways = self._ways()
+        self.known_path = self.fisher_path = ways[self._latest(ways.index(self.known_path or self._path_that_works()))]
         return self._first_that_is_finite()
+
+    def _latest(self, choice: int) -> int:
+        """Return the choice that stands latest among those of all parts."""
+        return int(self.largest(th.tensor(float(choice), device="cpu")))
 
     def _first_that_is_finite(self) -> MatrixVectorProduct:
         """Return the product made in the way that was found, or in the first one after it that stands up to all states."""
@@ -389,7 +413,8 @@ class PolicyProblem:
         for chunk, old, new in zip(self.chunks, self.old_distributions, self.new_distributions, strict=True):
             surrogate += float(surrogate_term(new, chunk))
             mean_kl += float(kl_term(old, new, chunk))
-        return self._completed(surrogate), self._completed(mean_kl)
+        surrogate, mean_kl = self._completed(surrogate, mean_kl)
+        return surrogate, mean_kl
 
     def entropy(self, *, of_new: bool) -> float | None:
         """
@@ -404,4 +429,5 @@ class PolicyProblem:
             if term is None:
                 return None
             total += term
-        return self._completed(total)
+        (total,) = self._completed(total)
+        return total

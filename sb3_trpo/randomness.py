@@ -40,6 +40,20 @@ class RandomNumbers:
         """Return the generator of a rollout's actions; of the process' generators torch's seeds it, as SB3 draws from that."""
         return self.own or np.random.default_rng(int(th.randint(2**63 - 1, (), device="cpu")))
 
+    def of_process(self, rank: int) -> "RandomNumbers":
+        """
+        Return numbers of another process, which have nothing in common with these: those of rank 0.
+
+        :param rank: number of the process, from 1
+        """
+        if self.own is None:
+            return self
+        bits: Any = self.own.bit_generator
+        own = np.random.Generator(bits.jumped(rank))
+        other = RandomNumbers(int(own.integers(2**32)))
+        other.own = other._orders = own
+        return other
+
     def go_on_from_process(self, device: th.device) -> None:
         """Draw in torch what the process would draw next, as a model of SB3 does once it is seeded and built."""
         if self.seed is not None:

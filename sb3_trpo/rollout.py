@@ -6,6 +6,7 @@ the environment waits; values and time-limit bootstraps follow once, in blocks o
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import compress, repeat
 from operator import contains
@@ -23,6 +24,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo.guards.passed_on import PassedOn, runs_user_code
 
 Observations = np.ndarray | dict[str, np.ndarray]
+# Completes a sum over a part
+Total = Callable[[th.Tensor], th.Tensor]
 
 
 # Maps n observations to their values, shape (n,)
@@ -379,26 +382,30 @@ def check_wasted_steps(env: Any, rollout_buffer: RolloutBuffer) -> None:
         )
 
 
-def step_weights(rollout_buffer: RolloutBuffer, wasted: np.ndarray | None, like: th.Tensor) -> th.Tensor:
+def step_weights(
+    rollout_buffer: RolloutBuffer, wasted: np.ndarray | None, like: th.Tensor, total: Total = lambda part: part
+) -> th.Tensor:
     """
     Return the weight of each transition, in the order of :func:`whole_rollout`, shape (n,): they sum to one.
 
     :param rollout_buffer: a full buffer
     :param wasted: steps that were none, which weigh zero, shape (n_steps, n_envs); ``None`` where there are none
     :param like: a tensor of as many numbers, of the type and on the device to return
+    :param total: completes a sum where the rollout is a part of a larger one; the weights sum to one over all of it
     """
     if wasted is None:
-        return th.full_like(like, 1.0 / len(like))
+        return th.full_like(like, 1.0 / float(total(th.tensor(len(like), dtype=th.float64, device="cpu"))))
     counts = th.as_tensor(~_in_one_order(rollout_buffer, wasted).reshape(-1)).to(like)
-    return counts / counts.sum()
+    return counts / float(total(counts.sum(dtype=th.float64).cpu()))
 
 
-def explained_by_values(rollout_buffer: RolloutBuffer, wasted: np.ndarray | None = None) -> float:
+def explained_by_values(rollout_buffer: RolloutBuffer, wasted: np.ndarray | None = None, total: Total | None = None) -> float:
     """
     Return the share of the returns' variance that the values explain; NaN where it has no meaning.
 
     :param rollout_buffer: a full buffer
     :param wasted: as for :func:`step_weights`
+    :param total: as for :func:`step_weights`
     """
     values, returns = (
         _in_one_order(rollout_buffer, getattr(rollout_buffer, name)).flatten().astype(np.float64)
@@ -408,7 +415,16 @@ def explained_by_values(rollout_buffer: RolloutBuffer, wasted: np.ndarray | None
         counted = ~_in_one_order(rollout_buffer, wasted).flatten()
         values, returns = values[counted], returns[counted]
     with np.errstate(invalid="ignore"):
-        return float(explained_variance(values, returns))
+        return float(explained_variance(values, returns)) if total is None else _explained(values, returns, total)
+
+
+def _explained(values: np.ndarray, returns: np.ndarray, total: Total) -> float:
+    """Return the same of values and returns that are a part of more."""
+    both = np.stack([returns, returns - values])
+    n, *sums = total(th.tensor([both.shape[1], *both.sum(axis=1)], dtype=th.float64, device="cpu")).tolist()
+    squares = ((both - np.array(sums)[:, None] / n) ** 2).sum(axis=1)
+    of_returns, of_errors = total(th.tensor(squares, device="cpu")).tolist()
+    return math.nan if of_returns == 0.0 else 1.0 - of_errors / of_returns
 
 
 def observation_spread(rollout_buffer: RolloutBuffer) -> float | None:

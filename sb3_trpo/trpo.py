@@ -15,13 +15,14 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.contrib import convert_loaded, is_saved_by_contrib
 from sb3_trpo.critic import Pass, ValueBatch
+from sb3_trpo.distributed import Processes
 from sb3_trpo.fast.actors import lean_actor
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
 from sb3_trpo.guards.arguments import Rules, check_arguments
 from sb3_trpo.guards.environments import AnyEnv
 from sb3_trpo.hyperparameters import OF_EVERY_TRPO, PER_DIMENSION, TRPO_RULES, default_of
 from sb3_trpo.metrics import PhaseClock, UpdateReport
-from sb3_trpo.objective import Batch, normalize_advantages
+from sb3_trpo.objective import Batch
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.rollout import RelabelledReturns, collect_rollouts, is_sb3s_own, step_weights, whole_rollout
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
@@ -88,6 +89,8 @@ class TRPO(TrustRegionUpdate):
     :param critic_gae_lambda: λ of the returns that the value function is fitted to, in place of ``gae_lambda`` (decoupled
         GAE; Yuan et al. 2025, https://arxiv.org/abs/2503.01491). Closer to 1 than that of the advantages it sees far rewards
         sooner, while the gradient keeps the small variance of short ones. ``None`` takes ``gae_lambda`` there too
+    :param processes: what :func:`sb3_trpo.distributed.join` returns: the processes that make each update together, from the
+        rollouts of all. ``batch_size``, ``n_steps`` and ``stats_window_size`` are those of each, time steps those of all
     :raises TypeError: naming the argument and the value received, if it is not of the right type
     :raises ValueError: naming the argument and the value received, if it cannot work
     """
@@ -139,8 +142,10 @@ class TRPO(TrustRegionUpdate):
         error_if_nonfinite: bool = True,
         std_damping: float | None = None,
         critic_gae_lambda: float | None = None,
+        processes: Processes | None = None,
     ):
         check_arguments(self.rules, locals())
+        self.processes = processes or Processes()
         if sde_sample_freq != -1 and not use_sde:
             warnings.warn(f"sde_sample_freq={sde_sample_freq} has no effect with use_sde=False", stacklevel=2)
         super().__init__(
@@ -161,7 +166,7 @@ class TRPO(TrustRegionUpdate):
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
-            verbose=verbose,
+            verbose=verbose if self.processes.rank == 0 else 0,
             device=device,
             seed=seed,
             error_if_nonfinite=error_if_nonfinite,
@@ -192,17 +197,16 @@ class TRPO(TrustRegionUpdate):
         self._update_learning_rate(self.policy.optimizer)
         clock = PhaseClock()
 
-        batch = self._full_batch()
-        with self._update_of_the_policy():
+        with self._together(), self._update_of_the_policy():
+            batch = self._full_batch()
             actor_parameters, critic_parameters = self._split_parameters(batch)
             problem = self._policy_problem(batch, actor_parameters)
             step = self._trust_region_step(problem, clock.begin)
             clock.begin("critic")
             critic = self._fit_critic(batch, critic_parameters, partial(self._is_kept, problem, step))
-        clock.stop()
-
-        self._n_updates += 1
-        self.last_update = self._report(problem, step, critic, clock.seconds)
+            clock.stop()
+            self._n_updates += 1
+            self.last_update = self._report(problem, step, critic, clock.seconds)
         self._log(self.last_update)
 
     def _setup_model(self) -> None:
@@ -228,14 +232,12 @@ class TRPO(TrustRegionUpdate):
         progress_bar: bool = False,
     ) -> SelfTRPO:
         """Train for at least a number of environment steps (see SB3's ``BaseAlgorithm.learn`` for the parameters)."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        with self.processes.in_step():
+            return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _finish_load(self, saved: Collection[str], given: Collection[str]) -> None:
         if is_saved_by_contrib(saved):
             convert_loaded(self, given)
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "last_update", "paths_in_use", "_hints"]
 
     # ------------------------------------------------------------------------------------------------------------------
     # Hooks: what variants of TRPO override, and nothing else. A variant that overrides one keeps every fast path that
@@ -272,8 +274,8 @@ class TRPO(TrustRegionUpdate):
         if isinstance(self.action_space, spaces.Discrete):
             # The buffer holds them as floats
             actions = actions.long().flatten()
-        weights = step_weights(self.rollout_buffer, self._wasted_steps, data.advantages)
-        advantages = normalize_advantages(data.advantages, weights) if self.normalize_advantage else data.advantages
+        weights = step_weights(self.rollout_buffer, self._wasted_steps, data.advantages, self._peers.total)
+        advantages = self._normalized(data.advantages, weights)
         return Batch(data.observations, actions, data.old_log_prob, advantages, data.returns, weights, data.action_masks)
 
     def _distribution(self, batch: Batch) -> Distribution:

@@ -1,28 +1,45 @@
 """The parts of one update of TRPO, in the order in which ``TRPO.train`` calls them."""
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
-from sb3_trpo.critic import CriticFit, ValueBatch, fit_critic
+from sb3_trpo.critic import CriticFit, PooledMinibatches, ValueBatch, fit_critic
+from sb3_trpo.distributed import Processes
 from sb3_trpo.distributions import factors_of
 from sb3_trpo.fast.forward_mode import forward_mode_fisher
 from sb3_trpo.fast.mlp_critic import mlp_critic
 from sb3_trpo.fast.network import is_a_chain
 from sb3_trpo.gradients import check_actor, check_gradients
-from sb3_trpo.guards.finite import unusable
+from sb3_trpo.guards.finite import first_cause, unusable, unusable_rollout
 from sb3_trpo.guards.left_graphs import drop_graphs
 from sb3_trpo.guards.process import unvalidated_distributions
 from sb3_trpo.guards.random_network import N_ASKED, WARNING, is_random
 from sb3_trpo.hints import Hints
 from sb3_trpo.metrics import UpdateReport
-from sb3_trpo.objective import Batch, PolicyProblem, check_kl
+from sb3_trpo.objective import Batch, PolicyProblem, check_kl, normalize_advantages
+from sb3_trpo.randomness import RandomNumbers
+from sb3_trpo.replicas import (
+    CHECKSUM,
+    JointRollout,
+    arguments_of,
+    check_same,
+    checksum,
+    make_same,
+    quiet,
+    share,
+    unmoved_if_it_fails,
+)
 from sb3_trpo.rollout import check_wasted_steps, explained_by_values, observation_spread
 from sb3_trpo.trust_region import TrustRegionStep, flatten, reached_by, refused_step, trust_region_step
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
@@ -42,11 +59,20 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     cg_max_steps: int
     line_search_shrinking_factor: float
     line_search_max_iter: int
+    normalize_advantage: bool
     sub_sampling_factor: int
     fast: bool
     std_damping: float | None
     paths_in_use: dict[str, str]
+    processes: Processes
     _hints: Hints | None = None
+    # The processes while an update is made with them. Who looks at an update from outside looks at this one's share of it
+    _peers = Processes()
+    # Of several processes: the rollout that they make, statistics as they were when all had the same, what has been said
+    _joint_rollout: JointRollout | None = None
+    _agreed_statistics: Sequence[Any] = ()
+    _status_of_all: str | None = None
+    _warned_of_same_rollouts = False
 
     # What was found out about the policy: whether its distribution is random, and how Fisher products are made for which parts
     _is_random = False
@@ -73,6 +99,73 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         finally:
             drop_graphs(self.policy)
 
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Make an update with all processes; one that does not come to its end moves nothing."""
+        with self.processes.in_step(), unmoved_if_it_fails(self):
+            self._peers = self.processes
+            try:
+                yield
+                make_same(self)
+            finally:
+                del self._peers
+
+    def _on_any(self, flag: bool) -> bool:
+        """Whether something is so on any of the processes that make an update."""
+        return bool(self._peers.largest(th.tensor(float(flag), device="cpu")))
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Set the seed of the generators of the process, as SB3 does, and of the model's own.
+
+        Each process has another one, behind those of the environments of the process before it.
+
+        :param seed: ``None`` for a model that draws from the generators of the process
+        """
+        super().set_random_seed(None if seed is None else (seed + self.processes.rank * self.n_envs) % 2**32)
+
+    def _go_on_drawing(self, saved: RandomNumbers) -> None:
+        super()._go_on_drawing(saved if self.processes.rank == 0 else saved.of_process(self.processes.rank))
+
+    def _update_info_buffer(self, infos: Any, dones: Any = None) -> None:
+        super()._update_info_buffer(infos, dones)
+        if self._joint_rollout is not None:
+            self._joint_rollout.note(infos, dones)
+
+    def collect_rollouts(self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+        """
+        Collect experience with the current policy (see SB3's ``OnPolicyAlgorithm.collect_rollouts`` for the parameters).
+
+        :raises PeerError: if that failed on another process
+        """
+        collect = super().collect_rollouts
+        if self.processes.size == 1:
+            return collect(env, callback, rollout_buffer, n_rollout_steps)
+        self._joint_rollout = JointRollout(self)
+        try:
+            goes_on = self._joint_rollout.collect(lambda own: collect(env, own, rollout_buffer, n_rollout_steps), callback)
+        finally:
+            self._joint_rollout = None
+        if not goes_on:
+            self._learning = None
+        return goes_on
+
+    def _check_before_update(self) -> None:
+        told: dict[str, Any] = {}
+        status: list[str | None] = []
+
+        def settle(reports: list[tuple[dict[str, Any], list[str | None]]]) -> None:
+            check_same([facts for facts, _ in reports])
+            self._status_of_all = first_cause(chain.from_iterable(statuses for _, statuses in reports))
+
+        with self.processes.jointly(lambda: (told, status), settle):
+            super()._check_before_update()
+            if self.processes.size > 1:
+                told |= {name: self._now(name) for name in ("target_kl", "cg_damping")}
+                told["learning_rate"] = self.lr_schedule(self._current_progress_remaining)
+                told[CHECKSUM] = checksum(self)
+                status.append(unusable_rollout(self.rollout_buffer))
+
     def _check_attributes(self) -> None:
         super()._check_attributes()
         if self.std_damping is not None and not hasattr(self.policy, "log_std"):
@@ -81,13 +174,39 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
                 f"{self.action_space}"
             )
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
-        check_gradients(self.policy)  # before a rollout is collected for nothing
-        check_wasted_steps(self.env, self.rollout_buffer)
-        return super()._setup_learn(*args, **kwargs)
+    def _setup_model(self) -> None:
+        self.processes = self.processes or Processes()  # `load` may have been given None
+        super()._setup_model()
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: Any = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> Any:
+        told: dict[str, Any] = {}
+        with self.processes.jointly(lambda: told, check_same):
+            check_gradients(self.policy)  # before a rollout is collected for nothing
+            check_wasted_steps(self.env, self.rollout_buffer)
+            if self.processes.size > 1:
+                told |= arguments_of(self, total_timesteps=total_timesteps, reset_num_timesteps=reset_num_timesteps)
+        share(self)
+        with self.processes.jointly(), quiet(self):
+            bar = progress_bar and self.processes.rank == 0
+            result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, bar)
+        if self.processes.size > 1:
+            # The episodes of one process would fill a window that is as large as that of one
+            size = self._stats_window_size * self.processes.size
+            self.ep_info_buffer = deque(self.ep_info_buffer or (), maxlen=size)
+            self.ep_success_buffer = deque(self.ep_success_buffer or (), maxlen=size)
+        return result
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_is_random", "_warned_of_randomness", "_known_fisher_path"]
+        found_out = ["_is_random", "_warned_of_randomness", "_known_fisher_path", "last_update", "paths_in_use", "_hints"]
+        of_processes = ["processes", "_joint_rollout", "_agreed_statistics", "_status_of_all", "_warned_of_same_rollouts"]
+        return [*super()._excluded_save_params(), *found_out, *of_processes]
 
     def _split_parameters(self, batch: Batch) -> tuple[list[th.nn.Parameter], list[th.nn.Parameter]]:
         """
@@ -105,10 +224,17 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             check_kl(distribution)
         values = reached_by(self._values(probe), everything)
         check_actor(self.policy, actor, values, lambda: self._distribution(probe).log_prob(probe.actions))
-        if not is_chain and self._notice_randomness(batch.few(N_ASKED)):
-            self._is_random = True  # for good: a network that drops a layer now and then is the same many times
+        if not is_chain:
+            # For good: a network that drops a layer now and then is the same many times
+            self._is_random = self._on_any(self._notice_randomness(batch.few(N_ASKED)) or self._is_random)
+            actor, values = (self._reached_on_any(found, everything) for found in (actor, values))
         actors = set(actor)
         return actor, [parameter for parameter in values if parameter not in actors]
+
+    def _reached_on_any(self, reached: list[th.nn.Parameter], everything: list[th.nn.Parameter]) -> list[th.nn.Parameter]:
+        found = {id(parameter) for parameter in reached}
+        numbers = self._peers.gather([i for i, parameter in enumerate(everything) if id(parameter) in found])
+        return [everything[i] for i in sorted(set().union(*numbers))]
 
     def _notice_randomness(self, few: Batch) -> bool:
         """Return whether the action distribution is random; warn once of it, and once of the values."""
@@ -120,6 +246,14 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             self._warned_of_randomness |= frozenset(found)
             warnings.warn(WARNING.format(what=" and ".join(found)), stacklevel=2)
         return of_actor
+
+    def _normalized(self, advantages: th.Tensor, weights: th.Tensor) -> th.Tensor:
+        """Return the advantages as the surrogate uses them, shape (n,)."""
+        if not self.normalize_advantage:
+            return advantages
+        # A policy in double precision shall not have the rounding of a single one in its mean
+        precision = th.promote_types(advantages.dtype, next(self.policy.parameters()).dtype)
+        return normalize_advantages(advantages.to(precision), weights, total=self._peers.total, largest=self._peers.largest)
 
     def _chosen_states(self, states: Any) -> Batch:
         """Return observations that somebody wants to look at as a batch of which nothing else is known."""
@@ -139,6 +273,8 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             forward_fisher=partial(forward_mode_fisher, self.policy),
             fisher_path=self._known_path(parameters),
             is_random=self._is_random,
+            total=self._peers.total,
+            largest=self._peers.largest,
         )
 
     def _known_path(self, parameters: Parameters) -> str:
@@ -157,7 +293,9 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
 
     def _trust_region_step(self, problem: PolicyProblem, phase: Callable[[str], None] = lambda name: None) -> TrustRegionStep:
         """Move the policy's parameters as far as the arguments of this model allow; ``phase`` hears what begins."""
-        status = unusable(self.rollout_buffer, problem.parameters)
+        # Of several processes parameters are the same, and a rollout is as good as its worst part
+        alone = self._peers.size == 1
+        status = unusable(self.rollout_buffer, problem.parameters) if alone else self._status_of_all
         if status:
             return refused_step(status)
         step = trust_region_step(
@@ -167,6 +305,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             cg_max_iterations=self.cg_max_steps,
             shrinking_factor=self.line_search_shrinking_factor,
             max_candidates=self.line_search_max_iter,
+            agree=None if self._peers.size == 1 else self._peers.agree,
             phase=phase,
         )
         self._note_fisher_path(problem)
@@ -186,10 +325,15 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         """Fit the values to the returns of the rollout, moving these parameters only."""
         batch_size = min(self.batch_size, len(batch.returns))
         quick = mlp_critic(self.policy, parameters, batch, self._distribution, self._values, batch_size) if self.fast else None
+        if self._on_any(quick is None):
+            quick = None
         self._note_path("critic fit", "plain" if quick is None else "written out")
+        epochs = self._value_epochs(batch)
+        pool: PooledMinibatches | None = None if self._peers.size == 1 else PooledMinibatches(self._peers.total)
         if quick is not None:
-            return quick.fit(self._value_epochs(batch))
-        return fit_critic(self._values, self.policy.optimizer, parameters, self._value_epochs(batch), holds=is_policy_kept)
+            quick.pool = pool
+            return quick.fit(epochs)
+        return fit_critic(self._values, self.policy.optimizer, parameters, epochs, holds=is_policy_kept, pool=pool)
 
     def _is_kept(self, problem: PolicyProblem, step: TrustRegionStep) -> bool:
         """Whether the policy is still what the step made of it: a critic may move what no graph shows (detached features)."""
@@ -215,7 +359,9 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             n_updates=self._n_updates,
             max_kl=self._now("target_kl"),
             damping=self._now("cg_damping"),
-            explained_variance=explained_by_values(self.rollout_buffer, self._wasted_steps),
+            explained_variance=explained_by_values(
+                self.rollout_buffer, self._wasted_steps, None if self._peers.size == 1 else self._peers.total
+            ),
             entropy=problem.entropy(of_new=step.accepted),
             std=None if log_std is None else log_std.exp().mean().item(),
             phase_seconds=phase_seconds,
@@ -233,7 +379,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         remark = report.remark()
         if remark and self.verbose >= 1:
             self.logger.info(remark)
-        if self._hints is None or self.num_timesteps <= self.n_steps * self.n_envs:
+        if self._hints is None or self.num_timesteps <= self.n_steps * self.n_envs * self.processes.size:
             self._hints = Hints()  # a run begins
         for line in self._hints.after(report, progress=1.0 - self._current_progress_remaining):
             if self.verbose >= 1:

@@ -42,9 +42,11 @@ def spawn(part: str, size: int, *arguments: Any, timeout: float = 60.0, **enviro
     :param part: ``module.function``; it is called with what ``join()`` returns and the arguments
     :param size: number of processes
     :param arguments: anything that can be pickled
-    :param timeout: seconds after which whoever is left is killed
+    :param timeout: seconds after which whoever is left is killed, on a machine that has nothing else to do
     :param environments: variables of the environment, a value for each process
     """
+    # A machine that has more to do than it can takes so much longer
+    timeout *= max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "arguments").write_bytes(pickle.dumps(arguments))

@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from sb3_trpo.critic import CriticFit, Origin, Pass, ValueBatch, step_on_minibatches, summarize
+from sb3_trpo.critic import CriticFit, Origin, Pass, PooledMinibatches, ValueBatch, step_on_minibatches, summarize
 from sb3_trpo.fast.elementwise import in_place, keeps_input, times_slope_in_place
 from sb3_trpo.fast.gauss_newton import N_COMPARED, actor_of
 from sb3_trpo.fast.network import Network, is_as_read, is_quicker_on_gpu, network_input, read_critic, run, through
@@ -26,6 +26,9 @@ INPUT_BLOCK = 2**22
 # Observations whose features are made at a time
 FEATURES_BLOCK = 2**9
 
+# What the network is given, shape (n, n_inputs), and the returns, shape (n,)
+Arrays = tuple[np.ndarray, np.ndarray]
+
 
 class MlpCritic:
     """
@@ -37,6 +40,9 @@ class MlpCritic:
     :param network: the critic
     :param n_fixed: how many of its stages are the actor's too, and stay as they are: what they give is made once
     """
+
+    pool: PooledMinibatches[Arrays] | None = None
+    """What makes one minibatch of those of several processes."""
 
     def __init__(self, policy: ActorCriticPolicy, network: Network, n_fixed: int = 0):
         self.policy = policy
@@ -68,9 +74,23 @@ class MlpCritic:
     def _views(self, vector: np.ndarray) -> list[np.ndarray]:
         return [part.numpy() for part in unflatten(th.from_numpy(vector), self.parameters)]
 
-    def _differentiate(self, minibatch: tuple[np.ndarray, np.ndarray]) -> tuple[th.Tensor, bool]:
+    def _differentiate(self, minibatch: Arrays | None) -> tuple[th.Tensor, bool]:
         """Put the gradient of a minibatch's mean squared error in place; return the error, and whether both are finite."""
-        inputs, returns = minibatch
+        loss = 0.0 if minibatch is None else self._differentiate_own(*minibatch)
+        if self.pool is not None:
+            own = (
+                np.append(self.gradient, loss) if minibatch is not None else np.zeros(len(self.gradient) + 1, self.flat.dtype)
+            )
+            whole = self.pool.mean(
+                th.from_numpy(own.astype(self.flat.dtype, copy=False)), len(minibatch[1]) if minibatch else 0
+            )
+            self.gradient[:], loss = whole[:-1].numpy(), float(whole[-1])
+        # The optimizer's memory holds the squares
+        squared_norm = self.gradient.dot(self.gradient)
+        return th.scalar_tensor(loss, dtype=th.float64, device="cpu"), math.isfinite(loss) and math.isfinite(squared_norm)
+
+    def _differentiate_own(self, inputs: np.ndarray, returns: np.ndarray) -> float:
+        """Put the gradient of the minibatch of this process in place; return its mean squared error."""
         given, kept = [inputs], []  # to each stage, and what the derivative of its elementwise function is made from
         for i, stage in enumerate(self.stages):
             values = forward(stage.affine, given[-1], *self.views[2 * i : 2 * i + 2])
@@ -89,9 +109,7 @@ class MlpCritic:
                 assert pulled is not None
                 cotangent = pulled
                 times_slope_in_place(self.stages[i - 1].activation, cotangent, kept[i - 1])
-        # The optimizer's memory holds the squares
-        squared_norm = self.gradient.dot(self.gradient)
-        return th.scalar_tensor(loss, dtype=th.float64, device="cpu"), math.isfinite(loss) and math.isfinite(squared_norm)
+        return loss
 
     def _step(self) -> None:
         self.n_steps += 1
@@ -121,16 +139,17 @@ class MlpCritic:
         """
         # A minibatch is too small to share among threads. What is not finite is asked for
         with one_blas_thread(), np.errstate(all="ignore"):
-            steps = step_on_minibatches(map(self._arrays, epochs), self._differentiate, self._step)
-            losses, n_skipped, first_used = steps
+            arrays: Any = map(self._arrays, epochs)
+            minibatches = arrays if self.pool is None else map(self.pool.turns, arrays)
+            losses, n_skipped, still_finite = step_on_minibatches(minibatches, self._differentiate, self._step)
             kept = all(np.isfinite(vector).all() for vector in (self.flat, *self.memory)) and (
-                first_used is None or self._differentiate(first_used)[1]
+                still_finite is None or still_finite()
             )
         if kept and losses:
             self._write_back()
         return summarize(losses, n_skipped, undone=not kept)
 
-    def _arrays(self, minibatches: Iterable[ValueBatch]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _arrays(self, minibatches: Iterable[ValueBatch]) -> Iterator[Arrays]:
         """Yield what the network is given and the returns of each minibatch, made in blocks of a bounded size."""
         if not isinstance(minibatches, Pass):
             yield from map(self._array, minibatches)
@@ -163,7 +182,7 @@ class MlpCritic:
     def _targets(self, returns: th.Tensor) -> np.ndarray:
         return returns.cpu().numpy().astype(self.flat.dtype, copy=False)
 
-    def _array(self, batch: ValueBatch) -> tuple[np.ndarray, np.ndarray]:
+    def _array(self, batch: ValueBatch) -> Arrays:
         batch = batch if self.is_given_features else batch.to("cpu")
         return self._inputs(batch), self._targets(batch.returns)
 

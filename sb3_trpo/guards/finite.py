@@ -49,7 +49,17 @@ def unusable(rollout_buffer: RolloutBuffer, parameters: Iterable[th.nn.Parameter
     """
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
         return "parameters_not_finite"
+    return unusable_rollout(rollout_buffer)
+
+
+def unusable_rollout(rollout_buffer: RolloutBuffer) -> str | None:
+    """Name what of a full buffer is not finite: the status of the update, ``None`` if everything is."""
     return next((status for name, status in ROLLOUT.items() if not is_finite(getattr(rollout_buffer, name))), None)
+
+
+def first_cause(statuses: Iterable[str | None]) -> str | None:
+    """Return which of the statuses of several parts of a rollout names the update: causes before their consequences."""
+    return min(filter(None, statuses), key=[*ROLLOUT.values()].index, default=None)
 
 
 class NonFiniteError(ValueError):
@@ -125,7 +135,8 @@ def finite_rollout(
         refuse_nonfinite("the reward (at a time limit with the last observation's value) of", rollout_buffer.rewards)
 
 
-def _statistics(normalizer: VecNormalize) -> list[Any]:
+def running_statistics(normalizer: VecNormalize) -> list[Any]:
+    """Return the running statistics that an environment's numbers are normalised with."""
     observations = normalizer.obs_rms if normalizer.norm_obs else {}
     of_observations = observations.values() if isinstance(observations, dict) else [observations]
     return [*of_observations, normalizer.ret_rms]
@@ -142,7 +153,7 @@ def finite_statistics(model: BaseAlgorithm) -> Iterator[None]:
     if normalizer is None:
         yield
         return
-    before = [(statistics, copy.deepcopy(vars(statistics))) for statistics in _statistics(normalizer)]
+    before = [(statistics, copy.deepcopy(vars(statistics))) for statistics in running_statistics(normalizer)]
     try:
         yield
     finally:

@@ -33,6 +33,7 @@ def conjugate_gradient(
     *,
     max_iterations: int = 15,
     relative_tolerance: float = 1e-5,
+    agree: Callable[[th.Tensor], th.Tensor] | None = None,
 ) -> ConjugateGradientResult:
     r"""
     Solve :math:`A x = b` for a symmetric positive definite :math:`A`.
@@ -43,6 +44,8 @@ def conjugate_gradient(
     :param rhs: right-hand side b, shape (n,)
     :param max_iterations: largest number of products with A
     :param relative_tolerance: stop once ``||b - A x|| <= relative_tolerance * ||b||``
+    :param agree: where several processes solve the same system, what makes a number that each has computed for itself the same
+        on all: inner products of equal vectors differ in their last bits from process to process
     :return: the solution and how the solve ended; what cannot go on stops it, it does not raise
     """
     x = th.zeros_like(rhs)
@@ -60,11 +63,17 @@ def conjugate_gradient(
         p_ap = direction @ product
         alpha = squared / p_ap
         next_x = x + alpha * direction
-        residual = residual - alpha * product
-        next_squared = residual @ residual
+        next_residual = residual - alpha * product
+        next_squared = next_residual @ next_residual
         # Everything that decides how to go on in one go: a GPU has to be waited for each time
-        facts = (p_ap, next_squared, (next_x - x).abs().amax())
-        curvature, residual_squared, largest_change = th.stack(facts).tolist()
+        facts = th.stack((p_ap, next_squared, (next_x - x).abs().amax(), squared))
+        if agree is not None:
+            facts = agree(facts)
+            p_ap, next_squared, _, squared = facts
+            next_x, next_residual = x + squared / p_ap * direction, residual - squared / p_ap * product
+        curvature, residual_squared, largest_change, own_squared = facts.tolist()
+        if len(residual_norms) == 1:
+            rhs_norm = math.sqrt(own_squared)
         if not 0.0 < curvature < math.inf:
             stopped_by = "curvature"
             break
@@ -74,7 +83,7 @@ def conjugate_gradient(
         if not (math.isfinite(residual_squared) and math.isfinite(largest_change)):
             stopped_by = "not_finite"
             break
-        x = next_x
+        x, residual = next_x, next_residual
         residual_norms.append(math.sqrt(residual_squared) / rhs_norm)
         if residual_norms[-1] <= relative_tolerance:
             stopped_by = "converged"

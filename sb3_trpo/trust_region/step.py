@@ -152,6 +152,7 @@ def trust_region_step(
     cg_relative_tolerance: float = 1e-5,
     shrinking_factor: float = 0.8,
     max_candidates: int = 10,
+    agree: Callable[[th.Tensor], th.Tensor] | None = None,
     phase: Callable[[str], None] = lambda name: None,
 ) -> TrustRegionStep:
     r"""
@@ -170,6 +171,8 @@ def trust_region_step(
     :param cg_relative_tolerance: relative residual at which they stop
     :param shrinking_factor: α of the line search
     :param max_candidates: largest number of candidates of the line search
+    :param agree: where several processes solve the same problem, what makes a tensor that each has computed for itself the
+        same on all, so that they take the same decisions and the same step
     :param phase: called with the name of each phase as it begins (``"gradient"``, ``"direction"``, ``"line_search"``)
     :return: what was done. Unless it was accepted, every parameter is bit for bit what it was, also when an exception
         leaves this function
@@ -179,7 +182,8 @@ def trust_region_step(
     if not _are_finite(parameters):
         return refused_step("parameters_not_finite")
     surrogate, gradient = problem.surrogate_gradient()
-    gradient_norm = float(gradient.double().norm())
+    norm = gradient.double().norm()
+    gradient_norm = float(norm if agree is None else agree(norm))
     refused = partial(refused_step, surrogate=surrogate, gradient_norm=gradient_norm)
     if not (math.isfinite(gradient_norm) and math.isfinite(surrogate)):
         return refused("gradient_not_finite")
@@ -197,12 +201,17 @@ def trust_region_step(
         unit_gradient,
         max_iterations=cg_max_iterations,
         relative_tolerance=cg_relative_tolerance,
+        agree=agree,
     )
     natural_gradient = solve.solution
-    curvature = float(natural_gradient @ fisher_product(natural_gradient))
+    facts = th.stack((natural_gradient @ fisher_product(natural_gradient), unit_gradient @ natural_gradient))
+    if agree is not None:
+        # The direction too: processors differ in how they round
+        natural_gradient, facts = agree(th.cat((natural_gradient, facts))).split((len(natural_gradient), len(facts)))
+    curvature, ascent = facts.tolist()
     if not 0.0 < curvature < math.inf:
         return refused("curvature_not_positive", conjugate_gradient=solve)
-    if not float(unit_gradient @ natural_gradient) > 0.0:
+    if not ascent > 0.0:
         return refused("direction_not_ascent", conjugate_gradient=solve)
     full_step = math.sqrt(2.0 * max_kl / curvature) * natural_gradient
     full_step_gain = gradient_norm * float(unit_gradient @ full_step)

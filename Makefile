@@ -115,7 +115,7 @@ bench: $(TESTS)
 	$(BIN)/python -m benchmarks.vector_envs
 
 # What more processes cost and bring; minutes
-bench-scale: $(INSTALLED)
+bench-scale: $(TESTS)
 	$(BIN)/python -m benchmarks.scale
 
 # Days of computing: see benchmarks/README.md for parts of it. Skips what is on record

@@ -1,6 +1,8 @@
 """The tables of what more processes cost: arithmetic on rows that are known; what is measured is not asked for."""
 
-from benchmarks.scale import SIZES, on_paper, table
+import csv
+
+from benchmarks.scale import N_ENVS, N_STEPS, RECORD, SIZES, on_paper, table
 
 
 def row(processes: int, batch_size: int, update: float, number: int = 0) -> dict[str, float]:
@@ -30,3 +32,11 @@ def test_paper_counts_the_steps_of_rings_and_trees() -> None:
     """A sum of two processes has two steps, half a millisecond each here; a ring of eight has 14, a tree 6."""
     _, _, first, *_ = on_paper(ROWS)
     assert [cell.strip() for cell in first.strip("|").split("|")] == ["8", "0.70 s", "0.30 s", "0.70 s", "0.30 s"]
+
+
+def test_page_quotes_the_record() -> None:
+    """Every row of its tables is one that the record makes."""
+    with RECORD.open() as file:
+        rows = list(csv.DictReader(file))
+    page = (RECORD.parents[2] / "docs" / "many_processes.md").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 12 and {*table(rows, N_ENVS * N_STEPS), *on_paper(rows)} <= {*page}

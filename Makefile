@@ -87,20 +87,16 @@ test-imitation: $(TESTS)
 	$(BIN)/python -m pip install --quiet --no-deps imitation==1.0.1
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m imitation tests/promises/test_imitation.py
 
-# sb3-contrib's own tests of RecurrentPPO and MaskablePPO, with ours in their place; they come with its sources
+# sb3-contrib's own tests of RecurrentPPO, MaskablePPO and of TRPO on Dict observations, with ours in their place; they come with
+# its sources, and are not part of its wheel
 test-contrib: $(TESTS)
 	rm -rf $(VENV)/contrib_tests
 	$(BIN)/python -m pip download --quiet --no-deps --no-build-isolation --no-binary sb3_contrib --dest $(VENV)/contrib_tests \
 		"sb3_contrib==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("sb3_contrib"))')"
 	tar --extract --file $(VENV)/contrib_tests/*.tar.gz --directory $(VENV)/contrib_tests --strip-components 1
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m contrib tests/promises/test_contribs_own_tests.py
-
-# sb3-contrib's own tests of Dict observations, with our TRPO in place of its own: a Dict and a vector of the same numbers give the
-# same policy. They are not part of its wheel
-test-contrib: $(INSTALLED)
-	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest $(VENV)/contrib "sb3_contrib==$$($(BIN)/python -c 'import sb3_contrib; print(sb3_contrib.__version__)')"
-	tar --extract --gzip --strip-components 1 --directory $(VENV)/contrib --file $(VENV)/contrib/sb3_contrib-*.tar.gz
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -c $(VENV)/contrib/pyproject.toml -p tests.as_contrib -k TRPO $(VENV)/contrib/tests/test_dict_env.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -c $(VENV)/contrib_tests/pyproject.toml -p tests.as_contrib -k TRPO \
+		$(VENV)/contrib_tests/tests/test_dict_env.py
 
 # The old Gym lies in a folder of its own, where SB3 finds it in this run only
 test-gym: $(TESTS)
@@ -118,6 +114,10 @@ bench: $(TESTS)
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.vector_envs
 
+# What more processes cost and bring; minutes
+bench-scale: $(TESTS)
+	$(BIN)/python -m benchmarks.scale
+
 # Days of computing: see benchmarks/README.md for parts of it. Skips what is on record
 WORKERS ?= 1
 bench-returns: $(TESTS)
@@ -134,4 +134,4 @@ dist: $(TESTS)
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
-.PHONY: install demo format lint type quick docs docs-links dist test test-slow test-examples test-matrix test-imitation test-contrib test-gym mutation bench bench-returns commit-checks
+.PHONY: install demo format lint type quick docs docs-links dist test test-slow test-examples test-matrix test-imitation test-contrib test-gym mutation bench bench-scale bench-returns commit-checks

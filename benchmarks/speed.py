@@ -35,7 +35,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.memory import peak_above_rollout
-from benchmarks.speed_cases import CASES, ON_DUMMY, STEPPING, Case, can_run, make_env, make_model
+from benchmarks.speed_cases import CASES, ON_DUMMY, PLAIN, STEPPING, Case, can_run, make_env, make_model
 from sb3_trpo.objective import PolicyProblem
 
 contrib_module: Any = sb3_contrib.trpo.trpo
@@ -127,7 +127,7 @@ class Contender:
         with self._observed():
             self.model.learn(n_steps, reset_num_timesteps=False)
         result = dict(self.seconds)
-        if self.algorithm == "trpo":
+        if hasattr(self.model, "last_update"):
             result |= self.model.last_update.phase_seconds
             result["cg"] = result.pop("direction") - result["fisher"]
         elif self.is_contrib:
@@ -193,7 +193,8 @@ def print_tables(rows: list[dict[str, Any]]) -> None:
                 f"{row['steps/s']:,.0f}",
                 f"{row['peak memory'] / 2**20:,.0f} MiB" if row.get("peak memory") else "",
             )
-        for other in [name for name in ("contrib", ON_DUMMY) if {"trpo", name} <= algorithms.keys()]:
+        beside = ("contrib", ON_DUMMY, PLAIN, *(["ppo"] if "contrib" not in algorithms else []), "without masks")
+        for other in [name for name in beside if {"trpo", name} <= algorithms.keys()]:
             ours, theirs = algorithms["trpo"], algorithms[other]
             table.add_row(
                 f"({other}) / trpo",

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -9,6 +10,7 @@ import numpy as np
 import sb3_contrib
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.envs import InvalidActionEnvDiscrete
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
@@ -16,6 +18,9 @@ from torch import nn
 
 import sb3_trpo
 from benchmarks.cheap import Cheap
+from sb3_trpo.maskable import MaskableTRPO
+from sb3_trpo.maskable_recurrent import MaskableRecurrentTRPO
+from sb3_trpo.recurrent import RecurrentTRPO
 from sb3_trpo.vec_env import make_vector_env
 
 STEPPING = "env.step"
@@ -23,6 +28,15 @@ STEPPING = "env.step"
 ON_DUMMY = "contrib, DummyVecEnv"
 EVERYTHING = ("trpo", "contrib", "ppo", STEPPING)
 BOTH = ("trpo", "contrib")
+# Ours with fast=False
+PLAIN = "trpo, plain"
+OF_A_VARIANT = ("trpo", PLAIN, "ppo")
+# Ours, and sb3-contrib's PPO of the same kind. There is none of both kinds at once: beside it stands ours without masks
+VARIANTS: dict[str, tuple[Any, Any]] = {
+    "masked": (MaskableTRPO, sb3_contrib.MaskablePPO),
+    "recurrent": (RecurrentTRPO, sb3_contrib.RecurrentPPO),
+    "both": (MaskableRecurrentTRPO, RecurrentTRPO),
+}
 WITH_ENVPOOL = ("trpo", "contrib", ON_DUMMY, STEPPING)
 
 
@@ -41,8 +55,9 @@ class Case(NamedTuple):
     :param n_critic_updates: number of passes over the rollout
     :param arguments: more of the constructor, the same for all
     :param wrapper: what each environment is wrapped in
-    :param envpool: whether the environments are EnvPool's, with one thread
+    :param backend: of a vector environment, ``envpool`` (with one thread) or ``vector``; SB3's otherwise
     :param algorithms: what is compared
+    :param variant: key of ``VARIANTS``, for those of TRPO
     """
 
     name: str
@@ -56,8 +71,9 @@ class Case(NamedTuple):
     n_critic_updates: int = 10
     arguments: dict[str, Any] | None = None
     wrapper: Callable[[gym.Env], gym.Env] | None = None
-    envpool: bool = False
+    backend: str | None = None
     algorithms: tuple[str, ...] = EVERYTHING
+    variant: str = ""
 
 
 class RandomImages(gym.Env):
@@ -92,20 +108,35 @@ class InTwoParts(gym.ObservationWrapper):
 
 
 CHEETAH: dict[str, Any] = {"env_id": "HalfCheetah-v5", "n_envs": 1, "n_steps": 2048, "rounds": 7, "algorithms": BOTH}
+LSTM = "MlpLstmPolicy"
+MASKED = "InvalidActionEnvDiscrete(20)"
 CASES = (
     Case("CartPole-v1, 1 env", "CartPole-v1", 1, 2048, 7),
     Case("HalfCheetah-v5, 1 env", "HalfCheetah-v5", 1, 2048, 7),
     Case("HalfCheetah-v5, 8 envs", "HalfCheetah-v5", 8, 256, 7),
     Case("HalfCheetah-v5, 8 envs, 65,536 steps", "HalfCheetah-v5", 8, 8192, 3, sub_sampling_factor=8),
-    Case("HalfCheetah-v5, 8 envs, EnvPool", "HalfCheetah-v5", 8, 256, 7, envpool=True, algorithms=WITH_ENVPOOL),
-    Case("HalfCheetah-v5, 64 envs, EnvPool", "HalfCheetah-v5", 64, 256, 3, envpool=True, algorithms=WITH_ENVPOOL),
+    Case("HalfCheetah-v5, 8 envs, EnvPool", "HalfCheetah-v5", 8, 256, 7, backend="envpool", algorithms=WITH_ENVPOOL),
+    Case("HalfCheetah-v5, 64 envs, EnvPool", "HalfCheetah-v5", 64, 256, 3, backend="envpool", algorithms=WITH_ENVPOOL),
     Case("HalfCheetah-v5, Dict of two vectors", wrapper=InTwoParts, policy="MultiInputPolicy", **CHEETAH),
     Case("HalfCheetah-v5, ELU", arguments={"policy_kwargs": {"activation_fn": nn.ELU}}, **CHEETAH),
     Case("HalfCheetah-v5, gSDE", arguments={"use_sde": True}, **CHEETAH),
     Case("HalfCheetah-v5, AdamW", arguments={"policy_kwargs": {"optimizer_class": th.optim.AdamW}}, **CHEETAH),
+    Case("CartPole-v1, 64 envs, Gymnasium's own", "CartPole-v1", 64, 128, 7, backend="vector", algorithms=BOTH),
+    Case("CartPole-v1, 512 envs, Gymnasium's own", "CartPole-v1", 512, 32, 7, backend="vector", algorithms=BOTH),
+    Case("CartPole-v1, 4,096 envs, Gymnasium's own", "CartPole-v1", 4096, 16, 3, backend="vector", algorithms=BOTH),
     Case("no cost of steps, 64 envs", "cheap", 64, 128, 7, algorithms=BOTH),
     Case("no cost of steps, 512 envs", "cheap", 512, 32, 7, algorithms=BOTH),
     Case("no cost of steps, 4,096 envs", "cheap", 4096, 16, 3, algorithms=BOTH),
+    Case("RecurrentTRPO, CartPole-v1, hidden 64", "CartPole-v1", 1, 2048, 3, policy=LSTM, variant="recurrent")._replace(
+        algorithms=OF_A_VARIANT, arguments={"policy_kwargs": {"lstm_hidden_size": 64}}
+    ),
+    Case("RecurrentTRPO, CartPole-v1, hidden 256", "CartPole-v1", 1, 2048, 2, policy=LSTM, variant="recurrent")._replace(
+        algorithms=OF_A_VARIANT
+    ),
+    Case("MaskableTRPO, Discrete(20)", MASKED, 1, 2048, 5, variant="masked", algorithms=OF_A_VARIANT),
+    Case("MaskableRecurrentTRPO, Discrete(20), hidden 64", MASKED, 1, 2048, 3, policy=LSTM, variant="both")._replace(
+        algorithms=("trpo", "without masks"), arguments={"policy_kwargs": {"lstm_hidden_size": 64}}
+    ),
     Case("ALE/Pong-v5, 8 envs", "ALE/Pong-v5", 8, 128, 2, policy="CnnPolicy", n_critic_updates=1),
     Case("NatureCNN, 1,024 images, all states", "images", 1, 1024, 2, policy="CnnPolicy", policy_update_only=True),
     Case("NatureCNN, 1,024 images, 1/8 of the states", "images", 1, 1024, 2, 8, "CnnPolicy", True),
@@ -114,17 +145,22 @@ CASES = (
 
 def can_run(case: Case) -> bool:
     """Whether what a case needs is installed."""
-    return not case.envpool or importlib.util.find_spec("envpool") is not None
+    return case.backend != "envpool" or importlib.util.find_spec("envpool") is not None
 
 
 def make_env(case: Case) -> VecEnv:
     """Build the environments of a case, Atari games with SB3's wrappers and four stacked frames."""
     if case.env_id == "cheap":
         return Cheap(case.n_envs, spaces.Box(-1.0, 1.0, (6,)))
-    if case.envpool:
-        return make_vector_env(case.env_id, case.n_envs, seed=0, backend="envpool", vector_kwargs={"num_threads": 1})
+    if case.backend is not None:
+        vector_kwargs = {"num_threads": 1} if case.backend == "envpool" else None
+        return make_vector_env(case.env_id, case.n_envs, seed=0, backend=case.backend, vector_kwargs=vector_kwargs)
     if not case.env_id.startswith("ALE/"):
-        env_id: Any = RandomImages if case.env_id == "images" else case.env_id
+        made: dict[str, Any] = {
+            "images": RandomImages,
+            MASKED: partial(InvalidActionEnvDiscrete, dim=20, n_invalid_actions=10),
+        }
+        env_id: Any = made.get(case.env_id, case.env_id)
         return make_vec_env(env_id, n_envs=case.n_envs, seed=0, wrapper_class=case.wrapper)
     import ale_py
 
@@ -134,9 +170,16 @@ def make_env(case: Case) -> VecEnv:
 
 def make_model(algorithm: str, case: Case, device: str = "cpu") -> Any:
     """Build one of them with the same environment, network and sizes."""
-    env = make_env(case._replace(envpool=False) if algorithm == ON_DUMMY else case)
+    env = make_env(case._replace(backend=None) if algorithm == ON_DUMMY else case)
     common: dict[str, Any] = {"n_steps": case.n_steps, "batch_size": 128, "seed": 0, "device": device}
     common |= case.arguments or {}
+    if case.variant:
+        # With the defaults of each
+        del common["batch_size"]
+        ours, other = VARIANTS[case.variant]
+        if algorithm in ("trpo", PLAIN):
+            return ours(case.policy, env, n_critic_updates=case.n_critic_updates, fast=algorithm == "trpo", **common)
+        return other(case.policy, env, **common)
     if algorithm == "ppo":
         return PPO(case.policy, env, n_epochs=case.n_critic_updates, **common)
     common |= {"n_critic_updates": case.n_critic_updates}

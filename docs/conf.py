@@ -67,6 +67,9 @@ intersphinx_mapping = {name: (url, None) for name, url in OTHERS.items() if "REA
 copybutton_prompt_text = "$ "
 copybutton_exclude = ".linenos, .gp, .go"
 
+# Its fonts come with it
+mathjax_path = "https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-mml-chtml.js"
+
 html_theme = "furo"
 html_title = f"sb3_trpo {release}"
 html_static_path = ["_static"]

@@ -6,11 +6,13 @@ in the folder already is not trained again. Needs MuJoCo (``pip install gymnasiu
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch as th
+from matplotlib.figure import Figure
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -18,8 +20,10 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_trpo import TRPO
-from sb3_trpo.inspect import TrustRegionRecorder
+from sb3_trpo.inspect import Run, TrustRegionRecorder, draw_bubble, draw_comparison, read_run
 
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+PANELS = ("returns", "kl", "outside_clip", "largest_kl", "gain", "entropy")
 SEED = 1
 
 
@@ -78,7 +82,7 @@ EXPERIMENTS = {
     "cartpole/PPO, RL Zoo": Experiment(PPO, "CartPole-v1", 51_200, 8, arguments=OF_CARTPOLE),
     "halfcheetah/TRPO, defaults": Experiment(TRPO, "HalfCheetah-v5", 102_400),
     "halfcheetah/PPO, defaults": Experiment(PPO, "HalfCheetah-v5", 102_400),
-    "halfcheetah/PPO, RL Zoo": Experiment(PPO, "HalfCheetah-v5", 102_400, 1, True, OF_HALFCHEETAH),
+    "halfcheetah/PPO, RL Zoo": Experiment(PPO, "HalfCheetah-v5", 51_200, 1, True, OF_HALFCHEETAH),
 }
 
 
@@ -96,16 +100,50 @@ def train(experiment: Experiment, folder: Path) -> None:
     env.close()
 
 
+def read(folder: Path, task: str) -> list[Run]:
+    """Return the runs of a task, in the order of ``EXPERIMENTS``."""
+    names = [name for name in EXPERIMENTS if name.startswith(f"{task}/")]
+    return [read_run(folder / name) for name in names]
+
+
+def table(runs: Sequence[Run]) -> str:
+    """Return what the updates of each run did, as a table in Markdown."""
+    lines = [
+        "| run | updates | median KL | largest KL | largest / median | outside 1 ± ε | largest KL of a state | return |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        updates = run.updates
+        kls = np.array([update.mean_kl for update in updates])
+        outside = np.median([update.outside_clip for update in updates])
+        lines.append(
+            f"| {run.name} | {len(updates)} | {np.median(kls):.2g} | {kls.max():.2g} | {kls.max() / np.median(kls):.1f} "
+            f"| {outside:.0%} | {max(update.largest_kl for update in updates):.2g} | {updates[-1].mean_return:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def bubble(run: Run) -> Figure:
+    """Draw the step of the update in the middle of a run."""
+    return draw_bubble(run.slices[0])
+
+
 def main() -> None:
-    """Train what is not there yet."""
+    """Train what is not there yet, draw, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/what_the_clip_keeps"), help="folder of the runs")
+    parser.add_argument("--folder", type=Path, default=IMAGES, help="where to write the pictures")
     options = parser.parse_args()
     th.set_num_threads(1)
     for name, experiment in EXPERIMENTS.items():
         if not (options.runs / name).exists():
-            print(name)
             train(experiment, options.runs / name)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for task in dict.fromkeys(name.split("/")[0] for name in EXPERIMENTS):
+        runs = read(options.runs, task)
+        draw_comparison(runs, PANELS).savefig(options.folder / f"clip_{task}.png", dpi=100)
+        bubble(runs[1]).savefig(options.folder / f"clip_bubble_{task}.png", dpi=100)
+        print(f"{task}\n\n{table(runs)}\n")
 
 
 if __name__ == "__main__":

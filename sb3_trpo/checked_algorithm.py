@@ -24,9 +24,9 @@ from sb3_trpo.guards.finite import NonFiniteError, finite_rollout, finite_statis
 from sb3_trpo.guards.model_zip import path_to_write, saved_attributes, written_whole
 from sb3_trpo.guards.observations import check_observation_space
 from sb3_trpo.guards.parameters import check_parameters
+from sb3_trpo.guards.passed_on import StandIn
 from sb3_trpo.guards.process import drawing
 from sb3_trpo.guards.set_later import AsBuilt
-from sb3_trpo.guards.stand_in import StandIn
 from sb3_trpo.guards.watched_rollout import WatchedRollout
 from sb3_trpo.randomness import RandomNumbers
 
@@ -34,24 +34,16 @@ SelfChecked = TypeVar("SelfChecked", bound="CheckedOnPolicyAlgorithm")
 
 
 class _PolicyDrawing(StandIn):
-    """
-    A policy that draws a model's own random numbers where it draws from torch.
-
-    :param policy: the policy of the moment
-    :param model: whose numbers
-    """
-
-    def __init__(self, policy: Any, model: Any):
-        super().__init__(policy)
-        vars(self)["_model"] = model
+    """A policy that draws a model's own random numbers where it draws from torch."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self._model._random.in_torch(self._model.device):
-            return self._thing(*args, **kwargs)
+        with self.model._random.in_torch(self.model.device):
+            return self.thing(*args, **kwargs)
 
     def reset_noise(self, *args: Any) -> None:
-        with self._model._random.in_torch(self._model.device):
-            self._thing.reset_noise(*args)
+        """Draw the noise of gSDE anew."""
+        with self.model._random.in_torch(self.model.device):
+            self.thing.reset_noise(*args)
 
 
 class _DrawingOwnNumbers(StandIn):
@@ -59,7 +51,8 @@ class _DrawingOwnNumbers(StandIn):
 
     @property
     def policy(self) -> Any:
-        return _PolicyDrawing(self._thing.policy, self._thing)
+        """The policy, wherever it came from."""
+        return _PolicyDrawing(self.thing.policy, model=self.thing)
 
 
 class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):

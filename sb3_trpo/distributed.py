@@ -1,6 +1,7 @@
 """The processes that make one update together, started by ``torchrun``: the only room that knows of ``torch.distributed``."""
 
 # ruff: noqa: D102 - what the methods of TorchProcesses do is said in Processes
+import atexit
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -198,6 +199,12 @@ def _backend() -> str:
     return "cpu:gloo,cuda:nccl" if has_gpus else "gloo"
 
 
+def _end() -> None:
+    """End the threads of the engine before the process ends, which they would abort."""
+    with suppress(Exception):
+        dist.destroy_process_group()
+
+
 def join(*, timeout: float = TIMEOUT) -> Processes:
     """
     Join the processes that ``torchrun`` has started; each waits here until all have come.
@@ -225,6 +232,7 @@ def join(*, timeout: float = TIMEOUT) -> Processes:
         if not dist.is_initialized():
             own = dist.PrefixStore("default", store)  # type: ignore[attr-defined]
             dist.init_process_group(_backend(), store=own, rank=rank, world_size=size, timeout=limit)
+            atexit.register(_end)
     except (RuntimeError, ValueError) as error:
         raise PeerError(f"not all processes have joined within {timeout:g} s: {in_words(error)}") from error
     return TorchProcesses(timeout=timeout, store=store)

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from sb3_trpo.fast.actors import lean_actor
 from sb3_trpo.fast.masks import KNOWN_POLICIES, MASKED_KINDS
-from sb3_trpo.guards.passed_on import PassedOn
+from sb3_trpo.guards.passed_on import AsGiven
 from sb3_trpo.objective import Batch
 from sb3_trpo.policies import CountsFromZero
 from sb3_trpo.rollout import KNOWN_BUFFERS, collect_rollouts
@@ -87,6 +87,18 @@ def mask_sizes(action_space: spaces.Space) -> list[int]:
     return [2] * action_space.n
 
 
+def _all_in_one(masks: list[Any], sizes: list[int]) -> np.ndarray | None:
+    """Return masks of the right sizes, each of which leaves something, as booleans; ``None`` if there is anything to say."""
+    if len({np.shape(mask) for mask in masks}) != 1:
+        return None
+    rows = np.asarray(masks).astype(bool).reshape(len(masks), -1)
+    if rows.shape[1] != sum(sizes):
+        return None
+    possible = rows if len(sizes) == 1 else np.logical_or.reduceat(rows, np.cumsum([0, *sizes[:-1]]), axis=1)
+    leaves_something = possible.any(axis=1).all() if len(sizes) == 1 else possible.all()
+    return rows if leaves_something else None
+
+
 def check_masks(masks: list[Any], action_space: spaces.Space, *, step: int) -> np.ndarray:
     """
     Return what environments say is possible as booleans, shape (n_envs, n_masks).
@@ -97,6 +109,9 @@ def check_masks(masks: list[Any], action_space: spaces.Space, *, step: int) -> n
     :raises ValueError: naming environment and step, if a mask is of another size or leaves no action
     """
     sizes = mask_sizes(action_space)
+    quick = _all_in_one(masks, sizes)
+    if quick is not None:
+        return quick
     rows = []
     for index, mask in enumerate(masks):
         row = np.asarray(mask).astype(bool).reshape(-1)
@@ -159,23 +174,6 @@ def masks_into(rollout_buffer: Any, env: VecEnv) -> Callable[[], np.ndarray]:
         return masks
 
     return ask
-
-
-class AsGiven(PassedOn):
-    """
-    Let a callback find in its ``locals`` what the user gave, and not what stands before it.
-
-    :param callback: the user's, or what stands before it
-    :param given: by the names of the variables
-    """
-
-    def __init__(self, callback: Any, given: dict[str, Any]):
-        super().__init__(callback)
-        self.given = given
-
-    def update_locals(self, locals_: dict[str, Any]) -> None:
-        """Pass on what the loop has in its variables."""
-        super().update_locals(locals_ | self.given)
 
 
 def without_masks(distribution: Any) -> Distribution:

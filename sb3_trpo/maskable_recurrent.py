@@ -14,17 +14,15 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.guards.stand_in import StandIn
-from sb3_trpo.maskable import AsGiven, CheckedMasks, Masking, mask_sizes, without_masks
+from sb3_trpo.guards.passed_on import StandIn
+from sb3_trpo.maskable import Masking, mask_sizes, masks_into, without_masks
 from sb3_trpo.recurrent import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy, Padded, RecurrentTRPO
 
 try:
-    from sb3_contrib import RecurrentPPO
     from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
     from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback as ContribEvalCallback
     from sb3_contrib.common.maskable.distributions import make_masked_proba_distribution
     from sb3_contrib.common.maskable.evaluation import evaluate_policy as contrib_evaluate_policy
-    from sb3_contrib.common.maskable.utils import get_action_masks
     from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
     from sb3_contrib.common.recurrent.type_aliases import RNNStates
 except ImportError as error:
@@ -166,40 +164,19 @@ class MaskableRecurrentDictRolloutBuffer(_WithMasks, RecurrentDictRolloutBuffer,
 
 
 class _PolicyByMasks(StandIn):
-    """
-    A policy that asks the environment what is possible before it acts, and notes it in the buffer.
-
-    :param policy: takes masks
-    :param env: says what is possible
-    :param rollout_buffer: the step goes to where it is now
-    """
-
-    def __init__(self, policy: Any, env: VecEnv, rollout_buffer: Any):
-        super().__init__(policy)
-        vars(self).update(_env=env, _rollout_buffer=rollout_buffer)
+    """A policy, or its quick twin, that asks the environment what is possible before it acts."""
 
     def __call__(self, *args: Any) -> Any:
-        masks = get_action_masks(self._env)
-        self._rollout_buffer.action_masks[self._rollout_buffer.pos] = masks
-        return self._thing(*args, action_masks=masks)
+        return self.thing(*args, action_masks=self.masks_now())
 
 
 class _ModelByMasks(StandIn):
-    """
-    A model whose policy of the moment acts by masks: what sb3-contrib's loop for policies with a memory takes for its own.
-
-    :param model: the model
-    :param env: says what is possible
-    :param rollout_buffer: where the steps go
-    """
-
-    def __init__(self, model: Any, env: VecEnv, rollout_buffer: Any):
-        super().__init__(model)
-        vars(self).update(_env=env, _rollout_buffer=rollout_buffer)
+    """A model whose policy of the moment acts by masks: sb3-contrib's loop for policies with a memory takes it for its own."""
 
     @property
     def policy(self) -> Any:
-        return _PolicyByMasks(self._thing.policy, self._env, self._rollout_buffer)
+        """Return the policy of the moment."""
+        return _PolicyByMasks(self.thing.policy, masks_now=self.masks_now)
 
 
 class MaskableRecurrentTRPO(Masking, RecurrentTRPO):
@@ -239,13 +216,10 @@ class MaskableRecurrentTRPO(Masking, RecurrentTRPO):
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, use_masking, progress_bar
         )
 
-    def _plain_collection(self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
-        if not self._use_masking:
-            return super()._plain_collection(env, callback, rollout_buffer, n_rollout_steps)
-        checked = CheckedMasks(env)
-        own: Any = _ModelByMasks(self._drawing_own_numbers(), checked, rollout_buffer)
-        watched: Any = AsGiven(callback, {"env": env})
-        return RecurrentPPO.collect_rollouts(own, checked, watched, rollout_buffer, n_rollout_steps)
+    def _collect_as(self, model: Any, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+        if self._use_masking:
+            model = _ModelByMasks(model, masks_now=masks_into(rollout_buffer, env))
+        return super()._collect_as(model, env, callback, rollout_buffer, n_rollout_steps)
 
     def _distribution_of(self, padded: Padded, states: tuple[th.Tensor, ...]) -> Distribution:
         policy: Any = self.policy
@@ -256,19 +230,12 @@ class MaskableRecurrentTRPO(Masking, RecurrentTRPO):
 
 
 class _KeepsState(StandIn):
-    """
-    A model as sb3-contrib's evaluation for masks takes it: its ``predict`` keeps the state, which the evaluation loses.
-
-    :param model: with or without a memory
-    """
-
-    def __init__(self, model: Any):
-        super().__init__(model)
-        vars(self)["_state"] = None
+    """A model whose ``predict`` keeps the state itself: sb3-contrib's evaluation for masks loses it."""
 
     def predict(self, observation: Any, state: Any = None, *args: Any, **kwargs: Any) -> tuple[np.ndarray, Any]:
-        actions, vars(self)["_state"] = self._thing.predict(observation, self._state, *args, **kwargs)
-        return actions, self._state
+        """Return actions and state (see the model's own ``predict``)."""
+        actions, vars(self)["state"] = self.thing.predict(observation, self.state, *args, **kwargs)
+        return actions, self.state
 
 
 def evaluate_policy(model: Any, env: gym.Env | VecEnv, *args: Any, **kwargs: Any) -> Any:
@@ -282,7 +249,7 @@ def evaluate_policy(model: Any, env: gym.Env | VecEnv, *args: Any, **kwargs: Any
     :param args: the other arguments there
     :param kwargs: the other arguments there, by name
     """
-    kept: Any = _KeepsState(model)
+    kept: Any = _KeepsState(model, state=None)
     return contrib_evaluate_policy(kept, env, *args, **kwargs)
 
 
@@ -295,7 +262,7 @@ class MaskableEvalCallback(ContribEvalCallback):
 
     def _on_step(self) -> bool:
         model = self.model
-        self.model = _KeepsState(model)  # type: ignore[assignment]
+        self.model = _KeepsState(model, state=None)  # type: ignore[assignment]
         try:
             return super()._on_step()
         finally:

@@ -7,6 +7,7 @@ fixed.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -21,8 +22,10 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.distributions import selected
+from sb3_trpo.fast.lstm_actor import QuickModel
 from sb3_trpo.fast.lstm_fisher import lstm_fisher
 from sb3_trpo.fast.network import is_as
+from sb3_trpo.guards.passed_on import AsGiven
 from sb3_trpo.objective import Batch, rows_of
 from sb3_trpo.policies import CountsFromZero
 from sb3_trpo.rollout import check_full
@@ -174,6 +177,15 @@ class SequenceBatch(Batch):
         return Padded(rows_of(self.observations, index), zeros, rows, rows_of(self.action_masks, index))
 
 
+def torchs_own_lstm(device: th.device) -> AbstractContextManager[None]:
+    """
+    Have LSTMs run without cuDNN inside: its own has no backward pass in eval mode, and no second one in any.
+
+    :param device: of the LSTMs; on the CPU there is nothing to do
+    """
+    return th.backends.cudnn.flags(enabled=False) if device.type == "cuda" else nullcontext()
+
+
 class RecurrentTRPO(TRPO):
     """
     TRPO for policies with an LSTM, sb3-contrib's.
@@ -266,11 +278,28 @@ class RecurrentTRPO(TRPO):
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_last_lstm_states"]
 
-    def _lean_collection(self, env: VecEnv, rollout_buffer: RolloutBuffer) -> None:
-        return None
+    def _lean_collection(self, env: VecEnv, rollout_buffer: RolloutBuffer) -> Callable[..., bool] | None:
+        # sb3-contrib's loop too: what takes the time in it is the policy
+        quick = QuickModel(self, env.num_envs, self._acts_as_known)
+
+        def collect(env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+            quick.knows(callback, env)
+            return self._collect_as(quick, env, callback, rollout_buffer, n_rollout_steps)
+
+        return collect if quick.is_covered() else None
 
     def _plain_collection(self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
-        return RecurrentPPO.collect_rollouts(self._drawing_own_numbers(), env, callback, rollout_buffer, n_rollout_steps)
+        return self._collect_as(self._drawing_own_numbers(), env, callback, rollout_buffer, n_rollout_steps)
+
+    def _collect_as(self, model: Any, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+        """Collect by sb3-contrib's loop, with a model that is this one or stands in its place."""
+        watched: Any = AsGiven(callback, {"self": self})
+        return RecurrentPPO.collect_rollouts(model, env, watched, rollout_buffer, n_rollout_steps)
+
+    def _acts_as_known(self, *methods: str) -> bool:
+        """Whether methods of the policy are those of the class that is known here, and what it makes distributions by."""
+        made_by = ("get_distribution", "_get_action_dist_from_latent", "_process_sequence", "extract_features")
+        return is_as(self.policy, self.policy_base, *made_by, *methods)
 
     def _by_environment(self, array: np.ndarray, shape: tuple[int, ...] = ()) -> np.ndarray:
         """Return an array of the buffer environment by environment, whether ``get`` has turned it round yet or not."""
@@ -354,7 +383,8 @@ class RecurrentTRPO(TRPO):
     def _distribution(self, batch: Batch) -> Distribution:
         assert isinstance(batch, SequenceBatch)
         padded = batch.padded()
-        distribution = self._distribution_of(padded, batch.states.pi)
+        with torchs_own_lstm(self.device):
+            distribution = self._distribution_of(padded, batch.states.pi)
         n_rows = len(padded.episode_starts)
         return distribution if len(padded.rows) == n_rows else selected(distribution, padded.rows, n_rows)
 
@@ -367,13 +397,12 @@ class RecurrentTRPO(TRPO):
     def _values(self, batch: Any) -> th.Tensor:
         padded = batch.padded()
         policy: Any = self.policy
-        return policy.predict_values(padded.observations, batch.states.vf, padded.episode_starts).flatten()[padded.rows]
+        with torchs_own_lstm(self.device):
+            values = policy.predict_values(padded.observations, batch.states.vf, padded.episode_starts)
+        return values.flatten()[padded.rows]
 
     def _fast_fisher(self, chunks: Sequence[Batch], parameters: Parameters) -> MatrixVectorProduct | None:
-        methods = ("get_distribution", "_get_action_dist_from_latent", "_process_sequence", "extract_features")
-        if not is_as(self.policy, self.policy_base, *methods):
-            return None
-        return lstm_fisher(self.policy, chunks, parameters, self._distribution)
+        return lstm_fisher(self.policy, chunks, parameters, self._distribution) if self._acts_as_known() else None
 
     def _value_epochs(self, batch: Batch) -> Iterator[Iterable[Any]]:
         n = len(batch.returns)

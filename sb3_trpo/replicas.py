@@ -111,7 +111,7 @@ def share(model: Any) -> None:
         th.save(state, file)
     received = model.processes.agree(file.getvalue())
     if model.processes.rank > 0:
-        state = th.load(io.BytesIO(received), map_location=model.device, weights_only=False)
+        state = th.load(io.BytesIO(received), map_location="cpu", weights_only=False)
         model.policy.load_state_dict(state["policy"])
         model.policy.optimizer.load_state_dict(state["optimizer"])
         for statistics, values in zip(_statistics(model), state["statistics"], strict=True):
@@ -125,7 +125,7 @@ def make_same(model: Any) -> None:
     """Take over the last bits of rank 0 after an update: processors differ in how they round."""
     if model.processes.size > 1:
         own = [value for value in _tensors(model) if value.is_floating_point()]
-        of_all = model.processes.agree(flatten([value.detach().double() for value in own]))
+        of_all = model.processes.agree(flatten([value.detach().double().cpu() for value in own]))
         for value, agreed in zip(own, unflatten(of_all, own), strict=True):
             value.copy_(agreed)
 

@@ -1,7 +1,10 @@
 """The value fit: the optimizer's own steps on the critic's own parameters, and the losses it saw."""
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,11 +12,11 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_trpo.critic import ValueBatch, fit_critic
+from sb3_trpo.critic import CriticFit, PooledMinibatches, ValueBatch, fit_critic
 from sb3_trpo.objective import kl_old_new
 from sb3_trpo.trust_region import reached_by
 from tests.cases import DoubleExtractor, PolicyCase, make_case, normal
-from tests.oracles import adam_on_squared_error
+from tests.oracles import adam_on_squared_error, relative_error
 
 SIZES = [4, 4, 2]
 
@@ -286,3 +289,60 @@ def test_fit_critic_passes_over_parameters_that_get_no_gradient() -> None:
     fit = fit_critic(linear_critic(parameter), th.optim.Adam([parameter, idle]), [parameter, idle], epochs(1))
     assert fit is not None and fit.status == "fitted" and fit.n_optimizer_steps == 3
     assert th.equal(idle.detach()[:, 0], normal(3, seed=1))
+
+
+class Together:
+    """Two threads in the place of two processes: sums of what both bring, in the order of their numbers."""
+
+    def __init__(self) -> None:
+        self.barrier = threading.Barrier(2, timeout=30.0)
+        self.brought: list[th.Tensor] = [th.zeros(()), th.zeros(())]
+
+    def total(self, rank: int, part: th.Tensor) -> th.Tensor:
+        self.barrier.wait()
+        self.brought[rank] = part
+        self.barrier.wait()
+        return self.brought[0] + self.brought[1]
+
+
+def test_fit_critic_pools_minibatches_of_unequal_number_and_size() -> None:
+    """It is the fit of one process to the unions; who has no minibatch left in a pass takes part in the others' steps."""
+    own = [
+        [[4, 3, 2], [4, 3, 2]],
+        [[5], [5]],
+    ]
+
+    def minibatch(n: int, seed: int) -> ValueBatch:
+        return ValueBatch(normal(n, 3, seed=seed), normal(n, seed=seed + 1))
+
+    minibatches = [
+        [[minibatch(n, 1000 * rank + 100 * e + 10 * i) for i, n in enumerate(sizes)] for e, sizes in enumerate(of_rank)]
+        for rank, of_rank in enumerate(own)
+    ]
+    start = normal(3, seed=5)
+    # The second weight of each is of no account to anything: it has no gradient, and Adam's memory of it stays empty
+    weights = [[linear(start), th.nn.Parameter(th.ones(1, dtype=th.float64))] for _ in range(3)]
+    optimizers = [th.optim.Adam(parameters, lr=0.05) for parameters in weights]
+    together = Together()
+
+    def fit(rank: int) -> CriticFit | None:
+        pool: PooledMinibatches[ValueBatch] = PooledMinibatches(partial(together.total, rank))
+        return fit_critic(linear_critic(weights[rank][0]), optimizers[rank], weights[rank], minibatches[rank], pool=pool)
+
+    with ThreadPoolExecutor(2) as threads:
+        fits = list(threads.map(fit, range(2)))
+    union = [
+        [
+            ValueBatch(*(th.cat(parts) for parts in zip(*found, strict=True)))
+            for i in range(3)
+            if (found := [of_rank[e][i] for of_rank in minibatches if i < len(of_rank[e])])
+        ]
+        for e in range(2)
+    ]
+    alone = fit_critic(linear_critic(weights[2][0]), optimizers[2], weights[2], union)
+    assert alone is not None and alone.n_optimizer_steps == 6
+    for rank in range(2):
+        assert fits[rank] == pytest.approx(alone, rel=1e-12)
+        assert th.equal(weights[rank][0], weights[0][0])
+        assert relative_error(weights[rank][0].detach() - start[:, None], weights[2][0].detach() - start[:, None]) < 1e-12
+        assert optimizers[rank].state.keys() == {weights[rank][0]}

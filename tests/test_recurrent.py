@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from sb3_trpo import TRPO
 from sb3_trpo.inspect import TrustRegionRecorder, inspect_model, read_run
-from sb3_trpo.recurrent import RecurrentTRPO, SequenceBatch
+from sb3_trpo.recurrent import RecurrentTRPO, SequenceBatch, torchs_own_lstm
 from tests.from_outside import joint_kl_by_hand
 from tests.small_models import (
     BOX,
@@ -195,3 +195,24 @@ def test_chosen_states_come_with_the_state_before_them() -> None:
         assert later[row].old.probabilities[0] != pytest.approx(at_start[row].old.probabilities[0], abs=1e-6)
     with pytest.raises(ValueError, match=r"state of shape \(1, 2, 8\), got \(1, 1, 8\)"):
         inspect_model(model, states=(observations, [part[:, :1] for part in state]))
+
+
+def test_cudnn_is_left_as_it_was() -> None:
+    """Turned off for LSTMs on a GPU alone, and on again afterwards; on the CPU nobody touches it."""
+    before = th.backends.cudnn.enabled
+    with torchs_own_lstm(th.device("cpu")):
+        assert th.backends.cudnn.enabled == before
+    with torchs_own_lstm(th.device("cuda")):
+        assert not th.backends.cudnn.enabled
+    assert th.backends.cudnn.enabled == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["box", "discrete", "shared", "two_layers_dropout"])
+def test_limit_holds_on_a_gpu(name: str) -> None:
+    """cuDNN has no backward pass in eval mode and no second one: gradients, products and critic do without it."""
+    model = CASES[name].model(RecurrentTRPO, device="cuda", target_kl=0.02)
+    model.learn(3 * 64)
+    assert model.last_update is not None and model.last_update.step.accepted
+    assert model.last_update.step.mean_kl <= 0.02 and model.last_update.critic is not None

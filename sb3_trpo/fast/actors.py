@@ -320,7 +320,7 @@ class _Bernoulli:
         return -np.logaddexp(0.0, (1.0 - 2.0 * actions) * logits).sum(axis=2)
 
 
-def _distribution(policy: ActorCriticPolicy, shape: tuple[int, int], random: np.random.Generator) -> Any:
+def sampler_of(policy: ActorCriticPolicy, shape: tuple[int, int], random: np.random.Generator) -> Any:
     """Return how actions are drawn from the network's outputs, or ``None`` for a distribution that is not known here."""
     kind = kind_of(policy)
     if kind is DiagGaussianDistribution:
@@ -336,7 +336,7 @@ def _distribution(policy: ActorCriticPolicy, shape: tuple[int, int], random: np.
     return _Bernoulli(shape, random) if kind is BernoulliDistribution else None
 
 
-class _Forward:
+class Forward:
     """
     A perceptron in NumPy, in the memory of its torch twin.
 
@@ -394,8 +394,8 @@ class _NumpyActor:
         self.shape = (n_envs, *(policy.action_space.shape or ()))
         self.distribution = distribution
         self.has_std = isinstance(distribution, _Gaussian | _StateDependent)
-        self.encode = _encoder(policy, network)
-        self.forward = _Forward(network, [policy.log_std] if self.has_std else [])
+        self.encode = encoder(policy, network)
+        self.forward = Forward(network, [policy.log_std] if self.has_std else [])
         # Outputs, log_std and actions of steps whose log-probabilities are not computed yet: as many as stay in the cache
         self.acted: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]] = []
         self.most_acted = max(1, LOG_PROB_BLOCK // (n_envs * len(network.stages[-1].bias)))
@@ -438,7 +438,7 @@ class _NumpyActor:
         return np.concatenate(self.known) if self.known else np.empty((0, self.n_envs), np.float32)
 
 
-def _encoder(policy: ActorCriticPolicy, network: Network) -> Callable[[Observations, int], np.ndarray]:
+def encoder(policy: ActorCriticPolicy, network: Network) -> Callable[[Observations, int], np.ndarray]:
     """Return what makes of n observations what the first layer is given, float32, shape (n, n_inputs)."""
     space = policy.observation_space
     if isinstance(space, spaces.Discrete):
@@ -461,7 +461,7 @@ def _encoder(policy: ActorCriticPolicy, network: Network) -> Callable[[Observati
     return joined
 
 
-def _covers_in_numpy(policy: ActorCriticPolicy, network: Network | None, n: int) -> bool:
+def covers_in_numpy(policy: ActorCriticPolicy, network: Network | None, n: int) -> bool:
     """Whether a network is a perceptron on vectors or numbers of states, and quicker in NumPy for n inputs at a time."""
     if network is None or network.learns_before_joint():
         return False
@@ -480,12 +480,12 @@ def _covers_in_numpy(policy: ActorCriticPolicy, network: Network | None, n: int)
 def _numpy_critic(policy: ActorCriticPolicy, observations: Observations) -> Critic | None:
     """Return what gives values, ``None`` where the critic is not covered, or is not what was read of it."""
     network = read_critic(policy)
-    if network is None or not _covers_in_numpy(policy, network, min(_count(observations), EVALUATION_ROWS)):
+    if network is None or not covers_in_numpy(policy, network, min(_count(observations), EVALUATION_ROWS)):
         return None
     few: Any = obs_as_tensor(rows_of(observations, slice(N_COMPARED)), policy.device)
     if not is_as_read(policy.predict_values(few), run(policy, network, few)):
         return None
-    evaluate, encode = _Forward(network), _encoder(policy, network)
+    evaluate, encode = Forward(network), encoder(policy, network)
     arrays = evaluate.read()
     return lambda rows: evaluate(encode(rows, _count(rows)), arrays)[1].ravel()
 
@@ -528,10 +528,10 @@ def _numpy_actor(
 ) -> _NumpyActor | None:
     network = read_actor(policy)
     log_std = getattr(policy, "log_std", None)
-    is_covered = _covers_in_numpy(policy, network, n_envs) and (log_std is None or log_std.dtype == th.float32)
+    is_covered = covers_in_numpy(policy, network, n_envs) and (log_std is None or log_std.dtype == th.float32)
     if network is None or not is_covered or not _are_parameters(network, log_std):
         return None
-    distribution = _distribution(policy, (n_envs, len(network.stages[-1].bias)), random)
+    distribution = sampler_of(policy, (n_envs, len(network.stages[-1].bias)), random)
     if distribution is None or not _acts_as_sb3(policy, network, observations):
         return None
     return _NumpyActor(policy, network, n_envs, distribution)

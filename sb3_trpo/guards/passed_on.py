@@ -38,6 +38,41 @@ class PassedOn:
         self.callback.on_rollout_end()
 
 
+class AsGiven(PassedOn):
+    """
+    Let a callback find in its ``locals`` what the user gave, and not what stands before it.
+
+    :param callback: the user's, or what stands before it
+    :param given: by the names of the variables
+    """
+
+    def __init__(self, callback: "BaseCallback | PassedOn", given: dict[str, Any]):
+        super().__init__(callback)
+        self.given = given
+
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """Pass on what the loop has in its variables."""
+        super().update_locals(locals_ | self.given)
+
+
+class StandIn:
+    """
+    Something that stands in the place of another thing: what is asked of it, or set, is that of the thing itself.
+
+    :param thing: the other thing
+    :param own: attributes that are its own
+    """
+
+    def __init__(self, thing: Any, **own: Any):
+        vars(self).update(own, thing=thing)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["thing"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(vars(self)["thing"], name, value)
+
+
 def runs_user_code(callback: "BaseCallback | PassedOn") -> bool:
     """Whether anything but SB3's own code runs in a callback: it does not where the user gave none, or a progress bar."""
     if isinstance(callback, PassedOn):

@@ -57,27 +57,33 @@ def _mean(values: Sequence[float]) -> float:
     return sum(finite) / len(finite) if finite else math.nan
 
 
+def _largest(values: Sequence[float]) -> float:
+    return max((value for value in values if math.isfinite(value)), default=math.nan)
+
+
 Number = Callable[[UpdateRecord], float]
+OfGroup = Callable[[Sequence[float]], float]
 
 
-def _series(run: Run, number: Number) -> tuple[np.ndarray, np.ndarray]:
+def _series(run: Run, number: Number, of_group: OfGroup = _mean) -> tuple[np.ndarray, np.ndarray]:
     """Return where each group of updates ends, and the mean of a number over it."""
     groups = groups_of(run.updates)
-    return np.array([group[-1].num_timesteps for group in groups]), np.array([_mean(list(map(number, g))) for g in groups])
+    values = [of_group(list(map(number, group))) for group in groups]
+    return np.array([group[-1].num_timesteps for group in groups]), np.array(values)
 
 
-def _line(axes: "Axes", run: Run, number: Number, look: dict[str, Any]) -> bool:
+def _line(axes: "Axes", run: Run, number: Number, look: dict[str, Any], of_group: OfGroup = _mean) -> bool:
     """Draw one number of a run; return whether there was any."""
-    steps, values = _series(run, number)
+    steps, values = _series(run, number, of_group)
     axes.plot(steps, values, label=run.name, markevery=max(1, len(steps) // 8), **look)
     return bool(np.isfinite(values).any())
 
 
-def _lines(number: Number) -> Callable[["Axes", Sequence[Run]], bool]:
+def _lines(number: Number, of_group: OfGroup = _mean) -> Callable[["Axes", Sequence[Run]], bool]:
     """Return what draws one number of every run."""
 
     def draw(axes: "Axes", runs: Sequence[Run]) -> bool:
-        return any([_line(axes, run, number, look_of(n)) for n, run in enumerate(runs)])
+        return any([_line(axes, run, number, look_of(n), of_group) for n, run in enumerate(runs)])
 
     return draw
 
@@ -104,7 +110,7 @@ def _kl(axes: "Axes", runs: Sequence[Run]) -> bool:
 
 
 def _largest_kl(axes: "Axes", runs: Sequence[Run]) -> bool:
-    found = _lines(_positive(lambda update: update.largest_kl))(axes, runs)
+    found = _lines(_positive(lambda update: update.largest_kl), _largest)(axes, runs)
     if found:
         plain_log_scale(axes)
     return found

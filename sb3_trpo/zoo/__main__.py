@@ -3,7 +3,7 @@ Run a script of RL Zoo with TRPO: ``python -m sb3_trpo.zoo train --env CartPole-
 
 The arguments are RL Zoo's own, see ``python -m sb3_trpo.zoo train --help``. Left out, ``--algo`` is ``trpo`` and the folder to
 read from is ``logs``, where ``train`` writes. One argument is ours: ``--vector-env lean``, ``pool`` or ``envpool``, the vector
-environments of ``docs/vector_environments.md``.
+environments of ``docs/vector_environments.md``. Under ``torchrun`` all processes make one training.
 """
 
 import argparse
@@ -51,7 +51,9 @@ def main() -> None:
     from rl_zoo3.exp_manager import ExperimentManager
 
     import sb3_trpo.zoo  # noqa: F401 - registers TRPO
+    from sb3_trpo.distributed import join
     from sb3_trpo.zoo.quick_envs import QUICK_ENVS
+    from sb3_trpo.zoo.torchrun import train_together
 
     ours = argparse.ArgumentParser(parser.prog, add_help=False, allow_abbrev=False)
     ours.add_argument("--vector-env", choices=QUICK_ENVS)
@@ -59,6 +61,8 @@ def main() -> None:
     if chosen.vector_env is not None:
         made: Any = staticmethod(QUICK_ENVS[chosen.vector_env])
         ExperimentManager.default_vec_env_cls = made
+    if script == "train":
+        arguments = train_together(join(), arguments)
     sys.argv[:] = [f"{parser.prog} {script}", *with_defaults(arguments, SCRIPTS[script])]
     if script in _MODULES:
         runpy.run_module(f"rl_zoo3.{script}", run_name="__main__")

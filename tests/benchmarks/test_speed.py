@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import speed
 from benchmarks.speed import chosen, run_case, save
-from benchmarks.speed_cases import BOTH, CASES, Case, can_run, make_model
+from benchmarks.speed_cases import BOTH, CASES, PLAIN, Case, can_run, make_model
 
 SMALL = Case("small", "cheap", 4, 32, 2, n_critic_updates=1, algorithms=BOTH)
 
@@ -42,9 +42,26 @@ def test_case_is_chosen_by_its_name_or_a_part_of_it(tmp_path: Path) -> None:
     assert len(list(chosen(["cost of steps"], path, missing=False))) == 3
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.arguments or case.wrapper], ids=lambda case: case.name)
+OWN_POLICIES = [case for case in CASES if (case.arguments or case.wrapper) and not case.variant]
+
+
+@pytest.mark.parametrize("case", OWN_POLICIES, ids=lambda case: case.name)
 def test_policies_of_the_cases_are_on_the_fast_paths(case: Case) -> None:
     """Or the row would measure something else."""
     model = make_model("trpo", case._replace(n_steps=128, n_critic_updates=1))
     model.learn(128)
     assert "plain" not in model.paths_in_use.values()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.variant], ids=lambda case: case.name)
+def test_variants_of_the_cases_are_on_the_fast_paths(case: Case) -> None:
+    """All that there are for them; the plain ones are on none, and what stands beside them trains."""
+    small = case._replace(n_steps=128, n_critic_updates=1)
+    ours = make_model("trpo", small)
+    ours.learn(128)
+    assert ours.paths_in_use["collection"] == "lean" and ours.paths_in_use["Fisher products"] == "Gauss-Newton"
+    for algorithm in case.algorithms[1:]:
+        model = make_model(algorithm, small)
+        model.learn(128)
+        assert algorithm != PLAIN or set(model.paths_in_use.values()) == {"plain"}
+        assert model.num_timesteps == 128

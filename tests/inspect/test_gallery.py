@@ -7,6 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sb3_trpo.inspect import TrustRegionRecorder, figures_of, inspect_model
 from tests.inspect.legible import assert_legible
+from tests.other_algorithms import OTHERS
 from tests.small_models import EVERY_CASE, small_model
 
 # TensorBoard, and what is imported
@@ -24,6 +25,15 @@ def test_tensorboard_gets_the_figures_every_so_many_updates(tmp_path: Path) -> N
         (image,) = events.Images(f"trust_region/{name}")
         assert image.step == 128 and min(image.width, image.height) > 150
     assert len(events.Scalars("train/kl_divergence_loss")) == 2
+
+
+def test_tensorboard_gets_the_figures_of_other_algorithms(tmp_path: Path) -> None:
+    """Those that there are: the run, where the policy went, and what became of it in single states."""
+    model = OTHERS["ppo"](tensorboard_log=str(tmp_path / "tb"))
+    model.learn(2 * 64, callback=TrustRegionRecorder(tmp_path / "run", pictures_every=2))
+    model.logger.close()
+    events = EventAccumulator(str(tmp_path / "tb" / "PPO_1"), size_guidance={"images": 0}).Reload()
+    assert set(events.Tags()["images"]) == {f"trust_region/{name}" for name in ("run", "bubble", "bars", "kl_per_state")}
 
 
 # The pictures

@@ -39,6 +39,46 @@ def run(folder: Path, *command: str, seconds: float = 300.0) -> str:
     return result.stdout
 
 
+def test_clip_is_looked_at_in_runs_of_both_algorithms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script trains what is not there, draws, and prints a row of the table for each run."""
+    script: Any = example("what_the_clip_keeps")
+    short = {
+        name: experiment._replace(total_timesteps=2 * 256, arguments={"n_steps": 256})
+        for name, experiment in script.EXPERIMENTS.items()
+        if name.startswith("cartpole") and "Zoo" not in name
+    }
+    monkeypatch.setattr(script, "EXPERIMENTS", short)
+    monkeypatch.setattr(sys, "argv", ["", "--runs", str(tmp_path / "runs"), "--folder", str(tmp_path / "images")])
+    script.main()
+    trained = {path: path.stat().st_mtime for path in (tmp_path / "runs").rglob("updates.jsonl")}
+    assert len(trained) == 2 and {path.name for path in (tmp_path / "images").iterdir()} == {
+        "clip_cartpole.png",
+        "clip_bubble_cartpole.png",
+    }
+    script.main()
+    assert {path: path.stat().st_mtime for path in trained} == trained
+    rows = script.table(script.read(tmp_path / "runs", "cartpole")).splitlines()
+    assert [row.split("|")[1].strip() for row in rows[2:]] == ["TRPO, defaults", "PPO, defaults"]
+
+
+def test_settings_of_rl_zoo_are_rl_zoos() -> None:
+    """The numbers in the script are those of its file."""
+    yaml: Any = pytest.importorskip("yaml")
+    zoo: Any = pytest.importorskip("rl_zoo3")
+    text = (Path(zoo.__file__).parent / "hyperparams" / "ppo.yml").read_text()
+    script: Any = example("what_the_clip_keeps")
+    for task, given in (("CartPole-v1", script.OF_CARTPOLE), ("HalfCheetah-v4", script.OF_HALFCHEETAH)):
+        of_zoo = yaml.safe_load(text)[task]
+        for name, value in given.items():
+            if name == "policy_kwargs":
+                continue
+            expected = of_zoo[name]
+            if isinstance(expected, str) and expected.startswith("lin_"):
+                assert [value(1.0), value(0.0)] == [float(expected.removeprefix("lin_")), 0.0]
+            else:
+                assert value == float(expected), name
+
+
 @pytest.mark.parametrize("bonus", [0.0, 0.3])
 def test_variant_adds_the_gradient_of_the_entropy(bonus: float) -> None:
     """What the hook adds to the policy gradient is the bonus times that of the entropy, by sampling many actions."""

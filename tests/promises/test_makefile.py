@@ -1,6 +1,7 @@
 """Installing: once, each command what it needs, and never half. Run by make itself with a Python that only takes notes."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -77,3 +78,13 @@ def test_what_is_wanted_anew_is_installed_anew(folder: Path) -> None:
     later = (folder / ".venv" / ".installed-demo").stat().st_mtime + 2
     os.utime(folder / "setup.cfg", (later, later))
     assert notes_of(folder, "demo") == ["install .[demo]", "examples/demo.py"]
+
+
+def test_every_target_is_there_once(folder: Path) -> None:
+    """Make itself finds nothing to say, and each target that is no file is declared."""
+    run = subprocess.run(["make", "--dry-run", "demo"], cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0 and run.stderr == ""
+    makefile = (folder / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^([\w-]+):(?!=)", makefile, flags=re.MULTILINE)
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", makefile, flags=re.MULTILINE)
+    assert sorted(targets) == sorted(phony.split()) and "INSTALLED)" not in makefile

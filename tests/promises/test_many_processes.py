@@ -75,7 +75,7 @@ def test_update_is_that_of_one_process_with_all_the_data(kind: str, outcomes: li
     precision = 1e-12 if "double" in kind else 2e-5
     assert all(th.equal(one["before"], alone["before"]) for one in ours)
     assert all(th.equal(ours[0]["after"], other["after"]) for other in ours)
-    assert alone["status"] == "accepted"
+    assert alone["status"] == "accepted" and ours[0]["num_timesteps"] == N_OWN * len(ours)
     moved, expected = ours[0]["after"] - ours[0]["before"], alone["after"] - alone["before"]
     assert expected.norm() > 1e-2
     assert relative_error(moved, expected) < precision

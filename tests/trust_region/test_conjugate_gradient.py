@@ -259,3 +259,29 @@ def test_conjugate_gradient_ends_well_on_every_symmetric_matrix(
         x, a, b = result.solution.double(), matrix.double(), rhs.double()
         assert float(b @ x) > 0.0
         assert float(b @ x - x @ a @ x / 2) >= -1e-3 * float((b * x).abs().sum())
+
+
+def test_agreed_numbers_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process whose inner products differ in their last bits goes the same way, bit for bit, by the numbers of another."""
+    matrix, rhs = spd_matrix(th.logspace(-2, 2, 12, dtype=th.float64), seed=1), normal(12, seed=2)
+    told: list[th.Tensor] = []
+
+    def tell(facts: th.Tensor) -> th.Tensor:
+        told.append(facts.clone())
+        return facts
+
+    def told_by_the_first(facts: th.Tensor) -> th.Tensor:
+        return next(numbers)
+
+    def product(vector: th.Tensor) -> th.Tensor:
+        return th.mv(matrix, vector)
+
+    first = conjugate_gradient(product, rhs, max_iterations=8, agree=tell)
+    assert len(told) == first.n_iterations == 8
+    alone = conjugate_gradient(product, rhs, max_iterations=8)
+    assert th.equal(first.solution, alone.solution) and first[1:] == alone[1:]
+    monkeypatch.setattr(th.Tensor, "__matmul__", lambda one, other: th.dot(one, other) * (1.0 + 1e-13))
+    numbers = iter(told)
+    second = conjugate_gradient(product, rhs, max_iterations=8, agree=told_by_the_first)
+    assert th.equal(second.solution, first.solution) and second[1:] == first[1:]
+    assert not th.equal(conjugate_gradient(product, rhs, max_iterations=8).solution, first.solution)

@@ -6,7 +6,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_trpo import TRPO, MaskableTRPO, RecurrentTRPO
+from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
 from sb3_trpo.distributed import Processes
 from sb3_trpo.randomness import RandomNumbers
 from sb3_trpo.trust_region import flatten
@@ -17,6 +17,8 @@ from tests.small_models import BOX, DISCRETE, MULTI_BINARY, VECTOR, make_env
 N_STEPS, N_ENVS = 32, 2
 DOUBLE: dict[str, Any] = {"policy_kwargs": {"features_extractor_class": DoubleExtractor}}
 IN_ONE_GO: dict[str, Any] = {"batch_size": 10_000}
+
+LSTM: dict[str, Any] = {"policy_kwargs": {"lstm_hidden_size": 8}}
 
 # Class, action space and arguments
 KINDS: dict[str, tuple[type[TRPO], spaces.Space, dict[str, Any]]] = {
@@ -31,15 +33,17 @@ KINDS: dict[str, tuple[type[TRPO], spaces.Space, dict[str, Any]]] = {
     "gsde": (TRPO, BOX, {"use_sde": True}),
     "thinned": (TRPO, BOX, {"sub_sampling_factor": 4}),
     "masked": (MaskableTRPO, DISCRETE, {}),
-    "recurrent": (RecurrentTRPO, BOX, IN_ONE_GO | {"policy_kwargs": {"lstm_hidden_size": 8}}),
+    "recurrent": (RecurrentTRPO, BOX, IN_ONE_GO | LSTM),
+    "recurrent plain": (RecurrentTRPO, BOX, IN_ONE_GO | LSTM | {"fast": False}),
+    "masked recurrent": (MaskableRecurrentTRPO, DISCRETE, IN_ONE_GO | LSTM),
 }
 
 
 def build(kind: str, n_envs: int = N_ENVS, processes: Processes | None = None) -> TRPO:
     """Return a model; its updates are far from a single minibatch, and cut the rollout where it does not come out even."""
     cls, actions, arguments = KINDS[kind]
-    env = masked_env(VECTOR, actions, n_envs) if cls is MaskableTRPO else make_env(VECTOR, actions, n_envs)
-    policy = "MlpLstmPolicy" if cls is RecurrentTRPO else "MlpPolicy"
+    env = (masked_env if "masked" in kind else make_env)(VECTOR, actions, n_envs)
+    policy = "MlpLstmPolicy" if "recurrent" in kind else "MlpPolicy"
     defaults: dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 24, "n_critic_updates": 3, "learning_rate": 1e-2, "seed": 7}
     # Damped: the conjugate gradients of an ill-conditioned matrix enlarge the rounding ten thousandfold, on one process too
     defaults |= {"cg_damping": 1.0}
@@ -116,6 +120,8 @@ def updates(processes: Processes, kinds: list[str]) -> dict[str, Any]:
     for kind in kinds:
         model = collected(build(kind, processes=processes), processes.rank)
         rollout = arrays_of(model.rollout_buffer)
-        numbers = InOrder(0) if kind == "recurrent" else numbers_of(processes.rank)
-        found[kind] = {"rollout": rollout} | update(model, numbers, chunk_size=[None, 10, 25][processes.rank])
+        numbers = InOrder(0) if "recurrent" in kind else numbers_of(processes.rank)
+        found[kind] = {"rollout": rollout, "num_timesteps": model.num_timesteps} | update(
+            model, numbers, chunk_size=[None, 10, 25][processes.rank]
+        )
     return found

@@ -1,0 +1,183 @@
+"""
+What more processes cost and bring: one update of HalfCheetah with one process' data each, beside one process alone.
+
+    python -m benchmarks.scale                       # P = 1, 2 and 4, in turns; writes results/scale.csv and prints the tables
+
+Each row is a median over updates. The machine may be busy: what is compared was measured in turns.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch as th
+import torch.distributed as dist
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_trpo import TRPO
+from sb3_trpo.distributed import Processes, join
+
+RECORD = Path(__file__).parent / "results" / "scale.csv"
+N_ENVS, N_STEPS = 8, 2048
+BATCH_SIZES = (1024, 128)
+COLLECTIVES = ("all_reduce", "broadcast", "broadcast_object_list", "all_gather_object")
+# Bytes of a sum: a number, a critic's gradient, a network for images
+SIZES = {"8 B": 8, "23 KB": 23_000, "6.7 MB": 6_700_000}
+FIELDS = ["processes", "batch_size", "round", "collect", "update", "update_cpu", "collectives", *SIZES]
+
+
+class Measured(TRPO):
+    """Note how long collecting and updating take, and how often processes meet in an update."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.notes: list[dict[str, float]] = []
+        super().__init__(*args, **kwargs)
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+        start = time.perf_counter()
+        goes_on = super().collect_rollouts(*args, **kwargs)
+        self.notes.append({"collect": time.perf_counter() - start})
+        return goes_on
+
+    def train(self) -> None:
+        counts, originals = Counter[str](), {name: getattr(dist, name) for name in COLLECTIVES}
+
+        def counting(name: str) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                counts["all"] += 1
+                return originals[name](*args, **kwargs)
+
+            return call
+
+        for name in COLLECTIVES:
+            setattr(dist, name, counting(name))
+        self.processes.total(th.zeros(()))  # all begin at the same time: waiting for the slowest rollout is no update
+        counts.clear()
+        start, start_cpu = time.perf_counter(), time.process_time()
+        super().train()
+        seconds = {"update": time.perf_counter() - start, "update_cpu": time.process_time() - start_cpu}
+        self.notes[-1] |= seconds | {"collectives": counts["all"]}
+        for name, original in originals.items():
+            setattr(dist, name, original)
+
+
+def latency(processes: Processes, n_bytes: int) -> float:
+    """Return how long one sum takes, in milliseconds; of one process nothing."""
+    value, seconds = th.zeros(n_bytes // 8, dtype=th.float64), []
+    for _ in range(0 if processes.size == 1 else 40):
+        start = time.perf_counter()
+        processes.total(value)
+        seconds.append(time.perf_counter() - start)
+    return 1000.0 * median(seconds) if seconds else 0.0
+
+
+def work(batch_size: int, n_steps: int, n_updates: int) -> dict[str, float] | None:
+    """Train for some updates; return on rank 0 the medians of all but the first, which warms up."""
+    th.set_num_threads(1)
+    processes = join()
+    env = VecNormalize(make_vec_env("HalfCheetah-v5", n_envs=N_ENVS))
+    model = Measured("MlpPolicy", env, n_steps=n_steps, batch_size=batch_size, seed=0, device="cpu", processes=processes)
+    model.learn(n_updates * N_ENVS * n_steps * processes.size)
+    found = {name: median(notes[name] for notes in model.notes[1:]) for name in model.notes[0]}
+    found |= {name: latency(processes, n_bytes) for name, n_bytes in SIZES.items()}
+    return found if processes.rank == 0 else None
+
+
+def measure(n_processes: int, batch_size: int, n_steps: int, n_updates: int) -> dict[str, float]:
+    """Run that in so many processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}", "-m", "benchmarks.scale"]
+    options = [str(value) for value in ("--work", batch_size, n_steps, n_updates)]
+    result = subprocess.run([sys.executable, *launcher, *options], capture_output=True, text=True, timeout=1800)
+    if result.returncode != 0:
+        raise RuntimeError(result.stderr[-3000:])
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def medians(rows: list[dict[str, Any]]) -> dict[tuple[int, int], dict[str, float]]:
+    """Return for each number of processes and batch size the median of each number over the rounds."""
+    keys = sorted({(int(row["batch_size"]), int(row["processes"])) for row in rows})
+    of = {key: [row for row in rows if (int(row["batch_size"]), int(row["processes"])) == key] for key in keys}
+    return {key: {name: median(float(row[name]) for row in found) for name in FIELDS[3:]} for key, found in of.items()}
+
+
+def table(rows: list[dict[str, Any]], n_transitions: int) -> list[str]:
+    """Return the measured table in Markdown."""
+    lines = [
+        "| batch per process | processes | collect | update | of one | CPU of it | frames / s | of one | collectives |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    found = medians(rows)
+    for (batch_size, n), row in found.items():
+        one = found[batch_size, 1]
+        speed, speed_of_one = (k * n_transitions / (r["collect"] + r["update"]) for k, r in ((n, row), (1, one)))
+        lines.append(
+            f"| {batch_size} | {n} | {row['collect']:.2f} s | {row['update']:.2f} s | {row['update'] / one['update']:.2f} | "
+            f"{row['update_cpu']:.2f} s | {speed:,.0f} | {speed / speed_of_one:.2f} | {row['collectives']:.0f} |"
+        )
+    return lines
+
+
+def on_paper(rows: list[dict[str, Any]]) -> list[str]:
+    """
+    Return what the collectives of an update would take in larger numbers of processes, in Markdown.
+
+    A sum in a ring of P processes has 2 (P - 1) steps, in a tree 2 log2 P. The latency of a step is that which two processes
+    on this machine have, for which both have two.
+    """
+    lines = [
+        "| processes | ring, batch 1,024 | tree, batch 1,024 | ring, batch 128 | tree, batch 128 |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    found = medians(rows)
+    for n in (8, 64, 256, 1000):
+        cells = []
+        for batch_size in BATCH_SIZES:
+            row = found.get((batch_size, 2))
+            if row is not None:
+                step = row["23 KB"] / 1000.0 / 2.0
+                depth = (n - 1).bit_length()
+                cells += [f"{row['collectives'] * step * 2 * k:.2f} s" for k in (n - 1, depth)]
+        lines.append(f"| {n:,} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    """Measure in turns, write the record, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--updates", type=int, default=4, help="of each run; the first warms up")
+    parser.add_argument("--steps", type=int, default=N_STEPS)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=list(BATCH_SIZES))
+    parser.add_argument("--record", type=Path, default=RECORD)
+    parser.add_argument("--work", type=int, nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work:
+        found = work(*arguments.work)
+        if found is not None:
+            print(json.dumps(found))
+        return
+    rows: list[dict[str, Any]] = []
+    for number in range(arguments.rounds):
+        for batch_size in arguments.batch_sizes:
+            for n in arguments.processes:
+                row = measure(n, batch_size, arguments.steps, arguments.updates)
+                rows.append({"processes": n, "batch_size": batch_size, "round": number} | row)
+                print({name: round(value, 3) for name, value in rows[-1].items()}, flush=True)
+    with arguments.record.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    print("\n".join(["", *table(rows, N_ENVS * arguments.steps), "", *on_paper(rows)]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The benchmark of learning with a memory and masks: what it trains, and what it keeps."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import memory_and_masks
+from benchmarks.memory_and_masks import TASKS, ShownBefore, recorded, tables
+
+
+def test_best_of_the_memory_task_is_what_it_says() -> None:
+    """Forty of forty for who takes what was shown before; all others are possible half of the time."""
+    env = ShownBefore(masked=True)
+    env.reset(seed=0)
+    total, n_possible, truncated = 0.0, 0, False
+    while not truncated:
+        n_possible += int(env.action_masks().sum())
+        _, reward, _, truncated, _ = env.step(env.before)
+        total += reward
+    assert total == 40.0 and 40 * 1.8 < n_possible < 40 * 3.2
+
+
+@pytest.mark.filterwarnings("ignore:Evaluation environment")
+def test_runs_are_kept_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every algorithm of every task for a few steps; the second time nothing is left to do."""
+    small: dict[str, Any] = {name: task._replace(timesteps=256, n_envs=2) for name, task in TASKS.items()}
+    for name in ("what was shown before, some actions masked", "one of 80 actions, 60 masked"):
+        monkeypatch.setattr(memory_and_masks, "TASKS", small)
+        monkeypatch.setattr("sys.argv", ["", "--seeds", "0", "--tasks", name, "--folder", str(tmp_path)])
+        memory_and_masks.main()
+    rows = recorded(tmp_path / "runs.csv")
+    assert len(rows) == 5
+    memory_and_masks.main()
+    assert recorded(tmp_path / "runs.csv") == rows
+    assert tables(rows).count("\n") == 2 + 5

@@ -1,0 +1,47 @@
+"""The example of many processes goes on where a killed process has left it."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.spawned import ROOT
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not pathlib.Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists(), reason="asks Linux")
+def test_example_goes_on_after_a_kill(tmp_path: pathlib.Path) -> None:
+    """torchrun starts all processes again; they load the last checkpoint, and end with the steps that were asked for."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=2"]
+    options = [str(ROOT / "examples" / "many_processes.py"), "--folder", str(tmp_path), "--timesteps", "40960"]
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    said = tmp_path / "said.txt"
+    with said.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, *launcher, *options], env=os.environ | variables, stdout=output, stderr=output
+        )
+    until = time.monotonic() + 60 * max(1.0, os.getloadavg()[0])
+    try:
+        while len(list(tmp_path.glob("*.zip"))) < 3 and time.monotonic() < until and process.poll() is None:
+            time.sleep(0.05)
+        workers = children(process.pid)
+        assert len(workers) == 2, said.read_text()[-2000:]
+        os.kill(workers[1], signal.SIGKILL)
+        code = process.wait(timeout=max(1.0, until - time.monotonic()))
+    finally:
+        for worker in children(process.pid) if process.poll() is None else []:
+            os.kill(worker, signal.SIGKILL)
+        process.kill()
+        process.wait()
+    assert code == 0, said.read_text()[-2000:]
+    found = re.search(r"from (\d+) to 40960 steps on 2 processes", said.read_text())
+    assert found and int(found[1]) >= 2048
+    assert (tmp_path / "final" / "model.zip").exists()

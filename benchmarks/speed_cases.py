@@ -174,6 +174,8 @@ def make_model(algorithm: str, case: Case, device: str = "cpu") -> Any:
     common: dict[str, Any] = {"n_steps": case.n_steps, "batch_size": 128, "seed": 0, "device": device}
     common |= case.arguments or {}
     if case.variant:
+        # With the defaults of each
+        del common["batch_size"]
         ours, other = VARIANTS[case.variant]
         if algorithm in ("trpo", PLAIN):
             return ours(case.policy, env, n_critic_updates=case.n_critic_updates, fast=algorithm == "trpo", **common)

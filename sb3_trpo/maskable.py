@@ -87,6 +87,18 @@ def mask_sizes(action_space: spaces.Space) -> list[int]:
     return [2] * action_space.n
 
 
+def _all_in_one(masks: list[Any], sizes: list[int]) -> np.ndarray | None:
+    """Return masks of the right sizes, each of which leaves something, as booleans; ``None`` if there is anything to say."""
+    if len({np.shape(mask) for mask in masks}) != 1:
+        return None
+    rows = np.asarray(masks).astype(bool).reshape(len(masks), -1)
+    if rows.shape[1] != sum(sizes):
+        return None
+    possible = rows if len(sizes) == 1 else np.logical_or.reduceat(rows, np.cumsum([0, *sizes[:-1]]), axis=1)
+    leaves_something = possible.any(axis=1).all() if len(sizes) == 1 else possible.all()
+    return rows if leaves_something else None
+
+
 def check_masks(masks: list[Any], action_space: spaces.Space, *, step: int) -> np.ndarray:
     """
     Return what environments say is possible as booleans, shape (n_envs, n_masks).
@@ -97,6 +109,9 @@ def check_masks(masks: list[Any], action_space: spaces.Space, *, step: int) -> n
     :raises ValueError: naming environment and step, if a mask is of another size or leaves no action
     """
     sizes = mask_sizes(action_space)
+    quick = _all_in_one(masks, sizes)
+    if quick is not None:
+        return quick
     rows = []
     for index, mask in enumerate(masks):
         row = np.asarray(mask).astype(bool).reshape(-1)

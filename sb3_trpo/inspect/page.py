@@ -41,8 +41,8 @@ CAPTIONS = {
     "bubble": "A plane through the old policy in parameter space. The thick line is the measured edge of the trust region, "
     "the dotted circle what the quadratic model takes it for; blue is gain, red is loss.",
     "step": "The plane of the natural gradient and the step that was taken. The thick line is where the measured KL is δ, the "
-    "dotted circle where the quadratic model expects it; blue is gain, red is loss. By these models no step of as much KL "
-    "gains more than the natural one.",
+    "dotted circle where the quadratic model expects it; blue is gain, red is loss. By both models no step of as much KL "
+    "gains more than the natural one, but for its damping.",
     "bars": "The policy before and after the update in single states, with the ratio new / old for discrete actions.",
     "kl_per_state": "The limit is on the mean: single states may change more.",
 }

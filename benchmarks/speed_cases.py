@@ -55,7 +55,7 @@ class Case(NamedTuple):
     :param n_critic_updates: number of passes over the rollout
     :param arguments: more of the constructor, the same for all
     :param wrapper: what each environment is wrapped in
-    :param envpool: whether the environments are EnvPool's, with one thread
+    :param backend: of a vector environment, ``envpool`` (with one thread) or ``vector``; SB3's otherwise
     :param algorithms: what is compared
     :param variant: key of ``VARIANTS``, for those of TRPO
     """
@@ -71,7 +71,7 @@ class Case(NamedTuple):
     n_critic_updates: int = 10
     arguments: dict[str, Any] | None = None
     wrapper: Callable[[gym.Env], gym.Env] | None = None
-    envpool: bool = False
+    backend: str | None = None
     algorithms: tuple[str, ...] = EVERYTHING
     variant: str = ""
 
@@ -115,12 +115,15 @@ CASES = (
     Case("HalfCheetah-v5, 1 env", "HalfCheetah-v5", 1, 2048, 7),
     Case("HalfCheetah-v5, 8 envs", "HalfCheetah-v5", 8, 256, 7),
     Case("HalfCheetah-v5, 8 envs, 65,536 steps", "HalfCheetah-v5", 8, 8192, 3, sub_sampling_factor=8),
-    Case("HalfCheetah-v5, 8 envs, EnvPool", "HalfCheetah-v5", 8, 256, 7, envpool=True, algorithms=WITH_ENVPOOL),
-    Case("HalfCheetah-v5, 64 envs, EnvPool", "HalfCheetah-v5", 64, 256, 3, envpool=True, algorithms=WITH_ENVPOOL),
+    Case("HalfCheetah-v5, 8 envs, EnvPool", "HalfCheetah-v5", 8, 256, 7, backend="envpool", algorithms=WITH_ENVPOOL),
+    Case("HalfCheetah-v5, 64 envs, EnvPool", "HalfCheetah-v5", 64, 256, 3, backend="envpool", algorithms=WITH_ENVPOOL),
     Case("HalfCheetah-v5, Dict of two vectors", wrapper=InTwoParts, policy="MultiInputPolicy", **CHEETAH),
     Case("HalfCheetah-v5, ELU", arguments={"policy_kwargs": {"activation_fn": nn.ELU}}, **CHEETAH),
     Case("HalfCheetah-v5, gSDE", arguments={"use_sde": True}, **CHEETAH),
     Case("HalfCheetah-v5, AdamW", arguments={"policy_kwargs": {"optimizer_class": th.optim.AdamW}}, **CHEETAH),
+    Case("CartPole-v1, 64 envs, Gymnasium's own", "CartPole-v1", 64, 128, 7, backend="vector", algorithms=BOTH),
+    Case("CartPole-v1, 512 envs, Gymnasium's own", "CartPole-v1", 512, 32, 7, backend="vector", algorithms=BOTH),
+    Case("CartPole-v1, 4,096 envs, Gymnasium's own", "CartPole-v1", 4096, 16, 3, backend="vector", algorithms=BOTH),
     Case("no cost of steps, 64 envs", "cheap", 64, 128, 7, algorithms=BOTH),
     Case("no cost of steps, 512 envs", "cheap", 512, 32, 7, algorithms=BOTH),
     Case("no cost of steps, 4,096 envs", "cheap", 4096, 16, 3, algorithms=BOTH),
@@ -142,15 +145,16 @@ CASES = (
 
 def can_run(case: Case) -> bool:
     """Whether what a case needs is installed."""
-    return not case.envpool or importlib.util.find_spec("envpool") is not None
+    return case.backend != "envpool" or importlib.util.find_spec("envpool") is not None
 
 
 def make_env(case: Case) -> VecEnv:
     """Build the environments of a case, Atari games with SB3's wrappers and four stacked frames."""
     if case.env_id == "cheap":
         return Cheap(case.n_envs, spaces.Box(-1.0, 1.0, (6,)))
-    if case.envpool:
-        return make_vector_env(case.env_id, case.n_envs, seed=0, backend="envpool", vector_kwargs={"num_threads": 1})
+    if case.backend is not None:
+        vector_kwargs = {"num_threads": 1} if case.backend == "envpool" else None
+        return make_vector_env(case.env_id, case.n_envs, seed=0, backend=case.backend, vector_kwargs=vector_kwargs)
     if not case.env_id.startswith("ALE/"):
         made: dict[str, Any] = {
             "images": RandomImages,
@@ -166,7 +170,7 @@ def make_env(case: Case) -> VecEnv:
 
 def make_model(algorithm: str, case: Case, device: str = "cpu") -> Any:
     """Build one of them with the same environment, network and sizes."""
-    env = make_env(case._replace(envpool=False) if algorithm == ON_DUMMY else case)
+    env = make_env(case._replace(backend=None) if algorithm == ON_DUMMY else case)
     common: dict[str, Any] = {"n_steps": case.n_steps, "batch_size": 128, "seed": 0, "device": device}
     common |= case.arguments or {}
     if case.variant:

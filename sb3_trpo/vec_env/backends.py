@@ -306,6 +306,10 @@ class EnvPoolBackend(Backend):
         """Whether masked resets are exact in this mode: always."""
         return True
 
+    def own(self, values: Any) -> Any:
+        """Return what EnvPool gave: it is made anew for each step, dicts and arrays."""
+        return values
+
     def check_seed(self, seed: int) -> None:
         """Warn if a seed will have no effect."""
         if self._was_reset or self._seeds != [seed + index for index in range(self.n_envs)]:

@@ -11,6 +11,22 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 Observations = np.ndarray | dict[str, np.ndarray]
 
 
+def _update(rms: RunningMeanStd, rows: np.ndarray) -> None:
+    """Take rows into running statistics: SB3's numbers, with the mean made once and not for the variance again."""
+    if rows.dtype not in (np.float32, np.float64) or not rows.size:
+        rms.update(rows)
+        return
+    mean = np.mean(rows, axis=0)
+    squares = rows - mean
+    np.multiply(squares, squares, out=squares)
+    rms.update_from_moments(mean, np.add.reduce(squares, axis=0) / len(rows), len(rows))
+
+
+def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
+    """Return what ``np.stack`` gives, which takes a while for many small arrays."""
+    return np.concatenate(arrays).reshape(len(arrays), *arrays[0].shape) if arrays[0].ndim else np.stack(arrays)
+
+
 class FastVecNormalize(VecNormalize):
     """
     ``VecNormalize`` with the same numbers for less time, the more so the more environments there are.
@@ -26,7 +42,7 @@ class FastVecNormalize(VecNormalize):
         self.old_obs, self.old_reward = observations, rewards
         if self.training and self.norm_obs:
             for rms, rows in self._statistics(observations):
-                rms.update(rows)
+                _update(rms, rows)
         normalized = self.normalize_obs(observations)
         if self.training:
             self._update_reward(rewards)
@@ -49,10 +65,10 @@ class FastVecNormalize(VecNormalize):
             return
         last = [info["terminal_observation"] for info in infos]
         if isinstance(last[0], dict):
-            stacked: Any = self.normalize_obs({key: np.stack([row[key] for row in last]) for key in last[0]})
+            stacked: Any = self.normalize_obs({key: _stacked([row[key] for row in last]) for key in last[0]})
             rows: Any = ({key: values[index] for key, values in stacked.items()} for index in range(len(last)))
         else:
-            rows = self.normalize_obs(np.stack(last))
+            rows = self.normalize_obs(_stacked(last))
         for info, row in zip(infos, rows, strict=True):
             info["terminal_observation"] = row
 
@@ -60,7 +76,9 @@ class FastVecNormalize(VecNormalize):
         # SB3's numbers, in one array
         scaled = np.asarray(np.subtract(obs, obs_rms.mean))
         scaled /= np.sqrt(obs_rms.var + self.epsilon)
-        return np.clip(scaled, -self.clip_obs, self.clip_obs, out=scaled)
+        # Two functions take half the time of np.clip
+        np.maximum(scaled, -self.clip_obs, out=scaled)
+        return np.minimum(scaled, self.clip_obs, out=scaled)
 
     def normalize_obs(self, obs: Observations) -> Observations:
         """

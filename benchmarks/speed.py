@@ -42,7 +42,7 @@ contrib_module: Any = sb3_contrib.trpo.trpo
 
 PHASES = ("collect", "gradient", "fisher", "cg", "line_search", "critic")
 # How seconds were taken
-ON_THE_WALL, COMPUTED, ON_GPU = "on one thread", "of computing, on one thread", "with the networks on a GPU"
+ON_THE_WALL, COMPUTED, ON_GPU = "on one thread", "on one thread, computing alone", "with the networks on a GPU"
 Clock = Callable[[], float]
 
 

@@ -137,12 +137,13 @@ def unmoved_if_it_fails(model: Any) -> Iterator[None]:
         yield
         return
     optimizer = model.policy.optimizer
-    before = copy.deepcopy((model.policy.state_dict(), optimizer.state_dict()))
+    before, n_updates = copy.deepcopy((model.policy.state_dict(), optimizer.state_dict())), model._n_updates
     try:
         yield
     except BaseException:
         model.policy.load_state_dict(before[0])
         optimizer.load_state_dict(before[1])
+        model._n_updates = n_updates
         raise
 
 

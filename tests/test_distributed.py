@@ -1,12 +1,13 @@
 """Processes that meet, and how they part: real ones, with gloo on this machine."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch as th
 import torch.distributed as dist
 
-from sb3_trpo.distributed import PeerError, Processes, join
+from sb3_trpo.distributed import PeerError, Processes, TorchProcesses, join
 from tests.spawned import spawn, values_of
 
 
@@ -51,6 +52,68 @@ def test_join_says_that_others_have_not_come(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(PeerError, match=r"not all processes have joined within 0\.5 s: "):
         join(timeout=0.5)
     assert not dist.is_initialized()
+
+
+@pytest.fixture
+def of_one() -> Iterator[TorchProcesses]:
+    """A group of one process in this one: the engine is the same, and nobody is waited for."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    yield TorchProcesses(timeout=5.0, store=dist.HashStore())  # type: ignore[attr-defined]
+    dist.destroy_process_group()
+
+
+def test_group_of_one_meets_itself(of_one: TorchProcesses) -> None:
+    """Its sums are its own, in memory of their own."""
+    value = th.tensor([1.0, -2.0])
+    for met in (of_one.total(value), of_one.largest(value), of_one.agree(value)):
+        assert th.equal(met, value) and met.data_ptr() != value.data_ptr()
+    assert of_one.agree({"a": 1}) == {"a": 1} and of_one.gather("b") == ["b"]
+    reports: list[int] = []
+    with pytest.raises(ArithmeticError), of_one.in_step(), of_one.jointly(lambda: 7, reports.extend):
+        raise ArithmeticError
+    assert reports == [7] and of_one.gather(1) == [1]
+
+
+def test_who_has_left_stays_away(of_one: TorchProcesses) -> None:
+    """Whatever it is asked for; it has told why, and how many times it leaves is no matter."""
+    with pytest.raises(KeyError), of_one.in_step():
+        raise KeyError("a")
+    with pytest.raises(PeerError, match=r"process 0 has left the others \(KeyError: 'a'\): begin again with join\(\) on all"):
+        of_one.total(th.ones(1))
+    of_one.leave("again")
+    assert of_one._store.get("left/0") == b"KeyError: 'a'"
+
+
+@pytest.mark.parametrize(
+    "left, message",
+    [
+        ({1: "OSError: no"}, "process 1 of 3: OSError: no"),
+        ({1: ""}, "no word from process 2 of 3: ended, or later than the 5 s of the time-out"),
+        ({1: "", 2: ""}, "the connection to the others broke: RuntimeError: the engine says"),
+    ],
+)
+def test_error_of_the_engine_becomes_ours(
+    left: dict[int, str], message: str, of_one: TorchProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the word of those who have left one, else of whom there is no word; memory that is full is no peer's fault."""
+    of_one.size = 3
+    for rank, why in left.items():
+        of_one._store.set(f"left/{rank}", why)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the engine says\nmuch")
+
+    monkeypatch.setattr(dist, "all_reduce", broken)
+    with pytest.raises(PeerError) as raised:
+        of_one.total(th.ones(1))
+    assert str(raised.value) == message
+
+    def full(*_: Any, **__: Any) -> None:
+        raise th.OutOfMemoryError
+
+    monkeypatch.setattr(dist, "all_reduce", full)
+    with pytest.raises(th.OutOfMemoryError):
+        of_one.total(th.ones(1))
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,21 @@
 """What keeps the copies of a model the same, one piece at a time; whole trainings are in promises/test_many_processes.py."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from sb3_trpo import TRPO
 from sb3_trpo.distributed import PeerError
 from sb3_trpo.replicas import arguments_of, check_same, checksum, digest, since
-from tests.small_models import make_env, observed, small_model
+from tests.in_threads import InThreads, Table, together
+from tests.small_models import RandomEnv, make_env, observed, small_model
 
 
 def test_check_same_names_the_first_difference() -> None:
@@ -73,3 +78,114 @@ def test_since_is_what_came_in(n_before: int) -> None:
     np.testing.assert_allclose(mean, rows.mean(axis=0), rtol=1e-9)
     np.testing.assert_allclose(var, rows.var(axis=0), rtol=1e-4)
     assert count == pytest.approx(20)
+
+
+def pair(**arguments: Any) -> list[TRPO]:
+    """Return two models that learn together, each with environments of its own."""
+    table = Table()
+    made = []
+    for rank in range(2):
+        env = VecNormalize(DummyVecEnv([lambda: Monitor(RandomEnv())] * 2))
+        made.append(small_model(env=env, processes=InThreads(table, rank), **arguments))
+    return made
+
+
+def learn(models: list[TRPO], n: int, callbacks: Any = (None, None), **arguments: Any) -> list[Any]:
+    """Learn together; return what each call of learn did."""
+    calls = [partial(model.learn, n, callback, **arguments) for model, callback in zip(models, callbacks, strict=True)]
+    return together(calls)
+
+
+class Bar(ProgressBarCallback):
+    """Counts, and shows nothing."""
+
+    def __init__(self) -> None:
+        BaseCallback.__init__(self)
+        self.n = 0
+        self.pbar: Any = self
+
+    def _on_training_start(self) -> None:
+        pass
+
+    def update(self, n: int) -> None:
+        self.n += n
+
+    def _on_training_end(self) -> None:
+        pass
+
+
+def test_models_that_learn_together_stay_the_same() -> None:
+    """Whatever they were before: weights, the optimizer's memory, running statistics, counters and episodes."""
+    models = pair()
+    assert checksum(models[0]) != checksum(models[1])
+    bar = Bar()
+    assert learn(models, 400, (CallbackList([bar]), None)) == models
+    assert models[0].num_timesteps == models[1].num_timesteps == bar.n == 512
+    assert checksum(models[0]) == checksum(models[1])
+    assert models[0].ep_info_buffer == models[1].ep_info_buffer and models[0].ep_info_buffer
+    assert learn(models, 100, reset_num_timesteps=False) == models
+    assert models[0].num_timesteps == 640 and checksum(models[0]) == checksum(models[1])
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_rollout_that_fails_on_one_is_an_error_on_both(fast: bool) -> None:
+    """The other names it; both count the steps of both, and can go on."""
+    models = pair(fast=fast)
+
+    def fails(locals_: dict[str, Any], globals_: dict[str, Any]) -> bool:
+        if models[1].num_timesteps > 150:
+            raise ArithmeticError("one too many")
+        return True
+
+    here, there = learn(models, 400, (None, fails))
+    assert isinstance(here, PeerError) and str(here) == "process 1 of 2: ArithmeticError: one too many"
+    assert isinstance(there, ArithmeticError)
+    assert models[0].num_timesteps == models[1].num_timesteps and models[0]._n_updates == 1
+    assert learn(models, 100) == models and checksum(models[0]) == checksum(models[1])
+
+
+def test_callback_that_ends_one_ends_both() -> None:
+    models = pair()
+    assert learn(models, 400, (lambda *_: models[0].num_timesteps < 150, None)) == models
+    assert models[0]._n_updates == models[1]._n_updates == 1
+    assert models[0].num_timesteps == models[1].num_timesteps < 256
+
+
+def test_update_that_fails_on_one_moves_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor its optimizer; and both refuse to go on."""
+    models = pair()
+    assert learn(models, 128) == models
+    before = checksum_of_weights(models[0])
+
+    def fails(*_: Any) -> None:
+        raise MemoryError("no more of it")
+
+    monkeypatch.setattr(models[1], "_report", fails)
+    here, there = learn(models, 128)
+    assert isinstance(here, PeerError) and isinstance(there, MemoryError)
+    assert checksum_of_weights(models[0]) == checksum_of_weights(models[1]) == before
+    assert models[0]._n_updates == models[1]._n_updates == 1
+    here, there = learn(models, 128)
+    assert "begin again with join() on all" in str(here) and isinstance(there, PeerError)
+
+
+def checksum_of_weights(model: TRPO) -> float:
+    return float(sum(parameter.detach().double().sum() for parameter in model.policy.parameters()))
+
+
+def test_what_differs_is_refused_before_anything_moves() -> None:
+    """An argument as learning begins, a bit of a weight before an update."""
+    models = pair()
+    models[1].batch_size = 16
+    for outcome in learn(models, 128):
+        assert isinstance(outcome, PeerError) and "batch_size must be the same on all processes, got 32" in str(outcome)
+    models[1].batch_size = 32
+
+    def shift(*_: Any) -> bool:
+        with th.no_grad():
+            models[1].policy.value_net.bias.add_(1e-6)
+        return True
+
+    for outcome in learn(models, 128, (None, shift)):
+        assert isinstance(outcome, PeerError) and "the checksum of weights, optimizer and running" in str(outcome)
+    assert models[0]._n_updates == 0 and learn(models, 128) == models

@@ -21,6 +21,7 @@ from sb3_trpo.fast.forward_mode import forward_mode_fisher
 from sb3_trpo.fast.mlp_critic import mlp_critic
 from sb3_trpo.fast.network import is_a_chain
 from sb3_trpo.gradients import check_actor, check_gradients
+from sb3_trpo.guards.arguments import check_arguments
 from sb3_trpo.guards.finite import first_cause, unusable, unusable_rollout
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
 from sb3_trpo.guards.process import unvalidated_distributions
@@ -140,7 +141,8 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         :raises PeerError: if that failed on another process
         """
         collect = super().collect_rollouts
-        if self.processes.size == 1:
+        check_arguments({"processes": self.rules["processes"]}, vars(self))  # asked before anything else is
+        if self.processes is None or self.processes.size == 1:
             return collect(env, callback, rollout_buffer, n_rollout_steps)
         self._joint_rollout = JointRollout(self)
         try:
@@ -168,6 +170,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
                 status.append(unusable_rollout(self.rollout_buffer))
 
     def _check_attributes(self) -> None:
+        self.processes = self.processes or Processes()  # `load` may have been given None, and a callback may set it
         super()._check_attributes()
         if self.std_damping is not None and not hasattr(self.policy, "log_std"):
             raise ValueError(

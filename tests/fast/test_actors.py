@@ -322,7 +322,7 @@ def test_certain_actions_are_certain(space: spaces.Space) -> None:
 
 def test_squashed_actions_reach_the_bounds_of_the_environment() -> None:
     """gSDE with ``squash_output``: the buffer holds actions in [-1, 1], the environment gets them in its own bounds."""
-    model, recorder = TORCH_ACTOR["gSDE squashed"].model(fast=True), Recorder()
+    model, recorder = NUMPY_ACTOR["gSDE squashed"].model(fast=True), Recorder()
     collect(model, n_rollouts=1, callback=recorder)
     given = np.stack([seen["clipped_actions"] for seen in recorder.seen[1:-1]])
     expected = NARROW.low + 0.5 * (model.rollout_buffer.actions + 1.0) * (NARROW.high - NARROW.low)

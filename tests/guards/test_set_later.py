@@ -89,6 +89,7 @@ BAD: dict[str, Any] = {
     "fast": [1, "no"],
     "std_damping": [-1.0, math.nan, "none"],
     "critic_gae_lambda": [1.01, math.nan, "0.5"],
+    "processes": [2, "two"],
 }
 
 

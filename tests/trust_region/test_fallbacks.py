@@ -121,7 +121,7 @@ def test_first_that_works_is_the_first_that_is_neither_missing_nor_wrong() -> No
 def test_parameter_that_has_left_its_domain_contradicts_nothing() -> None:
     """Away from where it is, a small scale under a root is negative, and everything NaN: then it is asked where it is."""
     scale = nn.Parameter(th.tensor([1e-3], dtype=th.float64))
-    start = float(scale)
+    start = scale.item()
 
     def kl() -> th.Tensor:
         return 0.5 * ((scale.sqrt() - start**0.5) ** 2).sum()
@@ -134,4 +134,4 @@ def test_parameter_that_has_left_its_domain_contradicts_nothing() -> None:
 
     with th.random.fork_rng():
         assert first_that_works([("wrong", product(2.0)), ("right", product(1.0))], differences, [scale]) == "right"
-    assert float(scale) == start
+    assert scale.item() == start

@@ -55,7 +55,9 @@ class InStep(BaseCallback):
 
 
 def learned(seed: int, space: Any, callback: BaseCallback | None = None, observations: Any = None, **arguments: Any) -> TRPO:
-    env = make_env(action_space=space, n_envs=2, **({} if observations is None else {"observation_space": copy.deepcopy(observations)}))
+    env = make_env(
+        action_space=space, n_envs=2, **({} if observations is None else {"observation_space": copy.deepcopy(observations)})
+    )
     model = small_model(env=env, seed=seed, **arguments)
     without_masks: dict[str, Any] = {"use_masking": False} if isinstance(model, MaskableTRPO | MaskableRecurrentTRPO) else {}
     return model.learn(192, callback, **without_masks)

@@ -25,7 +25,6 @@ from sb3_trpo.distributions import selected
 from sb3_trpo.fast.lstm_actor import QuickModel
 from sb3_trpo.fast.lstm_fisher import lstm_fisher
 from sb3_trpo.fast.network import is_as
-from sb3_trpo.guards.passed_on import AsGiven
 from sb3_trpo.objective import Batch, rows_of
 from sb3_trpo.policies import CountsFromZero
 from sb3_trpo.rollout import check_full
@@ -293,8 +292,7 @@ class RecurrentTRPO(TRPO):
 
     def _collect_as(self, model: Any, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         """Collect by sb3-contrib's loop, with a model that is this one or stands in its place."""
-        watched: Any = AsGiven(callback, {"self": self})
-        return RecurrentPPO.collect_rollouts(model, env, watched, rollout_buffer, n_rollout_steps)
+        return RecurrentPPO.collect_rollouts(model, env, callback, rollout_buffer, n_rollout_steps)
 
     def _acts_as_known(self, *methods: str) -> bool:
         """Whether methods of the policy are those of the class that is known here, and what it makes distributions by."""

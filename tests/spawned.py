@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 from tests.workers import joined
 
 ROOT = Path(__file__).parent.parent
-# Each is forked from a process of its own that has done nothing but import: that takes longer than what most of them do
+# Each is forked from a process that has done nothing but import: see tests/conftest.py
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([f"tests.workers.{module}" for module in ("joined", "engine", "learning", "updates")])
 
 
 class Outcome(NamedTuple):

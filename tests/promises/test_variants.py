@@ -210,6 +210,7 @@ def test_memory_is_that_of_what_was_seen(situation: Callable[[Any, Path], Any], 
 # Environments of Gymnasium
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*precision lowered")
 def test_memory_learns_without_velocities() -> None:
     """A short run of CartPole without its velocities, which nobody holds up without a memory: it gets better."""

@@ -62,7 +62,7 @@ class Once(nn.Module):
     """The layer of it."""
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        return Sine.apply(x)  # type: ignore[no-untyped-call]
+        return Sine.apply(x)
 
 
 class Stairs(nn.Module):

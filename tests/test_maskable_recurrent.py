@@ -288,6 +288,7 @@ def test_masks_of_predict_reach_the_policy_and_leave_nothing_behind() -> None:
     assert len(free) > 1
 
 
+@pytest.mark.usefixtures("coarse")
 def test_inspect_looks_at_it() -> None:
     """One update in pictures, which leaves the model as it was."""
     model = both_model()

@@ -170,6 +170,7 @@ def test_policy_is_saved_with_every_argument(name: str, tmp_path: pathlib.Path) 
     assert all(th.equal(value, loaded.state_dict()[key]) for key, value in policy.state_dict().items())
 
 
+@pytest.mark.usefixtures("coarse")
 def test_recorder_draws_the_updates(tmp_path: pathlib.Path) -> None:
     """States and slice of each update are measured on sequences."""
     model = CASES["discrete"].model(RecurrentTRPO)
@@ -178,6 +179,7 @@ def test_recorder_draws_the_updates(tmp_path: pathlib.Path) -> None:
     assert len(run.states) == len(run.slices) == 2
 
 
+@pytest.mark.usefixtures("coarse")
 def test_chosen_states_come_with_the_state_before_them() -> None:
     """As ``predict`` returns it; without one they are looked at as the first of an episode."""
     model = CASES["discrete"].model(RecurrentTRPO)

@@ -204,6 +204,7 @@ def test_words_are_in_the_recorder(tmp_path: Path) -> None:
     assert updates[0].cg_stopped_by in ("converged", "max_iterations")
 
 
+@pytest.mark.usefixtures("coarse")
 def test_figures_of_the_recorder_go_to_tensorboard_alone(tmp_path: Path) -> None:
     """Neither a user's writer beside TensorBoard nor an averaging logger is handed a picture."""
     ledger = Ledger()

@@ -33,6 +33,12 @@ def test_code_of_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.Monk
         exec(compile(code, f"docs/{name}, block {number}", "exec"), names)
 
 
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_code_of_a_page_is_seen_whole(name: str) -> None:
+    """No line is longer than a page is wide on a screen of 1,280 points."""
+    assert not [line for code in PYTHON.findall(PAGES[name]) for line in code.splitlines() if len(line) > 88]
+
+
 def test_pages_have_code() -> None:
     """Most of them show how it is done."""
     assert len(WITH_CODE) >= 6 and {"get_started.md", "trust_region.md", "from_ppo.md"} <= {*WITH_CODE}

@@ -105,6 +105,15 @@ def test_every_page_is_in_the_contents() -> None:
     assert sorted(named) == sorted(name.removesuffix(".md") for name in PAGES if name != "index.md")
 
 
+def test_every_picture_is_drawn_by_a_script_and_shown() -> None:
+    """Its name stands in one of the scripts, or what it is made from: an argument's in the gallery, a task's."""
+    scripts = "".join(path.read_text(encoding="utf-8") for folder in (DOCS, ROOT / "examples") for path in folder.glob("*.py"))
+    for path in (DOCS / "images").iterdir():
+        stem = path.stem.removeprefix("tune_")
+        assert re.search(rf"\b{stem}\b", scripts) or re.sub(r"_[a-z]+$", "_{task}.png", stem) in scripts, path.name
+        assert any(f"images/{path.name}" in text for text in DOCUMENTS.values()), path.name
+
+
 def test_readme_renders_where_nothing_else_is() -> None:
     """Every link and picture of it has a whole address, for PyPI shows it alone."""
     assert all("://" in target for target in targets_of(DOCUMENTS["README.md"]))

@@ -2,9 +2,10 @@
 Time of a step in each kind of vectorised environment, relative to SB3's ``DummyVecEnv``.
 
 ``python -m benchmarks.vector_envs`` takes all kinds in turn, block after block of steps with random actions in one process,
-and prints the median microseconds of an environment's step and the median of the ratios within a round; then what the
-normalisation of a step costs. EnvPool's rows are left out where it is not installed. On a busy machine ``--cpu`` counts the
-seconds that the process computes, and leaves out what has processes of its own. :mod:`benchmarks.speed` trains with them.
+and prints the median microseconds of an environment's step and the median of the ratios within a round, and what the adapter
+adds to a vector environment; then what the normalisation of a step costs. EnvPool's rows are left out where it is not
+installed. On a busy machine ``--cpu`` counts the seconds that the process computes, and leaves out what has processes of its
+own. :mod:`benchmarks.speed` trains with them.
 """
 
 import os
@@ -94,6 +95,9 @@ def compare(env_id: str, n_envs: int, arguments: argparse.Namespace) -> None:
     for name, values in times.items():
         ratio = median(theirs / ours for theirs, ours in zip(times["DummyVecEnv"], values, strict=True))
         print(f"| {name} | {1e6 * median(values) / n_envs:.1f} | {ratio:.2f} |")
+    for name in [name for name in times if f"{name}, bare" in times]:
+        ratio = median(ours / bare for ours, bare in zip(times[name], times[f"{name}, bare"], strict=True))
+        print(f"\nThe adapter adds to a step of {name}, bare: {100 * (ratio - 1):.1f} %")
     for env in envs.values():
         env.close()
 

@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--timesteps", type=int, default=100_000)
     arguments = parser.parse_args()
     processes = join(timeout=300.0)
-    arguments.folder.mkdir(exist_ok=True, parents=True)
+    (arguments.folder / "final").mkdir(exist_ok=True, parents=True)
     model, env = build(processes, arguments.folder, arguments.env)
     begun = model.num_timesteps
     callback = Checkpoint(arguments.folder, env) if processes.rank == 0 else None

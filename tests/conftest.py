@@ -1,5 +1,7 @@
 """What every test shares: one thread, repeatable property tests, and the five kinds of policy."""
 
+import multiprocessing
+
 import pytest
 import torch as th
 from hypothesis import settings
@@ -7,6 +9,8 @@ from hypothesis import settings
 from tests.cases import ACTION_SPACES, PolicyCase, make_case
 
 th.set_num_threads(1)
+# Processes are forked from one that has imported what they need: that takes longer than what most of them do
+multiprocessing.set_forkserver_preload([f"tests.workers.{module}" for module in ("joined", "engine", "learning", "updates")])
 # The same examples on every run: a red test is red for whoever looks at it
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("repeatable")

@@ -1,16 +1,19 @@
 """Real processes that join each other as those of ``torchrun`` do: started, waited for and ended whatever happens."""
 
+import multiprocessing
 import os
 import pickle
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.workers import joined
+
 ROOT = Path(__file__).parent.parent
+# Each is forked from a process that has done nothing but import: see tests/conftest.py
+FORKS = multiprocessing.get_context("forkserver")
 
 
 class Outcome(NamedTuple):
@@ -50,8 +53,7 @@ def spawn(part: str, size: int, *arguments: Any, timeout: float = 60.0, **enviro
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "arguments").write_bytes(pickle.dumps(arguments))
-        shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
-        shared |= {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
         started = time.monotonic()
         processes = []
         ended: dict[int, float] = {}
@@ -59,24 +61,24 @@ def spawn(part: str, size: int, *arguments: Any, timeout: float = 60.0, **enviro
             for rank in range(size):
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
                 own |= {key: values[rank] for key, values in environments.items()}
-                command = [sys.executable, "-m", "tests.workers", part, str(folder)]
-                with (folder / f"said_{rank}").open("w") as said:
-                    processes.append(subprocess.Popen(command, env=shared | own, stdout=said, stderr=said))
+                processes.append(FORKS.Process(target=joined.run, args=(part, folder, shared | own)))
+                processes[-1].start()
             while len(ended) < size and time.monotonic() < started + timeout:
-                new = [rank for rank, process in enumerate(processes) if rank not in ended and process.poll() is not None]
+                new = [rank for rank, process in enumerate(processes) if rank not in ended and not process.is_alive()]
                 ended |= dict.fromkeys(new, time.monotonic() - started)
                 time.sleep(0.02)
         finally:
             for process in processes:
                 process.kill()
-                process.wait()
-        return [_outcome(folder, rank, process.returncode, ended.get(rank)) for rank, process in enumerate(processes)]
+                process.join()
+        return [_outcome(folder, rank, process.exitcode, ended.get(rank)) for rank, process in enumerate(processes)]
 
 
-def _outcome(folder: Path, rank: int, code: int, seconds: float | None) -> Outcome:
+def _outcome(folder: Path, rank: int, code: int | None, seconds: float | None) -> Outcome:
     written, said = folder / f"outcome_{rank}", (folder / f"said_{rank}").read_text()
     if seconds is None:
         raise TimeoutError(f"process {rank} was still running at the end of the time-out; it said:\n{said[-3000:]}")
+    assert code is not None
     if not written.exists():
         return Outcome(None, f"ended without a word: {said[-3000:]}", code, seconds)
     value, error = pickle.loads(written.read_bytes())

@@ -12,7 +12,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_trpo.critic import CriticFit, PooledMinibatches, ValueBatch, fit_critic
+from sb3_trpo.critic import CriticFit, Pass, PooledMinibatches, ValueBatch, fit_critic
 from sb3_trpo.objective import kl_old_new
 from sb3_trpo.trust_region import reached_by
 from tests.cases import DoubleExtractor, PolicyCase, make_case, normal
@@ -37,6 +37,30 @@ def test_rows_of_a_batch_keep_what_belongs_together() -> None:
         parts = selected.observations if isinstance(selected.observations, dict) else {"a": selected.observations}
         assert parts.keys() == (batch.observations.keys() if isinstance(batch.observations, dict) else {"a"})
         assert all(th.equal(part, observations[[4, 0, 2]] * {"a": 1.0, "b": 2.0}[key]) for key, part in parts.items())
+
+
+@pytest.mark.parametrize("keys", [None, ("a", "b")])
+def test_pass_gives_each_row_once_in_its_order(keys: tuple[str, ...] | None) -> None:
+    """In minibatches, of which the last is smaller; it may be gone through again."""
+    rows = th.arange(5.0)
+    order = th.tensor([3, 1, 4, 0, 2])
+    one_pass = Pass(ValueBatch({key: rows for key in keys} if keys else rows, 10.0 * rows), order, batch_size=2)
+    for _ in range(2):
+        minibatches = list(one_pass)
+        assert [batch.returns.tolist() for batch in minibatches] == [[30.0, 10.0], [40.0, 0.0], [20.0]]
+        for observations, returns in minibatches:
+            for part in observations.values() if isinstance(observations, dict) else [observations]:
+                assert th.equal(10.0 * part, returns)
+            assert (tuple(observations) if isinstance(observations, dict) else None) == keys
+
+
+def test_batch_moves_to_a_device_with_all_that_it_has() -> None:
+    """A device without numbers stands for one that this machine may lack."""
+    for observations in (th.ones(5, 3), {"a": th.ones(5, 3), "b": th.ones(5)}):
+        moved = ValueBatch(observations, th.ones(5)).to("meta")
+        parts = moved.observations.values() if isinstance(moved.observations, dict) else [moved.observations]
+        assert [part.shape[0] for part in (*parts, moved.returns)] == [5] * (len(parts) + 1)
+        assert all(part.is_meta for part in (*parts, moved.returns))
 
 
 def linear(weights: th.Tensor) -> th.nn.Parameter:

@@ -81,7 +81,7 @@ class CentralDifferences:
             length = self._natural_length(step, distance)
             if length <= 0.5:
                 # So near the KL is a parabola
-                return distance * min(1.0, wanted / max(length, wanted))
+                return distance * (wanted / max(length, wanted))
             distance *= max(wanted / length, 1e-3)
         return distance
 

@@ -11,15 +11,23 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 Observations = np.ndarray | dict[str, np.ndarray]
 
 
+def _sum(rows: np.ndarray) -> np.ndarray:
+    """Return what ``np.add.reduce`` gives along the first axis."""
+    if rows.ndim == 2 and rows.shape[1] > 1 and rows.flags.c_contiguous:
+        # It adds the same rows in the same order, in a third of the time
+        return np.einsum("ij->j", rows)
+    return np.add.reduce(rows, axis=0)
+
+
 def _update(rms: RunningMeanStd, rows: np.ndarray) -> None:
     """Take rows into running statistics: SB3's numbers, with the mean made once and not for the variance again."""
     if rows.dtype not in (np.float32, np.float64) or not rows.size:
         rms.update(rows)
         return
-    mean = np.mean(rows, axis=0)
+    mean = _sum(rows) / len(rows)
     squares = rows - mean
     np.multiply(squares, squares, out=squares)
-    rms.update_from_moments(mean, np.add.reduce(squares, axis=0) / len(rows), len(rows))
+    rms.update_from_moments(mean, _sum(squares) / len(rows), len(rows))
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
@@ -47,10 +55,14 @@ class FastVecNormalize(VecNormalize):
         if self.training:
             self._update_reward(rewards)
         rewards = self.normalize_reward(rewards)
-        ended = [infos[index] for index in np.flatnonzero(dones) if "terminal_observation" in infos[index]]
-        self._normalize_last(ended)
+        ended = [infos[index] for index in np.flatnonzero(dones).tolist()]
+        self._normalize_last([info for info in ended if "terminal_observation" in info])
         self.returns[dones] = 0
         return normalized, rewards, dones, infos
+
+    def _update_reward(self, reward: np.ndarray) -> None:
+        self.returns = self.returns * self.gamma + reward
+        _update(self.ret_rms, self.returns)
 
     def _statistics(self, observations: Observations) -> list[tuple[RunningMeanStd, np.ndarray]]:
         """Pair running statistics with what they are of."""
@@ -73,12 +85,14 @@ class FastVecNormalize(VecNormalize):
             info["terminal_observation"] = row
 
     def _normalize_obs(self, obs: np.ndarray, obs_rms: RunningMeanStd) -> np.ndarray:
-        # SB3's numbers, in one array
-        scaled = np.asarray(np.subtract(obs, obs_rms.mean))
+        # SB3's numbers, in one array: of two types each operation takes longer
+        scaled = np.array(obs, np.float64)
+        scaled -= obs_rms.mean
         scaled /= np.sqrt(obs_rms.var + self.epsilon)
-        # Two functions take half the time of np.clip
-        np.maximum(scaled, -self.clip_obs, out=scaled)
-        return np.minimum(scaled, self.clip_obs, out=scaled)
+        # What does not fit is clipped
+        with np.errstate(over="ignore"):
+            small = scaled.astype(np.float32)
+            return np.clip(small, -self.clip_obs, self.clip_obs, out=small)
 
     def normalize_obs(self, obs: Observations) -> Observations:
         """
@@ -90,14 +104,11 @@ class FastVecNormalize(VecNormalize):
         keys = (self.norm_obs_keys or []) if self.norm_obs else []
         if isinstance(obs, dict):
             found: Any = self.obs_rms if keys else {}
-            return {
-                key: self._normalize_obs(rows, found[key]).astype(np.float32) if key in keys else np.copy(rows)
-                for key, rows in obs.items()
-            }
+            return {key: self._normalize_obs(rows, found[key]) if key in keys else np.copy(rows) for key, rows in obs.items()}
         if not self.norm_obs:
             return np.copy(obs)
         assert isinstance(self.obs_rms, RunningMeanStd)
-        return self._normalize_obs(obs, self.obs_rms).astype(np.float32)
+        return self._normalize_obs(obs, self.obs_rms)
 
     @staticmethod
     def load(load_path: str, venv: VecEnv) -> "FastVecNormalize":

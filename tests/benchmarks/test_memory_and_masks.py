@@ -27,6 +27,7 @@ def test_best_of_the_memory_task_is_what_it_says() -> None:
 @pytest.mark.filterwarnings("ignore:Evaluation environment")
 def test_runs_are_kept_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every algorithm of every task for a few steps; the second time nothing is left to do."""
+    monkeypatch.setattr(memory_and_masks, "N_EVAL_EPISODES", 2)
     small: dict[str, Any] = {name: task._replace(timesteps=256, n_envs=2) for name, task in TASKS.items()}
     for name in ("what was shown before, some actions masked", "one of 80 actions, 60 masked"):
         monkeypatch.setattr(memory_and_masks, "TASKS", small)

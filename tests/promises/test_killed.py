@@ -1,7 +1,6 @@
 """What is on the disk survives the process, what comes from elsewhere runs nothing, and a seed is a seed in any process."""
 
 import base64
-import hashlib
 import io
 import json
 import os
@@ -23,38 +22,38 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_trpo import TRPO
 from tests.small_models import RandomEnv, changed, make_env, policy_state, small_model
+from tests.spawned import FORKS
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def python(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+def python(code: str, *arguments: str) -> subprocess.Popen[str]:
     """Start Python in a process of its own."""
-    # Each run with its own hash seed: nothing may depend on the order of a set
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    variables = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment
+    variables = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, env=variables)
 
 
-KILLED_WHILE_SAVING = """
-import os, signal, sys, torch
-from tests.small_models import small_model
-model = small_model()
-model.save(sys.argv[1])
-print("saved", flush=True)
-save = torch.save
-def half(state, file):
-    save(state, file)
-    os.kill(os.getpid(), signal.SIGKILL)
-torch.save = half
-model.learn(64).save(sys.argv[1])
-"""
+def killed_while_saving(path: pathlib.Path) -> None:
+    """Save, train, and be killed as it is saved again."""
+    model = small_model()
+    model.save(path)
+    save = th.save
+
+    def half(state: Any, file: Any) -> None:
+        save(state, file)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    th.save = half  # type: ignore[assignment]
+    model.learn(64).save(path)
 
 
 def test_save_that_is_killed_leaves_the_old_file(tmp_path: pathlib.Path) -> None:
     """kill -9 when half of the zip is written: under the final name there is the model of before."""
-    process = python(KILLED_WHILE_SAVING, str(tmp_path / "model.zip"))
-    output, _ = process.communicate(timeout=120)
-    assert (process.returncode, output) == (-signal.SIGKILL, "saved\n")
+    process = FORKS.Process(target=killed_while_saving, args=(tmp_path / "model.zip",))
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode == -signal.SIGKILL
     assert {path.suffix for path in tmp_path.iterdir()} == {".zip", ".tmp"}
     assert not changed(policy_state(small_model()), policy_state(TRPO.load(tmp_path / "model", device="cpu")))
 
@@ -124,26 +123,7 @@ def test_checkpoint_callback_saves_whole_files(tmp_path: pathlib.Path) -> None:
     assert loaded.num_timesteps == 128 and changed(policy_state(model), policy_state(loaded))
 
 
-# The same seed, the same weights
-
-DIGEST = """
-from tests.small_models import make_env, small_model
-from tests.promises.test_killed import digest
-print(digest(small_model(env=make_env(n_envs=2), seed=5).learn(192)))
-"""
-
-
-def digest(model: TRPO) -> str:
-    """Return a number for all weights."""
-    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in policy_state(model).values())).hexdigest()
-
-
-def test_same_seed_in_another_process_ends_with_the_same_weights() -> None:
-    """Nothing that differs between two processes gets into the weights."""
-    process = python(DIGEST, PYTHONHASHSEED="123")
-    here = digest(small_model(env=make_env(n_envs=2), seed=5).learn(192))
-    output, _ = process.communicate(timeout=120)
-    assert output.strip() == here
+# The same seed, the same weights; in another process: tests/promises/test_variants.py
 
 
 @pytest.mark.parametrize("fast", [True, False])

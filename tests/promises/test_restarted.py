@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -17,6 +18,17 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def test_example_goes_on_from_its_last_checkpoint(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One process: begun again it loads the newest model with its statistics, and makes the steps that are left."""
+    for n_steps, said in (("2048", "from 0 to 2048 steps on 1 process"), ("3072", "from 1024 to 3072 steps on 1 process")):
+        monkeypatch.setattr(sys, "argv", ["", "--folder", str(tmp_path), "--timesteps", n_steps])
+        runpy.run_path(str(ROOT / "examples" / "many_processes.py"), run_name="__main__")
+        assert said in capsys.readouterr().out
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists(), reason="asks Linux")
 def test_example_goes_on_after_a_kill(tmp_path: pathlib.Path) -> None:
     """torchrun starts all processes again; they load the last checkpoint, and end with the steps that were asked for."""

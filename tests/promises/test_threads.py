@@ -60,7 +60,7 @@ def learned(seed: int, space: Any, callback: BaseCallback | None = None, observa
     )
     model = small_model(env=env, seed=seed, **arguments)
     without_masks: dict[str, Any] = {"use_masking": False} if isinstance(model, MaskableTRPO | MaskableRecurrentTRPO) else {}
-    return model.learn(192, callback, **without_masks)
+    return model.learn(128, callback, **without_masks)
 
 
 class OwnExtractor(BaseFeaturesExtractor):

@@ -17,6 +17,10 @@ def bits(parameters: list[nn.Parameter]) -> th.Tensor:
     return flatten([parameter.detach().view(th.uint8) for parameter in parameters])
 
 
+def way(matrix: th.Tensor) -> Callable[[], Any]:
+    return lambda: lambda v: matrix @ v
+
+
 class Parabola:
     """KL(θ) = ½ (θ - θ_old)ᵀ F (θ - θ_old) + cubic, in two parameters, in two chunks; counts what is asked of it."""
 
@@ -85,13 +89,45 @@ def test_central_differences_that_are_interrupted_give_the_parameters_back(fail_
     assert th.equal(bits(problem.parameters), before)
 
 
-def test_first_that_works_is_the_first_that_is_neither_missing_nor_wrong() -> None:
-    """In the order given. An error, a NaN, zeros in one parameter's rows: each is passed over; memory is another matter."""
-    problem = Parabola()
-    right, start = problem.fisher, problem.start
+@pytest.mark.parametrize("stiffness", [1e-2, 1.0, 1e6])
+def test_balanced_vector_moves_the_policy_equally_by_each_parameter(stiffness: float) -> None:
+    """By a length √(2 KL) of one, in the direction that it had; what the policy does not depend on is left out."""
+    problem = Parabola(stiffness=stiffness)
+    unused = nn.Parameter(normal(3, seed=4))
+    differences = CentralDifferences([lambda: problem._half() + 0.0 * unused.sum()] * 2, [*problem.parameters, unused])
+    vector = normal(9, seed=5)
+    balanced = differences.balanced(vector)
+    assert not balanced[6:].any() and th.equal(flatten(problem.parameters), problem.start)
+    for rows in (slice(0, 2), slice(2, 6)):
+        part, block = balanced[rows], problem.fisher[rows, rows]
+        assert float(part @ block @ part) == pytest.approx(1.0, rel=1e-2)
+        assert relative_error(part / part.norm(), vector[rows] / vector[rows].norm()) < 1e-12
 
-    def way(matrix: th.Tensor) -> Callable[[], Any]:
-        return lambda: lambda v: matrix @ v
+
+@pytest.mark.parametrize("stiffness", [1.0, 1e6, 1e12])
+def test_central_differences_are_taken_where_the_kl_is_a_parabola_still(stiffness: float) -> None:
+    """Near θ, and near as the policy sees it; yet so far that the KL is more than its own rounding."""
+    problem, distances, lengths = Parabola(stiffness=stiffness), [], []
+
+    def kl() -> th.Tensor:
+        value = 2.0 * problem._half()
+        if th.is_grad_enabled():
+            distances.append(float((flatten(problem.parameters).detach() - problem.start).norm()))
+            lengths.append((2.0 * float(value.detach())) ** 0.5)
+        return value
+
+    vector = normal(6, seed=5)
+    product = CentralDifferences([kl], problem.parameters)(vector)
+    assert relative_error(product, problem.fisher @ vector) < 1e-3
+    assert len(lengths) == 2 and max(distances) < 1e-4 and 1e-6 < min(lengths) <= max(lengths) < 1e-4
+
+
+@pytest.mark.parametrize("stiffness", [1e-3, 1.0, 1e12])
+def test_first_that_works_is_the_first_that_is_neither_missing_nor_wrong(stiffness: float) -> None:
+    """In the order given. An error, a NaN, zeros in one parameter's rows: each is passed over; memory is another matter."""
+    problem = Parabola(stiffness=stiffness)
+    right, start = problem.fisher, problem.start
+    of_the_process = th.get_rng_state()
 
     def missing() -> Any:
         raise NotImplementedError("derivative for aten::something is not implemented")
@@ -107,6 +143,7 @@ def test_first_that_works_is_the_first_that_is_neither_missing_nor_wrong() -> No
         ("zero", way(0 * right)),
         ("cut", way(cut)),
         ("twice", way(2 * right)),
+        ("a tenth too much", way(1.1 * right)),
     ]
     assert (
         first_that_works([*wrong, ("right", way(right)), ("later", way(right))], problem.differences, problem.parameters)
@@ -115,7 +152,56 @@ def test_first_that_works_is_the_first_that_is_neither_missing_nor_wrong() -> No
     assert first_that_works(wrong, problem.differences, problem.parameters) == ""
     with pytest.raises(th.OutOfMemoryError):
         first_that_works([("large", too_large), ("right", way(right))], problem.differences, problem.parameters)
-    assert th.equal(flatten(problem.parameters), start)
+    assert th.equal(flatten(problem.parameters), start) and th.equal(th.get_rng_state(), of_the_process)
+
+
+def test_policy_that_does_not_move_contradicts_no_way() -> None:
+    """Zero is not a measurement: the first way that gives a product is taken."""
+    problem = Parabola(stiffness=0.0)
+
+    def missing() -> MatrixVectorProduct:
+        raise NotImplementedError
+
+    ways = [("missing", missing), ("zero", way(problem.fisher))]
+    assert first_that_works(ways, problem.differences, problem.parameters) == "zero"
+
+
+class Bent(th.autograd.Function):
+    """A number with a gradient that is not its own."""
+
+    @staticmethod
+    def forward(ctx: Any, value: th.Tensor, gradient: th.Tensor, at: th.Tensor) -> th.Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, factor: th.Tensor) -> Any:
+        return None, None, factor * ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize(
+    ("of_the_kl", "of_the_gradient", "of_half_the_distance"), [(1.0, 1.0, 1.1), (1.5, 1.0, 1.0), (1.0, 1.1, 1.1)]
+)
+def test_measurement_that_contradicts_itself_contradicts_no_way(
+    of_the_kl: float, of_the_gradient: float, of_half_the_distance: float
+) -> None:
+    """Gradients at two distances, and the KL itself: where they disagree, whoever wrote the network has said what counts."""
+    problem = Parabola()
+
+    def differences(shorten: float) -> CentralDifferences:
+        start = flatten(problem.parameters).detach().clone()
+        share = of_half_the_distance if shorten < 1.0 else of_the_gradient
+
+        def kl() -> th.Tensor:
+            at = flatten(problem.parameters)
+            pull = problem.fisher @ (at - start).detach()
+            return Bent.apply(0.5 * of_the_kl * (at - start).detach() @ pull, share * pull, at)
+
+        return CentralDifferences([kl], problem.parameters, shorten=shorten)
+
+    ways = [("any", way(2.0 * problem.fisher))]
+    assert first_that_works(ways, differences, problem.parameters) == "any"
+    assert first_that_works(ways, problem.differences, problem.parameters) == ""
 
 
 def test_parameter_that_has_left_its_domain_contradicts_nothing() -> None:

@@ -11,6 +11,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, sync_envs_normalization
 
 from sb3_trpo.vec_env import FastVecNormalize
+from sb3_trpo.vec_env.normalize import _update
 from tests.vec_env.tasks import SEED, TASKS, actions_for, assert_same_observations, assert_same_run, dummy, seeded
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -39,6 +40,38 @@ def test_numbers_are_those_of_sb3(case: str) -> None:
     assert_same_observations(ours.get_original_obs(), theirs.get_original_obs())
     assert_same_observations(ours.get_original_reward(), theirs.get_original_reward())
     assert ours.observation_space == theirs.observation_space
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+@pytest.mark.parametrize("shape", [(1,), (2,), (17,), (33,), (9000,), (3, 4), ()])
+@pytest.mark.parametrize("n", [1, 7, 64, 513])
+def test_statistics_of_any_shape_are_those_of_sb3(n: int, shape: tuple[int, ...], dtype: Any) -> None:
+    """To the bit, in whatever order the rows lie in memory; so are the rewards' and what is made of both."""
+    random = np.random.default_rng(0)
+    ours, theirs = RunningMeanStd(shape=shape), RunningMeanStd(shape=shape)
+    env: Any = FastVecNormalize(dummy(TASKS["time limit"]), clip_obs=0.8)
+    for order in "CFC":
+        rows = np.asarray((100.0 * random.normal(size=(n, *shape)) + 3.0).astype(dtype), order=order)  # type: ignore[call-overload]
+        _update(ours, rows)
+        theirs.update(rows)
+        for name in ("mean", "var", "count"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+        np.testing.assert_array_equal(
+            env._normalize_obs(rows, ours), VecNormalize._normalize_obs(env, rows, theirs).astype(np.float32)
+        )
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("clip_obs", [10.0, np.float64(10.0), 3, np.inf])
+def test_what_is_clipped_may_be_of_any_size(clip_obs: float) -> None:
+    """A number that float32 does not hold is no reason for a warning."""
+    env: Any = FastVecNormalize(dummy(TASKS["time limit"]), clip_obs=clip_obs)
+    rms = RunningMeanStd(shape=(3,))
+    rms.var = np.zeros(3)
+    rows = np.array([[1e300, -1e300, np.nan], [-0.0, 1e-9, -np.inf]])
+    with np.errstate(over="ignore"):
+        expected = VecNormalize._normalize_obs(env, rows, rms).astype(np.float32)
+    np.testing.assert_array_equal(env._normalize_obs(rows, rms), expected)
 
 
 def test_last_observations_are_normalised_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def lost(processes: Processes, how: str, who: int) -> dict[str, Any]:
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "late":
-            time.sleep(8.0)
+            time.sleep(5.5)
     try:
         processes.total(th.ones(1))
     except PeerError as error:

@@ -88,10 +88,14 @@ class PooledMinibatches(Generic[Minibatch]):
         """
         Return the mean over the transitions of all processes.
 
-        :param own: means over those of this one, shape (n_means,)
+        :param own: means over those of this one, and two places more for what else the others must know, shape (n_means + 2,);
+            its numbers are lost
         :param n: how many they are, zero where it has none in this turn
+        :return: shape (n_means,)
         """
-        whole = self.total(th.cat((n * own, own.new_tensor((n, self.has_more)))))
+        own.mul_(n)
+        own[-2], own[-1] = n, self.has_more
+        whole = self.total(own)
         self.others_have_more = bool(whole[-1])
         return whole[:-2] / whole[-2]
 
@@ -259,7 +263,8 @@ def _take_mean(pool: PooledMinibatches[ValueBatch], loss: th.Tensor, parameters:
     """Put the gradients of a pooled minibatch in place of those of one's own, and return its loss."""
     reached = loss.new_tensor([p.grad is not None for p in parameters])
     own = flatten([th.zeros_like(p) if p.grad is None else p.grad for p in parameters])
-    loss, n_reached, gradient = pool.mean(th.cat((loss[None], reached, own)), n).split((1, len(parameters), len(own)))
+    whole = pool.mean(th.cat((loss[None], reached, own, loss.new_zeros(2))), n)
+    loss, n_reached, gradient = whole.split((1, len(parameters), len(own)))
     for parameter, of_all, is_reached in zip(parameters, unflatten(gradient, parameters), n_reached, strict=True):
         parameter.grad = of_all.to(parameter) if is_reached != 0 else None
     return loss[0]

@@ -36,7 +36,7 @@ class TRPO(TrustRegionUpdate):
     Trust Region Policy Optimization (TRPO).
 
     Paper: Schulman et al. 2015, https://arxiv.org/abs/1502.05477. Takes the arguments of ``sb3_contrib.TRPO``; what differs
-    in their meaning is said here and in the README.
+    in their meaning is said here and on the page of differences.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
     :param env: The environment to learn from (if registered in Gymnasium, can be str or EnvSpec)
@@ -145,7 +145,7 @@ class TRPO(TrustRegionUpdate):
         processes: Processes | None = None,
     ):
         check_arguments(self.rules, locals())
-        self.processes = processes or Processes()
+        self.processes = processes
         if sde_sample_freq != -1 and not use_sde:
             warnings.warn(f"sde_sample_freq={sde_sample_freq} has no effect with use_sde=False", stacklevel=2)
         super().__init__(

@@ -63,7 +63,9 @@ class MlpCritic:
             self._flat([state.get(name, th.zeros_like(p)) for state, p in zip(states, self.parameters, strict=True)])
             for name in self.optimizer.MEMORY
         ]
-        self.gradient = np.zeros_like(self.flat)
+        # With places behind it for what several processes tell one another
+        self.shared = np.zeros(len(self.flat) + 3, self.flat.dtype)
+        self.gradient = self.shared[: len(self.flat)]
         self.views = self._views(self.flat)
         self.gradient_views = self._views(self.gradient)
 
@@ -78,16 +80,19 @@ class MlpCritic:
         """Put the gradient of a minibatch's mean squared error in place; return the error, and whether both are finite."""
         loss = 0.0 if minibatch is None else self._differentiate_own(*minibatch)
         if self.pool is not None:
-            own = (
-                np.append(self.gradient, loss) if minibatch is not None else np.zeros(len(self.gradient) + 1, self.flat.dtype)
-            )
-            whole = self.pool.mean(
-                th.from_numpy(own.astype(self.flat.dtype, copy=False)), len(minibatch[1]) if minibatch else 0
-            )
-            self.gradient[:], loss = whole[:-1].numpy(), float(whole[-1])
+            loss = self._take_mean(self.pool, loss, 0 if minibatch is None else len(minibatch[1]))
         # The optimizer's memory holds the squares
         squared_norm = self.gradient.dot(self.gradient)
         return th.scalar_tensor(loss, dtype=th.float64, device="cpu"), math.isfinite(loss) and math.isfinite(squared_norm)
+
+    def _take_mean(self, pool: PooledMinibatches[Arrays], loss: float, n: int) -> float:
+        """Put the gradient of a pooled minibatch in place of that of one's own ``n`` transitions, and return its error."""
+        if n == 0:
+            self.gradient[:] = 0.0
+        self.shared[-3] = loss
+        whole = pool.mean(th.from_numpy(self.shared), n).numpy()
+        self.gradient[:] = whole[:-1]
+        return float(whole[-1])
 
     def _differentiate_own(self, inputs: np.ndarray, returns: np.ndarray) -> float:
         """Put the gradient of the minibatch of this process in place; return its mean squared error."""

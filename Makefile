@@ -78,6 +78,10 @@ docs: $(DOCS)
 docs-links: docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b linkcheck docs docs/_build/links
 
+# The site as a reader has it: every public name is described, and no page is wider than a phone (which needs Chromium)
+test-docs: $(TESTS) $(DOCS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m docs tests/promises/test_site.py
+
 # The quick part of the tests with every Python from 3.10 to 3.13 that is there, and with the oldest versions of setup.cfg
 test-matrix:
 	$(PYTHON) tests/matrix.py
@@ -134,4 +138,4 @@ dist: $(TESTS)
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
-.PHONY: install demo format lint type quick docs docs-links dist test test-slow test-examples test-matrix test-imitation test-contrib test-gym mutation bench bench-scale bench-returns commit-checks
+.PHONY: install demo format lint type quick docs docs-links dist test test-slow test-examples test-docs test-matrix test-imitation test-contrib test-gym mutation bench bench-scale bench-returns commit-checks

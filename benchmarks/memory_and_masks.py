@@ -3,6 +3,7 @@ Learning with a memory and with masks: ours beside RecurrentPPO and MaskablePPO.
 
 ``python -m benchmarks.memory_and_masks --seeds 0-4`` trains every algorithm on every task, and puts a row for each run into
 ``results/memory_and_masks/runs.csv``. What is there already is not run again, so it may be stopped at any time.
+From the rows it writes the tables that the pages of the algorithms show. ``--tasks`` without a task only writes them.
 """
 
 import os
@@ -112,6 +113,7 @@ class Task(NamedTuple):
     :param env: makes an environment
     :param n_envs: number of them
     :param timesteps: number of steps
+    :param best: the largest return that there is
     :param algorithms: maker of a model by name, given the environments and a seed
     :param masks: whether the environment has masks
     """
@@ -119,6 +121,7 @@ class Task(NamedTuple):
     env: Callable[[], gym.Env]
     n_envs: int
     timesteps: int
+    best: int
     algorithms: dict[str, Callable[[VecEnv, int], Any]]
     masks: bool = False
 
@@ -136,6 +139,7 @@ TASKS = {
         lambda: ShownBefore(masked=True),
         8,
         20_000,
+        40,
         {
             "MaskableRecurrentTRPO": of(MaskableRecurrentTRPO, "MlpLstmPolicy", target_kl=0.05, **SMALL),
             "MaskableTRPO, no memory": of(MaskableTRPO, "MlpPolicy", target_kl=0.05, n_steps=128),
@@ -147,6 +151,7 @@ TASKS = {
         ShownBefore,
         8,
         20_000,
+        40,
         {
             "RecurrentTRPO": of(RecurrentTRPO, "MlpLstmPolicy", target_kl=0.05, **SMALL),
             "RecurrentPPO": of(RecurrentPPO, "MlpLstmPolicy", batch_size=128, **SMALL),
@@ -156,6 +161,7 @@ TASKS = {
         lambda: InvalidActionEnvDiscrete(dim=80, n_invalid_actions=60),
         1,
         5_000,
+        100,
         {
             "MaskableTRPO": of(MaskableTRPO, "MlpPolicy", gamma=0.4, **EIGHTY),
             "MaskablePPO": of(MaskablePPO, "MlpPolicy", gamma=0.4, n_steps=512),
@@ -166,6 +172,7 @@ TASKS = {
         Scheduling,
         8,
         100_000,
+        49,
         {
             "MaskableTRPO": of(MaskableTRPO, "MlpPolicy", n_steps=256),
             "MaskablePPO": of(MaskablePPO, "MlpPolicy", n_steps=256),
@@ -198,17 +205,25 @@ def recorded(path: Path) -> list[dict[str, str]]:
 
 
 def tables(rows: list[dict[str, str]]) -> str:
-    """Return a table in Markdown: mean over seeds, the worst of them, and seconds of computing."""
-    lines = ["| task | algorithm | seeds | mean return | worst seed | CPU s |", "|---|---|---|---|---|---|"]
+    """Return a table in Markdown for each task, between comments by which the pages of the algorithms find it."""
+    lines = ["# Learning with a memory and masks", ""]
     for name, task in TASKS.items():
+        lines += [f"## {name[0].upper()}{name[1:]}", "", f"<!-- {name} -->", ""]
+        lines += [f"| algorithm | return, of {task.best} (seeds) | worst seed | steps | CPU s |", "|---|---|---|---|---|"]
         for algorithm in task.algorithms:
             runs = [row for row in rows if (row["task"], row["algorithm"]) == (name, algorithm)]
-            if runs:
-                means = [float(row["eval_mean"]) for row in runs]
-                seconds = np.mean([float(row["cpu_seconds"]) for row in runs])
-                numbers = f"{len(runs)} | {np.mean(means):.1f} | {min(means):.1f} | {seconds:.0f}"
-                lines.append(f"| {name} | {algorithm} | {numbers} |")
-    return "\n".join(lines) + "\n"
+            lines.append(f"| {algorithm} | {numbers_of(runs) if runs else 'not run yet | | |'} |")
+        lines += ["", "<!-- end -->", ""]
+    return "\n".join(lines[:-1]) + "\n"
+
+
+def numbers_of(runs: list[dict[str, str]]) -> str:
+    """Return the cells of an algorithm: mean over seeds and its error, worst seed, steps, seconds of computing."""
+    means = [float(run["eval_mean"]) for run in runs]
+    error = f" ± {np.std(means, ddof=1) / len(means) ** 0.5:.1f}" if len(means) > 1 else ""
+    steps = max(int(run["timesteps"]) for run in runs)
+    seconds = np.mean([float(run["cpu_seconds"]) for run in runs])
+    return f"{np.mean(means):.1f}{error} ({len(runs)}) | {min(means):.1f} | {steps:,} | {seconds:.0f}"
 
 
 def main() -> None:
@@ -235,8 +250,9 @@ def main() -> None:
                     if is_new:
                         writer.writeheader()
                     writer.writerow(row)
-                (arguments.folder / "tables.md").write_text(tables(recorded(path)), encoding="utf-8")
                 print(row, flush=True)
+                (arguments.folder / "tables.md").write_text(tables(recorded(path)), encoding="utf-8")
+    (arguments.folder / "tables.md").write_text(tables(recorded(path)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ class Panel(NamedTuple):
 
 KL = Panel("KL kept / limit", lambda update: update.mean_kl / update.max_kl)
 GAIN = Panel("gain / predicted, full step", lambda update: update.candidates[0].surrogate_gain / update.full_step_gain)
-TRIED = Panel("KL of the full step / limit", lambda update: update.candidates[0].mean_kl / update.max_kl, log=True)
+TRIED = Panel("KL of the full step / limit", lambda update: update.candidates[0].mean_kl / update.max_kl)
 RESIDUAL = Panel("CG residual left", lambda update: update.cg_residual_norms[-1], log=True)
 PREDICTED = Panel("gain that the full step promises", lambda update: update.full_step_gain)
 EXPLAINED = Panel("explained variance of the critic", lambda update: max(-0.5, update.explained_variance))
@@ -186,7 +186,7 @@ def updates_of(**arguments: Any) -> Sequence[UpdateRecord]:
 def draw_gallery(name: str) -> Figure:
     """Draw runs that differ in one argument side by side."""
     values, panels = GALLERY[name]
-    figure = new_figure(8.3, 4.2)
+    figure = new_figure(8.3, 4.5)
     grid = figure.subplots(2, 2, squeeze=True)
     for value, colour in zip(values, (ORANGE, BLUE, VERMILLION), strict=True):
         updates = updates_of(**{name: value})
@@ -194,6 +194,8 @@ def draw_gallery(name: str) -> Figure:
         label = f"{name} = {value}" + (" (default)" if value == DEFAULTS[name] else "")
         for axes, panel in zip(grid.flat, panels, strict=True):
             draw_panel(axes, panel, steps, [number_of(panel, update) for update in updates], colour, label)
+    for axes in grid[1]:
+        axes.set_xlabel("steps of training")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 

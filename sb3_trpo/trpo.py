@@ -36,7 +36,7 @@ class TRPO(TrustRegionUpdate):
     Trust Region Policy Optimization (TRPO).
 
     Paper: Schulman et al. 2015, https://arxiv.org/abs/1502.05477. Takes the arguments of ``sb3_contrib.TRPO``; what differs
-    in their meaning is said here and in the README.
+    in their meaning is said here and on the page of differences.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
     :param env: The environment to learn from (if registered in Gymnasium, can be str or EnvSpec)

@@ -1,7 +1,9 @@
 """What the package is tested with: the versions that it says it takes."""
 
+import ast
 import configparser
 import re
+import sys
 from pathlib import Path
 
 import yaml
@@ -35,6 +37,19 @@ def test_matrix_takes_the_oldest_version_of_everything() -> None:
 def test_matrix_names_tests_that_exist() -> None:
     """Its quick part has every folder of the package's own tests."""
     assert all((ROOT / path).exists() for path in matrix.QUICK) and len(matrix.QUICK) > 15
+
+
+def test_matrix_installs_what_its_tests_import() -> None:
+    """Nothing that the quick part imports is missing in the environments."""
+    wanted = [*matrix.requirements("contrib", "plots"), *matrix.FOR_TESTS]
+    installed = {re.split(r"[><=]", requirement)[0] for requirement in wanted} | {"sb3_trpo", "tests", "benchmarks"}
+    paths = [ROOT / name for name in matrix.QUICK]
+    files = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])]
+    for file in files:
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+        assert {name.split(".")[0] for name in names} <= installed | sys.stdlib_module_names, file
 
 
 def test_this_python_is_one_of_them() -> None:

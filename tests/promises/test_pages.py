@@ -24,6 +24,7 @@ CODE = re.compile(r"^```.*?^```|`[^`\n]+`", flags=re.DOTALL | re.MULTILINE)
 WITH_CODE = [name for name, text in PAGES.items() if PYTHON.search(text)]
 
 
+@pytest.mark.usefixtures("coarse")
 @pytest.mark.parametrize("name", WITH_CODE)
 def test_code_of_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of Python run as they stand, one after the other; a traceback names the block."""
@@ -31,6 +32,12 @@ def test_code_of_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     names: dict[str, object] = {}
     for number, code in enumerate(PYTHON.findall(PAGES[name]), start=1):
         exec(compile(code, f"docs/{name}, block {number}", "exec"), names)
+
+
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_code_of_a_page_is_seen_whole(name: str) -> None:
+    """No line is longer than a page is wide on a screen of 1,280 points."""
+    assert not [line for code in PYTHON.findall(PAGES[name]) for line in code.splitlines() if len(line) > 88]
 
 
 def test_pages_have_code() -> None:
@@ -97,6 +104,15 @@ def test_every_page_is_in_the_contents() -> None:
     # "Title <page>" or the page alone
     named = [re.sub(r".*<(\w+)>", r"\1", line) for line in named]
     assert sorted(named) == sorted(name.removesuffix(".md") for name in PAGES if name != "index.md")
+
+
+def test_every_picture_is_drawn_by_a_script_and_shown() -> None:
+    """Its name stands in one of the scripts, or what it is made from: an argument's in the gallery, a task's."""
+    scripts = "".join(path.read_text(encoding="utf-8") for folder in (DOCS, ROOT / "examples") for path in folder.glob("*.py"))
+    for path in (DOCS / "images").iterdir():
+        stem = path.stem.removeprefix("tune_")
+        assert re.search(rf"\b{stem}\b", scripts) or re.sub(r"_[a-z]+$", "_{task}.png", stem) in scripts, path.name
+        assert any(f"images/{path.name}" in text for text in DOCUMENTS.values()), path.name
 
 
 def test_readme_renders_where_nothing_else_is() -> None:

@@ -46,7 +46,7 @@ def test_check_of_a_site_names_what_is_missing(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build it with warnings as errors."""
-    pytest.importorskip("sphinx", reason="make docs installs Sphinx")
+    pytest.importorskip("sphinx", reason="make test-docs installs Sphinx")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(ROOT / "docs"), str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

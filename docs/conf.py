@@ -30,7 +30,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!sb3_trpo\.).*"),
     # Behind the public names, and described by them
-    ("py:class", r"sb3_trpo\.(update\.TrustRegionUpdate|maskable\.(Masking|SelfMaskable)|inspect\.run_files\.ActionDistribution)"),
+    ("py:class", r"sb3_trpo\.(update\.TrustRegionUpdate|maskable\.(Masking|SelfMaskable))"),
+    ("py:class", r"sb3_trpo\.inspect\.run_files\.ActionDistribution"),
 ]
 
 # Markdown as GitHub shows it, too: formulas between dollars, <img> with a width, an anchor for every heading

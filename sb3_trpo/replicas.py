@@ -48,6 +48,7 @@ def arguments_of(model: Any, **of_learn: Any) -> dict[str, str]:
     found: dict[str, Any] = {name: getattr(model, name, None) for name in names}
     found |= {name: [value(at) for at in (1.0, 0.5, 0.0)] for name, value in found.items() if _is_schedule(model, name)}
     found["stats_window_size"] = model._stats_window_size
+    found["use_masking"] = getattr(model, "_use_masking", None)
     found["parameters"] = {name: tuple(parameter.shape) for name, parameter in model.policy.named_parameters()}
     normalizer = model.get_vec_normalize_env()
     settings = ("training", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")

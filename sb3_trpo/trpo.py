@@ -145,7 +145,7 @@ class TRPO(TrustRegionUpdate):
         processes: Processes | None = None,
     ):
         check_arguments(self.rules, locals())
-        self.processes = processes or Processes()
+        self.processes = processes
         if sde_sample_freq != -1 and not use_sde:
             warnings.warn(f"sde_sample_freq={sde_sample_freq} has no effect with use_sde=False", stacklevel=2)
         super().__init__(

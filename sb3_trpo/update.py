@@ -65,7 +65,6 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     fast: bool
     std_damping: float | None
     paths_in_use: dict[str, str]
-    processes: Processes
     _hints: Hints | None = None
     # The processes while an update is made with them. Who looks at an update from outside looks at this one's share of it
     _peers = Processes()
@@ -85,6 +84,15 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     _value_epochs: Callable[[Batch], Iterator[Iterable[ValueBatch]]]
     _fast_fisher: Callable[[Sequence[Batch], Parameters], MatrixVectorProduct | None]
     _chunk_size: Callable[[], int]
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that make each update together: one alone where there is none, as ``load`` may be told."""
+        return vars(self).get("processes") or Processes()
+
+    @processes.setter
+    def processes(self, processes: Processes | None) -> None:
+        vars(self)["processes"] = processes
 
     @contextmanager
     def _update_of_the_policy(self) -> Iterator[None]:
@@ -142,7 +150,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         """
         collect = super().collect_rollouts
         check_arguments({"processes": self.rules["processes"]}, vars(self))  # asked before anything else is
-        if self.processes is None or self.processes.size == 1:
+        if self.processes.size == 1:
             return collect(env, callback, rollout_buffer, n_rollout_steps)
         self._joint_rollout = JointRollout(self)
         try:
@@ -170,17 +178,12 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
                 status.append(unusable_rollout(self.rollout_buffer))
 
     def _check_attributes(self) -> None:
-        self.processes = self.processes or Processes()  # `load` may have been given None, and a callback may set it
         super()._check_attributes()
         if self.std_damping is not None and not hasattr(self.policy, "log_std"):
             raise ValueError(
                 f"std_damping is for actions with a standard deviation, those of a Box, got {self.std_damping} for "
                 f"{self.action_space}"
             )
-
-    def _setup_model(self) -> None:
-        self.processes = self.processes or Processes()  # `load` may have been given None
-        super()._setup_model()
 
     def _setup_learn(
         self,

@@ -473,6 +473,7 @@ def test_named_says_what_a_distribution_is_made_of() -> None:
     assert named(deep(normal(2, 4, seed=0))).startswith("Independent(TransformedDistribution(Transformed")
 
 
+@pytest.mark.usefixtures("coarse")
 @pytest.mark.parametrize("name", ["beta", "deep", "multivariate", "nested lists", "dirichlet"])
 def test_inspect_shows_a_policy_of_any_distribution(name: str) -> None:
     """In one state by means and standard deviations, one for each dimension of the action."""

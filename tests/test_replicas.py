@@ -11,10 +11,11 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, MaskableTRPO
 from sb3_trpo.distributed import PeerError
 from sb3_trpo.replicas import arguments_of, check_same, checksum, digest, since
 from tests.in_threads import InThreads, Table, together
+from tests.masked_envs import masked_env
 from tests.small_models import RandomEnv, make_env, observed, small_model
 
 
@@ -35,6 +36,23 @@ def test_arguments_are_told_in_the_same_words_by_models_that_are_alike() -> None
     assert told(target_kl=lambda left: 0.01 + left)["target_kl"] == "[1.01, 0.51, 0.01]"
     assert told()["total_timesteps"] == "5" and told()["VecNormalize"] == "None"
     assert {name for name, value in told(gamma=0.9).items() if value != told()[name]} == {"gamma"}
+
+
+def test_processes_are_told_whether_masks_are_asked_for() -> None:
+    """One that masks and one that does not would make one update of two different policies."""
+    told = []
+
+    class Told(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            told.append(arguments_of(self.model)["use_masking"])
+
+        def _on_step(self) -> bool:
+            return False
+
+    model = MaskableTRPO("MlpPolicy", masked_env(), n_steps=64, device="cpu")
+    for use_masking in (True, False):
+        model.learn(64, Told(), use_masking=use_masking)
+    assert told == ["True", "False"]
 
 
 def test_checksum_sees_a_bit_of_everything() -> None:

@@ -56,6 +56,12 @@ def _beside(
     return rest / beside, along, beside
 
 
+def _natural_step(direction: th.Tensor, fisher_product: MatrixVectorProduct, max_kl: float) -> th.Tensor | None:
+    """Return a direction in the length for which the quadratic model expects δ, ``None`` where it has no curvature."""
+    curvature = float(direction @ fisher_product(direction))
+    return math.sqrt(2.0 * max_kl / curvature) * direction if 0.0 < curvature < math.inf else None
+
+
 def _second_step(
     full_step: th.Tensor, gradient: th.Tensor, fisher_product: MatrixVectorProduct, max_kl: float
 ) -> tuple[str, th.Tensor] | None:
@@ -122,12 +128,11 @@ def slice_of(
         return None
     parameters = problem.parameters
     with as_they_were(parameters), unvalidated_distributions():
-        natural = step.conjugate_gradient.solution
         fisher_product = problem.fisher_vector_product()
-        full_step = math.sqrt(2.0 * max_kl / float(natural @ fisher_product(natural))) * natural
+        full_step = _natural_step(step.conjugate_gradient.solution, fisher_product, max_kl)
         _, gradient = problem.surrogate_gradient()
-        found = _second_step(full_step, gradient, fisher_product, max_kl)
-        if found is None:
+        found = None if full_step is None else _second_step(full_step, gradient, fisher_product, max_kl)
+        if full_step is None or found is None:
             return None
         second_direction, second = found
         gradient_step = gradient * (full_step.norm() / gradient.norm())
@@ -183,10 +188,9 @@ def slice_with_step(
             return None
         fisher_product = problem.fisher_vector_product()
         solve = conjugate_gradient(lambda vector: fisher_product(vector) + damping * vector, gradient / norm)
-        curvature = float(solve.solution @ fisher_product(solve.solution))
-        if not 0.0 < curvature < math.inf:
+        full_step = _natural_step(solve.solution, fisher_product, max_kl)
+        if full_step is None:
             return None
-        full_step = math.sqrt(2.0 * max_kl / curvature) * solve.solution
         found = _beside(step, full_step, fisher_product, max_kl)
         if found is not None:
             second_direction, (second, *place) = "step", found

@@ -74,6 +74,11 @@ class GymnasiumVecEnv(VecEnv):
         if any(other is not options and other != options for other in self._options):
             raise ValueError(f"options must be the same for every environment of a VectorEnv, got {self._options}")
         observations, infos = self.backend.reset(self._seeds[0], options or None)
+        if not isinstance(infos, dict):
+            raise ValueError(
+                f"infos of {self.vector_env} must be a dict of arrays as Gymnasium's vector environments give it, got a "
+                f"{type(infos).__name__}: leave out what makes a list of it, such as the wrapper DictInfoToList"
+            )
         infos = self.backend.own(infos)
         self.reset_infos = [info_of(infos, index, self.num_envs) for index in range(self.num_envs)]
         self._reset_seeds()

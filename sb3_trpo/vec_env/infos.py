@@ -6,6 +6,8 @@ from typing import Any, overload
 import numpy as np
 
 Info = dict[str, Any]
+# What Gymnasium's arrays make of Python's numbers
+AS_PYTHONS = (np.bool_, np.int64, np.float64)
 
 
 def info_of(infos: Mapping[str, Any], index: int, n: int) -> Info:
@@ -15,7 +17,7 @@ def info_of(infos: Mapping[str, Any], index: int, n: int) -> Info:
     :param infos: by key an array with a row for each environment, ``_key`` tells who has one; dicts hold such arrays again
     :param index: of the environment
     :param n: number of rows; what has not as many is the same for every environment
-    :return: a dict of its own, whose arrays are copies
+    :return: a dict of its own, whose arrays are copies and whose numbers are Python's, as environments give them
     """
     info: Info = {}
     for key, value in infos.items():
@@ -27,6 +29,8 @@ def info_of(infos: Mapping[str, Any], index: int, n: int) -> Info:
             continue
         has_rows = isinstance(value, np.ndarray | list | tuple) and np.ndim(value) > 0 and len(value) == n
         row = value[index] if has_rows else value
+        if isinstance(row, AS_PYTHONS):
+            row = row.item()
         info[key] = row.copy() if isinstance(row, np.ndarray) else row
     return info
 

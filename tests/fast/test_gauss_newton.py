@@ -106,7 +106,7 @@ def check_products(case: PolicyCase, *, chunk_size: int | None = None) -> None:
     """Compare Gauss-Newton products with the plain ones, several with the same tapes."""
     fast = gauss_newton_fisher(case.policy, case.batch.split(chunk_size), case.parameters, case.distribution_of)
     assert fast is not None
-    plain = case.problem().fisher_vector_product()
+    plain = case.problem(fisher_path="plain").fisher_vector_product()
     for vector in vectors(case):
         product, expected = fast(vector), plain(vector)
         assert product.dtype == vector.dtype == case.parameters[0].dtype
@@ -357,7 +357,8 @@ def test_problem_in_chunks_is_the_whole_problem(name: str, dtype: th.dtype, fast
     case = build(dtype=dtype, n=7, **CHUNK_CASES[name])
     tolerance = {th.float32: 1e-5, th.float64: 1e-10}[dtype]
     fast_fisher = partial(gauss_newton_fisher, case.policy, distribution_of=case.distribution_of) if fast else None
-    whole, chunked = case.problem(), case.problem(chunk_size=3, fast_fisher=fast_fisher)
+    plain = partial(case.problem, fisher_path="plain")
+    whole, chunked = plain(), plain(chunk_size=3, fast_fisher=fast_fisher)
     assert fast_fisher is None or fast_fisher(chunked.fisher_chunks, case.parameters) is not None
     assert [len(chunk.weights) for chunk in chunked.chunks] == [3, 3, 1] and len(whole.chunks) == 1
     (surrogate, gradient), (expected_surrogate, expected_gradient) = chunked.surrogate_gradient(), whole.surrogate_gradient()
@@ -385,7 +386,7 @@ def test_thinned_products_are_those_of_the_thinned_states(dtype: th.dtype) -> No
         chunk_size=3,
         fast_fisher=partial(gauss_newton_fisher, case.policy, distribution_of=case.distribution_of),
     )
-    expected = case._replace(batch=thin).problem().fisher_vector_product()
+    expected = case._replace(batch=thin).problem(fisher_path="plain").fisher_vector_product()
     assert len(thin.weights) == 4
     product = problem.fisher_vector_product()
     for vector in vectors(case):

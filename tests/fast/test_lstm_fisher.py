@@ -63,7 +63,7 @@ def test_products_are_those_of_the_dense_matrix(name: str, in_double: bool, monk
         assert product is not None
         n_params = sum(parameter.numel() for parameter in parameters)
         vector = th.randn(n_params, generator=th.Generator().manual_seed(2)).to(parameters[0])
-        plain = PolicyProblem(model._distribution, thin if pieces[0] is thin else batch, parameters)
+        plain = PolicyProblem(model._distribution, thin if pieces[0] is thin else batch, parameters, fisher_path="plain")
         assert relative_error(product(vector), plain.fisher_vector_product()(vector)) < (1e-9 if in_double else 1e-5)
 
 
@@ -117,7 +117,7 @@ def test_frozen_lstm_and_frozen_head_are_covered() -> None:
         batch = model._full_batch()
         parameters, _ = model._split_parameters(batch)
         vector = th.randn(sum(p.numel() for p in parameters), generator=th.Generator().manual_seed(2))
-        plain = PolicyProblem(model._distribution, batch, parameters).fisher_vector_product()(vector)
+        plain = PolicyProblem(model._distribution, batch, parameters, fisher_path="plain").fisher_vector_product()(vector)
         assert relative_error(model._fast_fisher([batch], parameters)(vector), plain) < 1e-5
 
 

@@ -64,11 +64,10 @@ def policy_of(name: str) -> str:
 
 
 def trained(env: Any, name: str, **arguments: Any) -> TRPO:
-    return small_model(TRPO, policy_of(name), env, **arguments).learn(192)
+    return small_model(TRPO, policy_of(name), env, **arguments).learn(128)
 
 
-@pytest.mark.parametrize("n_envs", [1, 2])
-@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("fast, n_envs", [(True, 1), (True, 2), (False, 2)])
 @pytest.mark.parametrize("name", FROM_ZERO)
 def test_states_that_start_elsewhere_train_as_those_from_zero(name: str, fast: bool, n_envs: int) -> None:
     """The same weights to the bit, by the same paths, with the observations in the buffer as the environment gave them."""
@@ -128,6 +127,7 @@ def test_prediction_of_python_numbers() -> None:
         assert predict(state, deterministic=True)[0] == predict(np.array(state), deterministic=True)[0]
 
 
+@pytest.mark.usefixtures("coarse")
 @pytest.mark.parametrize("name", ["discrete", "dict"])
 def test_evaluation_in_an_environment_of_the_users(name: str, tmp_path: pathlib.Path) -> None:
     """EvalCallback, evaluate_policy, set_env, load with an environment, running statistics and pictures."""

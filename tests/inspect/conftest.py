@@ -5,16 +5,14 @@ from pathlib import Path
 
 import pytest
 
-import sb3_trpo.inspect.planes
 from sb3_trpo.inspect import Run, TrustRegionRecorder, UpdateRecord, read_run
 from sb3_trpo.trust_region import Candidate
 from tests.small_models import monitored, small_model
 
 
 @pytest.fixture(autouse=True)
-def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure slices at few points: what is tested is where they lie, not how smooth the picture is."""
-    monkeypatch.setattr(sb3_trpo.inspect.planes, "SLICE_POINTS", 7)
+def coarse_here(coarse: None) -> None:
+    """Measure slices at few points, in all of these tests."""
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,7 @@ def run(folder: Path, *command: str, seconds: float = 300.0) -> str:
     return result.stdout
 
 
+@pytest.mark.usefixtures("coarse")
 def test_clip_is_looked_at_in_runs_of_both_algorithms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The script trains what is not there, draws, and prints a row of the table for each run."""
     script: Any = example("what_the_clip_keeps")

@@ -108,10 +108,11 @@ def learn(model: TRPO) -> None:
     check_promise(model, before)
 
 
+# Half of all there are, in which every two of kind, place and value come together
 CASES = [
     (kind, place, value)
-    for kind, place, value in itertools.product(KINDS, PLACES, VALUES)
-    if place != "log_std" or kind in ("box", "gsde")
+    for (i, kind), (j, place), (k, value) in itertools.product(*map(enumerate, (KINDS, PLACES, VALUES)))
+    if (i + j + k) % 2 == 0 and (place != "log_std" or kind in ("box", "gsde"))
 ]
 
 

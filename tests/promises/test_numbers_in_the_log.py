@@ -2,6 +2,7 @@
 
 import math
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.logger import KVWriter, Logger, configure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributions import Distribution as TorchDistribution
 from torch.distributions import Normal
 
 from sb3_trpo import TRPO, UpdateReport
 from sb3_trpo.critic import CriticFit
 from sb3_trpo.guards.finite import ROLLOUT
-from sb3_trpo.inspect import TrustRegionRecorder, read_run
+from sb3_trpo.inspect import TrustRegionRecorder, figures_of, gallery, read_run
 from sb3_trpo.metrics import CRITIC_STATUSES, METRICS, UPDATE_STATUSES
 from tests.small_models import DICT, DISCRETE, MULTI_BINARY, Case, RandomEnv, small_model
 
@@ -204,18 +206,22 @@ def test_words_are_in_the_recorder(tmp_path: Path) -> None:
     assert updates[0].cg_stopped_by in ("converged", "max_iterations")
 
 
-def test_figures_of_the_recorder_go_to_tensorboard_alone(tmp_path: Path) -> None:
-    """Neither a user's writer beside TensorBoard nor an averaging logger is handed a picture."""
+@pytest.mark.usefixtures("coarse")
+def test_figures_of_the_recorder_go_to_tensorboard_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a user's writer beside TensorBoard nor an averaging logger is handed a picture: one is enough to see it."""
+    monkeypatch.setattr(gallery, "figures_of", lambda run: islice(figures_of(run), 1))
     ledger = Ledger()
     model = small_model()
     model.set_logger(configure(str(tmp_path / "log"), ["tensorboard"]))
     model.logger.output_formats.append(ledger)
-    model.learn(128, callback=TrustRegionRecorder(tmp_path / "run", pictures_every=1))
+    model.learn(128, callback=TrustRegionRecorder(tmp_path / "run", pictures_every=2))
     assert len(ledger.rows) == 3 and not [key for row in ledger.rows for key in row if key.startswith("trust_region/")]
     model.set_logger(Averaging(folder=None, output_formats=[*model.logger.output_formats]))
     model.learn(64, callback=TrustRegionRecorder(tmp_path / "run", pictures_every=1))
     assert all(isinstance(value, int | float) for value in model.logger.name_to_value.values())
     model.logger.close()
+    events = EventAccumulator(str(tmp_path / "log"), size_guidance={"images": 0}).Reload()
+    assert events.Tags()["images"] == ["trust_region/run", "trust_region/ladder"]
 
 
 def test_entropy_without_a_closed_form_has_no_key(monkeypatch: pytest.MonkeyPatch) -> None:

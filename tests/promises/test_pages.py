@@ -24,6 +24,7 @@ CODE = re.compile(r"^```.*?^```|`[^`\n]+`", flags=re.DOTALL | re.MULTILINE)
 WITH_CODE = [name for name, text in PAGES.items() if PYTHON.search(text)]
 
 
+@pytest.mark.usefixtures("coarse")
 @pytest.mark.parametrize("name", WITH_CODE)
 def test_code_of_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of Python run as they stand, one after the other; a traceback names the block."""

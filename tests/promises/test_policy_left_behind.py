@@ -148,6 +148,7 @@ def test_policy_can_be_sent_to_another_process_after_a_refusal() -> None:
     assert all(th.equal(p, q) for p, q in zip(sent.parameters(), model.policy.parameters(), strict=True))
 
 
+@pytest.mark.usefixtures("coarse")
 def test_what_inspects_leaves_no_graph(tmp_path: Any) -> None:
     """Neither the picture of an update, nor the recorder in training."""
     model = remembering()

@@ -213,6 +213,13 @@ def test_same_step_without_last_observations_is_refused() -> None:
             env.step(actions)
 
 
+def test_infos_in_a_list_are_refused_at_the_reset() -> None:
+    """Gymnasium's wrapper makes one of the dict that is asked for."""
+    env = GymnasiumVecEnv(gym.wrappers.vector.DictInfoToList(vector(goal, SAME_STEP)))
+    with pytest.raises(ValueError, match=r"infos of .* must be a dict of arrays.*got a list.*DictInfoToList"):
+        env.reset()
+
+
 def test_a_reset_in_between_starts_the_statistics_anew() -> None:
     """The third reset too, and seeds count once."""
     ours, theirs = adapted("goal", SAME_STEP), dummy(TASKS["goal"])

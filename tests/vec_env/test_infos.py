@@ -1,6 +1,7 @@
 """Lazy infos: a list of dicts for whoever asks."""
 
 import copy
+import json
 import pickle
 from typing import Any
 
@@ -31,6 +32,18 @@ def test_infos_are_those_of_each_environment() -> None:
     assert first.keys() == {"speed", "inner", "_own", "TimeLimit.truncated", "mark"} and first["mark"] is True
     assert second["rare"] == 5 and second["_own"] == "b" and second["inner"]["place"].tolist() == [2, 3]
     assert third.keys() == {"terminal_observation", "TimeLimit.truncated"} and third["TimeLimit.truncated"] is True
+
+
+def test_numbers_are_pythons_as_an_environment_gives_them() -> None:
+    """What Gymnasium made arrays of: JSON can hold them, and ``is`` compares flags; others keep their type."""
+    batch = {"steps": np.array([1, 2]), "speed": np.array([0.5, 1.5]), "is_success": np.array([True, False])}
+    first = info_of(batch | {"reward": np.ones(2, np.float32)}, 0, 2)
+    assert [type(first[key]) for key in ("steps", "speed", "is_success", "reward")] == [int, float, bool, np.float32]
+    assert first["is_success"] is True and json.loads(json.dumps(info_of(batch, 1, 2))) == {
+        "steps": 2,
+        "speed": 1.5,
+        "is_success": False,
+    }
 
 
 def test_infos_are_a_sequence() -> None:

@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
 import csv
+import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -69,11 +70,40 @@ class ShownBefore(gym.Env):
         return self.masks
 
 
-class NoVelocities(gym.ObservationWrapper):
-    """CartPole's positions alone."""
+class Scheduling(gym.Env):
+    """
+    Job-shop scheduling: fifteen jobs on fifteen machines, Taillard's first instance, from the package ``jssenv``.
 
-    def observation(self, observation: np.ndarray) -> np.ndarray:
-        return observation * np.array([1, 0, 1, 0], np.float32)
+    An action starts a job's next operation, or waits. What it costs is the time that machines idle; the ``makespan``, in the
+    last info of an episode, is how long everything takes, and 1,231 the shortest that there is.
+    """
+
+    def __init__(self) -> None:
+        from JSSEnv.envs.jss_env import JssEnv  # pip install jssenv; nothing else of the benchmarks needs it
+
+        self.shop = JssEnv({"instance_path": Path(inspect.getfile(JssEnv)).parent / "instances" / "ta01"})
+        self.action_space = self.shop.action_space
+        self.observation_space = spaces.Box(0.0, 1.0, (self.shop.jobs * 7,), np.float32)
+
+    def _observed(self, state: dict[str, np.ndarray]) -> np.ndarray:
+        return state["real_obs"].flatten().astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._observed(self.shop.reset()), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        state, reward, terminated, _, _ = self.shop.step(int(action))
+        return (
+            self._observed(state),
+            float(reward),
+            terminated,
+            False,
+            {"makespan": self.shop.last_time_step} if terminated else {},
+        )
+
+    def action_masks(self) -> np.ndarray:
+        return self.shop.get_legal_actions()
 
 
 class Task(NamedTuple):
@@ -102,11 +132,8 @@ def of(cls: Any, policy: str, **arguments: Any) -> Callable[[VecEnv, int], Any]:
 
 
 SMALL: dict[str, Any] = {"policy_kwargs": {"lstm_hidden_size": 16}, "n_steps": 128}
-# sb3-contrib's own settings for this task, in its tests; ours are those of sb3_trpo/zoo/hyperparams/trpo_lstm.yml
-OF_CONTRIB: dict[str, Any] = {"n_steps": 128, "learning_rate": 0.0007, "batch_size": 256, "n_epochs": 10, "max_grad_norm": 1}
-OF_CONTRIB |= {"gae_lambda": 0.98, "policy_kwargs": {"net_arch": {"vf": [64], "pi": []}, "lstm_hidden_size": 64}}
-OURS: dict[str, Any] = {"n_steps": 128, "target_kl": 0.05, "cg_damping": 0.01}
-OURS |= {"policy_kwargs": {"net_arch": {"vf": [64], "pi": [64]}, "lstm_hidden_size": 64}}
+# Chosen on seeds 100 and 101; those of PPO are sb3-contrib's own, in its tests
+EIGHTY: dict[str, Any] = {"n_steps": 128, "target_kl": 0.05, "cg_damping": 0.003, "n_critic_updates": 20}
 TASKS = {
     "what was shown before, some actions masked": Task(
         lambda: ShownBefore(masked=True),
@@ -136,20 +163,21 @@ TASKS = {
         5_000,
         100,
         {
-            "MaskableTRPO": of(MaskableTRPO, "MlpPolicy", gamma=0.4, target_kl=0.05, n_steps=512),
+            "MaskableTRPO": of(MaskableTRPO, "MlpPolicy", gamma=0.4, **EIGHTY),
             "MaskablePPO": of(MaskablePPO, "MlpPolicy", gamma=0.4, n_steps=512),
         },
         masks=True,
     ),
-    "CartPole without velocities": Task(
-        lambda: NoVelocities(gym.make("CartPole-v1")),
+    "scheduling, 15 jobs and 15 machines": Task(
+        Scheduling,
         8,
-        50_000,
-        500,
+        100_000,
+        49,
         {
-            "RecurrentTRPO": of(RecurrentTRPO, "MlpLstmPolicy", **OURS),
-            "RecurrentPPO": of(RecurrentPPO, "MlpLstmPolicy", **OF_CONTRIB),
+            "MaskableTRPO": of(MaskableTRPO, "MlpPolicy", n_steps=256),
+            "MaskablePPO": of(MaskablePPO, "MlpPolicy", n_steps=256),
         },
+        masks=True,
     ),
 }
 

@@ -31,7 +31,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 LABELS = {"trpo": "sb3_trpo.TRPO", "contrib": "sb3_contrib.TRPO", "ppo": "stable_baselines3.PPO"}
-COLOURS = {"trpo": "#0072B2", "contrib": "#D55E00", "ppo": "#999999"}
+LABELS |= {"trpo_lstm": "sb3_trpo.RecurrentTRPO", "ppo_lstm": "sb3_contrib.RecurrentPPO"}
+COLOURS = {"trpo": "#0072B2", "contrib": "#D55E00", "ppo": "#999999", "trpo_lstm": "#0072B2", "ppo_lstm": "#999999"}
 BOOTSTRAP_RESAMPLES = 2000
 SCORES_OF_PROFILE = np.linspace(0.0, 2.0, 81)
 

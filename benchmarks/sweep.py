@@ -117,7 +117,7 @@ def main() -> int:
     """Run the sweep that was asked for; the exit status says whether a run failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--envs", nargs="+", required=True, help=f"environment ids or groups: {', '.join(settings.GROUPS)}")
-    parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=ALGORITHMS)
+    parser.add_argument("--algorithms", nargs="+", default=["trpo", "contrib", "ppo"], choices=ALGORITHMS)
     parser.add_argument("--settings", nargs="+", default=[settings.TUNED])
     parser.add_argument("--seeds", nargs="+", default=["0-4"], help="numbers and ranges, both ends included")
     parser.add_argument("--workers", type=int, default=1)

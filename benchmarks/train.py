@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import rl_zoo3.import_envs  # noqa: F401 - registers the tasks without velocities
 import sb3_contrib
 import torch as th
 import yaml
@@ -41,7 +42,13 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 import sb3_trpo
 from benchmarks import settings
 
-ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {"trpo": sb3_trpo.TRPO, "contrib": sb3_contrib.TRPO, "ppo": PPO}
+ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {
+    "trpo": sb3_trpo.TRPO,
+    "contrib": sb3_contrib.TRPO,
+    "ppo": PPO,
+    "trpo_lstm": sb3_trpo.RecurrentTRPO,
+    "ppo_lstm": sb3_contrib.RecurrentPPO,
+}
 PACKAGES = ("stable_baselines3", "sb3_contrib", "torch", "gymnasium", "mujoco", "numpy")
 N_EVAL_EPISODES = 20
 RUNS = Path("runs")

@@ -1,7 +1,8 @@
 """
 The hyperparameters of every run, as data in RL Zoo's format: environment id -> hyperparameters.
 
-``contrib.yml`` and ``ppo.yml`` hold the setting ``tuned`` of these; ours is the file that the package ships for RL Zoo.
+``contrib.yml`` and ``ppo.yml`` hold the setting ``tuned`` of these; ours are the files that the package ships for RL Zoo, and
+those of RecurrentPPO (``ppo_lstm``) are RL Zoo's own.
 ``ablations.yml`` holds further settings of ours by name, each for every environment; ``design.yml`` holds what the settings
 ``design-01`` to ``design-11`` are made of; ``scores.yml`` is the scale on which tasks are averaged.
 """
@@ -13,25 +14,28 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import rl_zoo3
 import torch as th
 import yaml
 
-import sb3_trpo
 from sb3_trpo.hyperparameters import SCHEDULES as OF_TRPO
-from sb3_trpo.zoo import linear_schedule
+from sb3_trpo.zoo import HYPERPARAMETERS, linear_schedule
 
 FOLDER = Path(__file__).parent
-SHIPPED = Path(sb3_trpo.__file__).parent / "zoo" / "hyperparams" / "trpo.yml"
+# Files that are read as RL Zoo reads them
+OF_RL_ZOO = {**HYPERPARAMETERS, "ppo_lstm": Path(rl_zoo3.__file__).parent / "hyperparams" / "ppo_lstm.yml"}
 TUNED = "tuned"
 # What may be a schedule: PPO's clip_range too
 SCHEDULES = {*OF_TRPO, "clip_range"}
 
-MUJOCO_STEPS = 1_000_000
 GROUPS = {
     "mujoco": ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Swimmer-v5", "Humanoid-v5"),
     "classic": ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0"),
     "box2d": ("LunarLander-v3", "LunarLanderContinuous-v3", "BipedalWalker-v3"),
+    "no-velocities": ("CartPoleNoVel-v1", "PendulumNoVel-v1", "LunarLanderNoVel-v3"),
 }
+# Where the comparison has another number than RL Zoo's file
+STEPS = dict.fromkeys(GROUPS["mujoco"], 1_000_000) | {"LunarLanderNoVel-v3": 500_000}
 
 
 def environments(names: list[str]) -> list[str]:
@@ -42,15 +46,13 @@ def environments(names: list[str]) -> list[str]:
 @cache
 def _read(name: str) -> dict[str, dict[str, Any]]:
     """Return what is in a file, not to be written to. A sweep asks for hundreds of entries, and parsing is slow."""
-    path = SHIPPED if name == "trpo" else FOLDER / f"{name}.yml"
+    path = OF_RL_ZOO.get(name, FOLDER / f"{name}.yml")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def _shipped(env_id: str) -> dict[str, Any]:
-    """Return an entry of our file for RL Zoo as data, with the number of steps of the comparison."""
-    entry = deepcopy(_read("trpo")[env_id])
-    steps = MUJOCO_STEPS if env_id in GROUPS["mujoco"] else int(entry["n_timesteps"])
-    entry |= {"n_timesteps": steps}
+def _of_rl_zoo(entry: dict[str, Any], env_id: str) -> dict[str, Any]:
+    """Return an entry of a file for RL Zoo as data, with the number of steps of the comparison."""
+    entry["n_timesteps"] = STEPS.get(env_id, int(entry["n_timesteps"]))
     if "policy_kwargs" in entry:
         # Python, as RL Zoo has it
         entry["policy_kwargs"] = eval(entry["policy_kwargs"], {"dict": dict, "nn": th.nn})
@@ -88,7 +90,7 @@ def load(algorithm: str, setting: str, env_id: str, overrides: Mapping[str, Any]
     """
     Return the hyperparameters of a run, as they are written down.
 
-    :param algorithm: ``trpo``, ``contrib`` or ``ppo``
+    :param algorithm: key of ``benchmarks.train.ALGORITHMS``
     :param setting: ``tuned``, or one of ours: a name in ``ablations.yml``, or ``design-01`` to ``design-11``
     :param env_id: environment id
     :param overrides: values by name, with a dot into a nested one (``policy_kwargs.log_std_init``)
@@ -100,9 +102,13 @@ def load(algorithm: str, setting: str, env_id: str, overrides: Mapping[str, Any]
         return load(algorithm, "screen", env_id, {**changes, **(overrides or {})})
     file, key = (algorithm, env_id) if setting == TUNED else ("ablations", setting)
     entries = _read(file)
+    if file == "ppo_lstm":
+        entries = {name.replace("LanderNoVel-v2", "LanderNoVel-v3"): entry for name, entry in entries.items()}
     if key not in entries:
         raise KeyError(f"{file}.yml has no entry {key!r}, expected one of {sorted(entries)}")
-    hyperparameters = _shipped(env_id) if file == "trpo" else deepcopy(entries[key])
+    hyperparameters = deepcopy(entries[key])
+    if file in OF_RL_ZOO:
+        hyperparameters = _of_rl_zoo(hyperparameters, env_id)
     for name, value in (overrides or {}).items():
         *parents, last = name.split(".")
         target = hyperparameters

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks import memory_and_masks
-from benchmarks.memory_and_masks import RESULTS, TASKS, ShownBefore, recorded, tables
+from benchmarks.memory_and_masks import RESULTS, TASKS, Scheduling, ShownBefore, recorded, tables
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -22,6 +22,23 @@ def test_best_of_the_memory_task_is_what_it_says() -> None:
         _, reward, _, truncated, _ = env.step(env.before)
         total += reward
     assert total == 40.0 and 40 * 1.8 < n_possible < 40 * 3.2
+
+
+def test_schedule_is_made_of_possible_operations_alone() -> None:
+    """Every job gets through all of its machines, and what that takes is at least what the best schedule does."""
+    pytest.importorskip("JSSEnv")
+    env = Scheduling()
+    observation, _ = env.reset(seed=0)
+    n_started, total, terminated, info = 0, 0.0, False, dict[str, Any]()
+    while not terminated:
+        assert env.observation_space.contains(observation)
+        action = int(env.action_masks().argmax())
+        n_started += action < env.shop.jobs
+        observation, reward, terminated, _, info = env.step(action)
+        total += reward
+    assert n_started == 15 * 15 and info["makespan"] >= 1231
+    # What is gained is the time that machines work, less the time that they idle
+    assert total == pytest.approx((2 * env.shop.sum_op - 15 * info["makespan"]) / env.shop.max_time_op)
 
 
 @pytest.mark.filterwarnings("ignore:Evaluation environment")

@@ -90,3 +90,12 @@ def test_design_is_orthogonal_and_starts_from_screen() -> None:
         assert (changed["target_kl"] != screen["target_kl"]) == ("KL" in makes)
         assert (changed["gae_lambda"] != screen["gae_lambda"]) == ("GAE" in makes)
         assert ("prototype" in changed) == ("value" in makes)
+
+
+@pytest.mark.parametrize("env_id", settings.GROUPS["no-velocities"])
+def test_policies_with_a_memory_are_compared_over_the_same_steps(env_id: str) -> None:
+    """Ours by our file, RecurrentPPO by that of RL Zoo, which knows LunarLander by the name it had."""
+    ours, others = (settings.load(algorithm, "tuned", env_id) for algorithm in ("trpo_lstm", "ppo_lstm"))
+    assert ours["n_timesteps"] == others["n_timesteps"] == (500_000 if env_id.startswith("Lunar") else 100_000)
+    built = settings.constructor_arguments(others)
+    assert built["policy"] == "MlpLstmPolicy" and built["policy_kwargs"]["activation_fn"] is th.nn.ReLU

@@ -22,12 +22,13 @@ from tests.benchmarks.fake_runs import QUICK
 def test_train_writes_down_what_it_ran(algorithm: str, tmp_path: Path) -> None:
     """Versions, arguments, 20 evaluation returns and a log; the setting is the one asked for, and nothing else is left."""
     run = Run("quick", "CartPole-v1", algorithm, 3)
-    train.train(run, {**QUICK, "n_timesteps": 512}, tmp_path)
+    given = {**QUICK, "n_timesteps": 512, "policy": "MlpLstmPolicy" if algorithm.endswith("lstm") else "MlpPolicy"}
+    train.train(run, given, tmp_path)
     (folder,) = run.folder(tmp_path).parent.iterdir()
     result = json.loads((folder / "run.json").read_text())
     assert folder == run.folder(tmp_path) and Run(*(result[name] for name in Run._fields)) == run
     arguments = result["hyperparameters"]
-    assert result["timesteps"] == 512 and {**arguments, **QUICK, "n_timesteps": 512} == arguments
+    assert result["timesteps"] == 512 and {**arguments, **given} == arguments
     # What was left to the algorithm is written down too
     assert arguments["gae_lambda"] == 0.95 and "verbose" not in arguments
     assert len(result["eval_returns"]) == 20 and result["versions"]["torch"] == th.__version__

@@ -125,10 +125,12 @@ def test_repository_has_one_address() -> None:
     config = ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     assert config["metadata"]["url"] == REPOSITORY
-    owners = {
-        owner for text in DOCUMENTS.values() for owner in re.findall(r"github(?:usercontent)?\.com/(\w+)/sb3_trpo", text)
-    }
-    assert owners == {"OWNER"}
+    owner = REPOSITORY.split("/")[3]
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "CITATION.cff", *(ROOT / ".github").rglob("*.yml"))]
+    owners = re.findall(r"github(?:usercontent)?\.com/([\w-]+)/sb3_trpo", "".join([*DOCUMENTS.values(), *texts]))
+    assert {*owners} == {owner}
+    # The command for it would leave a name that stands anywhere else
+    assert all(owner not in re.sub(rf"com/{owner}/", "", text) for text in [*DOCUMENTS.values(), *texts])
 
 
 def test_documentation_is_built_where_it_is_published() -> None:

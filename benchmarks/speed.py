@@ -35,7 +35,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.memory import peak_above_rollout
-from benchmarks.speed_cases import CASES, ON_DUMMY, PLAIN, STEPPING, Case, can_run, make_env, make_model
+from benchmarks.speed_cases import CASES, NETWORKS, ON_DUMMY, PLAIN, STEPPING, Case, can_run, make_env, make_model
 from sb3_trpo.objective import PolicyProblem
 
 contrib_module: Any = sb3_contrib.trpo.trpo
@@ -157,9 +157,34 @@ class Stepper:
         return {"collect": self.clock() - start, "train": 0.0}
 
 
+class Networks:
+    """What any algorithm computes as it collects: actor and critic of every state, a step's at a time, in torch."""
+
+    algorithm = NETWORKS
+
+    def __init__(self, case: Case, clock: Clock):
+        self.clock = clock
+        model = make_model("contrib", case)
+        policy, self.n_steps = model.policy, case.n_steps
+        self.actor = th.nn.Sequential(*policy.mlp_extractor.policy_net, policy.action_net)
+        self.critic = th.nn.Sequential(*policy.mlp_extractor.value_net, policy.value_net)
+        self.states = th.as_tensor(model.env.reset())
+
+    @th.inference_mode()
+    def update(self) -> dict[str, float]:
+        """Evaluate the states of one rollout, and return the seconds."""
+        start = self.clock()
+        for _ in range(self.n_steps):
+            self.actor(self.states), self.critic(self.states)
+        return {"collect": self.clock() - start, "train": 0.0}
+
+
+ALONE: dict[str, Any] = {STEPPING: Stepper, NETWORKS: Networks}
+
+
 def run_case(case: Case, algorithms: list[str], device: str, clock: Clock) -> list[dict[str, Any]]:
     """Time the algorithms in turn; the first update of each is a warm-up and dropped."""
-    contenders = [Stepper(case, clock) if a == STEPPING else Contender(a, case, device, clock) for a in algorithms]
+    contenders = [ALONE[a](case, clock) if a in ALONE else Contender(a, case, device, clock) for a in algorithms]
     measured: dict[str, list[dict[str, float]]] = defaultdict(list)
     for index in track(range(case.rounds + 1), description=case.name):
         for contender in contenders:

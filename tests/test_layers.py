@@ -5,6 +5,7 @@ Each wall is a function that returns what breaks it. Beside it stands a broken h
 """
 
 import ast
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -41,6 +42,10 @@ MOST_LINES_OF_A_TEST = 600
 # How a source is read
 
 
+# Read by many walls; nobody changes it
+parsed = functools.cache(ast.parse)
+
+
 def module_name(path: str) -> str:
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
@@ -59,7 +64,7 @@ def imported(tree: ast.AST, path: str) -> Iterator[str]:
 
 def imports(path: str, source: str) -> set[str]:
     """Return everything that a module ever imports, or a type checker for it."""
-    return set(imported(ast.parse(source), path))
+    return set(imported(parsed(source), path))
 
 
 def imports_of_loading(path: str, source: str) -> set[str]:
@@ -124,7 +129,7 @@ def only_metrics_knows_a_logger_key(sources: Sources) -> list[str]:
     return [
         f"{path}: {node.value!r}"
         for path, source in package_of(sources).items()
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(parsed(source))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(("train/", "time/"))
         if path != "sb3_trpo/metrics.py"
     ]
@@ -164,7 +169,7 @@ def only_distributed_knows_of_more_than_one_process(sources: Sources) -> list[st
     looks = [
         f"{path}: {ast.unparse(node)}"
         for path, source in elsewhere.items()
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(parsed(source))
         if isinstance(node, ast.Attribute) and node.attr == "distributed" and ast.unparse(node.value) in ("th", "torch")
     ]
     return looks + broken_by(elsewhere, lambda name: not is_in(name, "torch.distributed"))

@@ -1,6 +1,7 @@
 """Impossible actions are never taken and never learned from, and the limit holds for the possible ones."""
 
 import pathlib
+import runpy
 import subprocess
 import sys
 from typing import Any
@@ -214,12 +215,13 @@ def test_kl_of_contribs_own_distributions() -> None:
         assert kl.shape == (2,) and th.isfinite(kl).all() and (kl > 0).all()
 
 
-def test_example_runs(tmp_path: pathlib.Path) -> None:
+@pytest.mark.filterwarnings("default")
+def test_example_runs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """What stands in the place of RL Zoo, which passes no masks."""
-    script = pathlib.Path(__file__).parents[1] / "examples" / "masked_actions.py"
-    command = [sys.executable, str(script), "-n", "1024", "--path", str(tmp_path / "model")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert "mean return" in done.stdout and (tmp_path / "model.zip").exists()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["", "-n", "1024", "--path", str(tmp_path / "model")])
+    runpy.run_path(str(pathlib.Path(__file__).parents[1] / "examples" / "masked_actions.py"), run_name="__main__")
+    assert "mean return" in capsys.readouterr().out and (tmp_path / "model.zip").exists()
 
 
 def test_without_contrib_the_error_says_what_to_install() -> None:

@@ -602,6 +602,11 @@ class _PlainActor:
         return np.stack(self.done)
 
 
+def _is_covered(policy: ActorCriticPolicy) -> bool:
+    """Whether there is a quicker way than SB3's ``forward``: it does the work of these in ways of its own."""
+    return is_as_sb3(policy, "forward", "extract_features", "get_distribution", "predict_values")
+
+
 def quickest_actor(
     policy: ActorCriticPolicy, n_envs: int, random: np.random.Generator, observations: Observations | None = None
 ) -> _PolicyActor | None:
@@ -614,8 +619,7 @@ def quickest_actor(
     :param observations: those of one step, with which it is asked whether what was read of the policy is all of it
     :return: ``None`` for policies that act in a way of their own
     """
-    # Of these SB3's forward does the work in ways of its own
-    if not is_as_sb3(policy, "forward", "extract_features", "get_distribution", "predict_values"):
+    if not _is_covered(policy):
         return None
     shared = policy.pi_features_extractor is policy.vf_features_extractor
     # The critic is a read-out of features that are there at each step, and later they would have to be made again
@@ -639,6 +643,4 @@ def lean_actor(
     :param masks_now: as for :class:`LeanActor`
     :return: ``None`` where lean collection does not apply: buffers of the user's own, and policies that no quick actor covers
     """
-    actor = LeanActor(model, n_envs, masks_now)
-    covered = is_sb3s_own(rollout_buffer) and quickest_actor(model.policy, n_envs, np.random.default_rng(0)) is not None
-    return actor if covered else None
+    return LeanActor(model, n_envs, masks_now) if is_sb3s_own(rollout_buffer) and _is_covered(model.policy) else None

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import speed
 from benchmarks.speed import chosen, run_case, save
-from benchmarks.speed_cases import BOTH, CASES, PLAIN, Case, can_run, make_model
+from benchmarks.speed_cases import BOTH, CASES, NETWORKS, PLAIN, STEPPING, Case, can_run, make_model
 
 SMALL = Case("small", "cheap", 4, 32, 2, n_critic_updates=1, algorithms=BOTH)
 
@@ -21,6 +21,13 @@ def test_small_case_is_timed(clock: speed.Clock) -> None:
         assert row["steps"] == 128
         assert 0.0 < row["collect"] <= row["collect+train"] < 60.0
         assert row["train"] > 0.0
+
+
+def test_parts_of_a_collection_are_timed_alone() -> None:
+    """The environments and the networks, of the same rollout."""
+    algorithms = ["trpo", NETWORKS, STEPPING]
+    collected = {row["algorithm"]: row["collect"] for row in run_case(SMALL, algorithms, "cpu", time.process_time)}
+    assert collected.keys() == set(algorithms) and all(seconds > 0.0 for seconds in collected.values())
 
 
 def test_what_is_on_record_stays_and_is_not_missing(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def test_sweep_runs_what_is_missing_and_goes_on_after_a_failure(tmp_path: Path, 
     assert set(read("curves", results)["seed"]) == {0, 1}
 
 
+@pytest.mark.slow
 def test_sweep_that_is_told_to_end_leaves_nothing_half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM ends the workers too, and their folders go."""
     words = [*"--envs CartPole-v1 --algorithms trpo --settings classic --seeds 100 --runs".split(), str(tmp_path / "runs")]

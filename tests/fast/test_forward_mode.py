@@ -257,7 +257,7 @@ def test_network_trains_whatever_it_can_be_differentiated_by(
         th.manual_seed(0)
         model = with_network(make(), action_space, fast=fast)
     before = policy_state(model)
-    assert learn_counting(model, 3, monkeypatch) == 1
+    assert learn_counting(model, 2, monkeypatch) == 1
     assert model.paths_in_use["Fisher products"] in paths
     assert model.last_update is not None
     step = model.last_update.step
@@ -367,7 +367,14 @@ def check_compiled(what: str, backend: str) -> None:
     assert changed(before, policy_state(model))
 
 
-@pytest.mark.parametrize("what", ["policy", "policy.compile", "get_distribution", "mlp_extractor", "policy_net"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "policy",
+        *(pytest.param(part, marks=pytest.mark.slow) for part in ("policy.compile", "mlp_extractor", "policy_net")),
+        "get_distribution",
+    ],
+)
 def test_compiled_policy_trains(what: str) -> None:
     """Its backward pass cannot be differentiated again."""
     check_compiled(what, "aot_eager")

@@ -26,14 +26,14 @@ def test_run_is_the_same_with_the_recorder_and_told_whole(name: str, tmp_path: P
 
     def trained(callback: Any) -> tuple[Any, Any, Any, Any]:
         random.seed(1)
-        model = OTHERS[name]().learn(3 * 64 if "one_step" not in name else 6, callback=callback)
+        model = OTHERS[name]().learn(2 * 64 if "one_step" not in name else 6, callback=callback)
         return policy_state(model), random.getstate(), np.random.get_state()[1].tolist(), th.get_rng_state().tolist()  # type: ignore
 
     (plain, *random_states), (watched, *states) = trained(None), trained(TrustRegionRecorder(tmp_path))
     assert not changed(plain, watched) and states == random_states
     run = read_run(tmp_path)
     assert run.problems == () and [update.n_updates for update in run.updates] == list(range(1, len(run.updates) + 1))
-    assert len(run.updates) >= 3
+    assert len(run.updates) >= 2
     for update in run.updates:
         assert update.status in ("accepted", "unchanged") and update.accepted == (update.step_norm > 0)
         assert math.isfinite(update.mean_kl) and math.isfinite(update.surrogate_gain) and math.isfinite(update.expected_gain)
@@ -43,7 +43,7 @@ def test_run_is_the_same_with_the_recorder_and_told_whole(name: str, tmp_path: P
         assert not update.tells_of_search and not update.candidates and not update.cg_residual_norms
         assert math.isnan(update.max_kl) != ("trpo" in name)
         assert math.isnan(update.entropy) == (name == "ppo-gsde-squashed")
-        assert math.isnan(update.std) == (not hasattr(OTHERS[name]().policy, "log_std"))
+        assert math.isnan(update.std) == ("log_std" not in plain)
     assert any(update.accepted for update in run.updates)
 
 
@@ -52,8 +52,8 @@ def test_run_is_the_same_with_the_recorder_and_told_whole(name: str, tmp_path: P
 )
 def test_pictures_leave_the_run_as_it_is_and_hold_the_step_that_was_taken(name: str, tmp_path: Path) -> None:
     """The plane's new policy has the KL and the gain that were measured of the update; the states have its mean KL."""
-    plain, watched = OTHERS[name]().learn(3 * 64), OTHERS[name]()
-    watched.learn(3 * 64, callback=TrustRegionRecorder(tmp_path, pictures_every=2))
+    plain, watched = OTHERS[name]().learn(2 * 64), OTHERS[name]()
+    watched.learn(2 * 64, callback=TrustRegionRecorder(tmp_path, pictures_every=2))
     assert not changed(policy_state(plain), policy_state(watched))  # type: ignore[arg-type]
     run = read_run(tmp_path)
     update = run.updates[1]

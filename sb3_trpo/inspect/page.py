@@ -135,9 +135,7 @@ def _summary(run: Run) -> str:
         **_kl_in_words(run),
         "updates that moved the policy": f"{sum(u.accepted for u in run.updates)} of {len(run.updates)} on record",
     }
-    return (
-        "<dl>" + "".join(f"<div><dt>{name}</dt><dd>{_in_words(value)}</dd></div>" for name, value in rows.items()) + "</dl>"
-    )
+    return "<dl>" + "".join(f"<div><dt>{name}</dt><dd>{_in_words(value)}</dd></div>" for name, value in rows.items()) + "</dl>"
 
 
 def _health(run: Run) -> str:

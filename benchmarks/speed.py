@@ -18,6 +18,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import argparse
 import csv
+import gc
 import time
 import warnings
 from collections import defaultdict
@@ -188,6 +189,7 @@ def run_case(case: Case, algorithms: list[str], device: str, clock: Clock) -> li
     measured: dict[str, list[dict[str, float]]] = defaultdict(list)
     for index in track(range(case.rounds + 1), description=case.name):
         for contender in contenders:
+            gc.collect()  # what one leaves behind is not counted against the next
             seconds = contender.update()
             if index > 0:
                 measured[contender.algorithm].append(seconds)

@@ -111,7 +111,7 @@ def test_batch_is_the_policy_that_acted_in_either_layout(name: str) -> None:
         for chunk in [one, *one.split(24), one.thinned(2, np.random.default_rng(0).permutation)]:
             with th.no_grad():
                 log_prob = model._distribution(chunk).log_prob(chunk.actions)
-            th.testing.assert_close(log_prob, chunk.old_log_prob, rtol=1e-4, atol=1e-5)
+            th.testing.assert_close(log_prob, chunk.old_log_prob, rtol=1e-6, atol=1e-6)
     with th.no_grad():
         masks = sampled.action_masks
         _, log_prob, _ = model.policy.evaluate_actions(

@@ -122,11 +122,11 @@ def test_batch_is_the_policy_that_acted_in_either_layout(name: str) -> None:
         for chunk in [one, *one.split(24), one.thinned(2, np.random.default_rng(0).permutation)]:
             with th.no_grad():
                 log_prob = model._distribution(chunk).log_prob(chunk.actions)
-            th.testing.assert_close(log_prob, chunk.old_log_prob, rtol=1e-4, atol=1e-5)
+            th.testing.assert_close(log_prob, chunk.old_log_prob, rtol=1e-6, atol=1e-6)
     assert sum(float(chunk.weights.sum()) for chunk in batch.split(24)) == pytest.approx(1.0)
     values = model._by_environment(model.rollout_buffer.values)  # type: ignore[attr-defined]
     with th.no_grad():
-        th.testing.assert_close(model._values(batch).numpy(), values, rtol=1e-4, atol=1e-5)
+        th.testing.assert_close(model._values(batch).numpy(), values, rtol=1e-6, atol=1e-6)
 
 
 def _silent(model: TRPO) -> Any:

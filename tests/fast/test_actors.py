@@ -124,7 +124,8 @@ def test_lean_collection_with_the_seed_of_sb3_fills_the_buffer_as_sb3(name: str)
     assert numpy_actor(ours.policy, scenario.n_envs) is None
     assert lean_actor(ours, ours.rollout_buffer, scenario.n_envs) is not None
     lean, plain = collect(ours), collect(theirs)
-    check_equal(lean, plain)
+    # Thousands of pixels are added up in an order of each one's own
+    check_equal(lean, plain, rounding=1e-5 if name == "image, perceptron" else 1e-6)
     check_that_the_scenario_is_one(scenario, plain)
     for model in (ours, theirs):
         model.get_env().close()  # type: ignore[union-attr]

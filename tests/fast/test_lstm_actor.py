@@ -54,7 +54,7 @@ def test_rollout_is_that_of_the_policy_itself(name: str, monkeypatch: pytest.Mon
     for field in (*STATES, *(["action_masks"] if name.startswith("masked") else [])):
         ours, theirs = (getattr(model.rollout_buffer, field) for model in (lean, plain))
         assert np.abs(ours).max() > 0.01
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
     assert collected[0]["episode_starts"].sum() > 3
 
 
@@ -80,7 +80,7 @@ def consistent(model: Any) -> None:
         with th.no_grad():
             distribution, _ = policy.get_distribution(th.as_tensor(buffer.observations[t]), states, starts)
             log_prob = distribution.log_prob(th.as_tensor(buffer.actions[t]))
-        np.testing.assert_allclose(buffer.log_probs[t], log_prob.numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(buffer.log_probs[t], log_prob.numpy(), rtol=1e-6, atol=1e-6)
 
 
 def changed_in_place(model: Any) -> None:

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,6 +97,11 @@ def caption_of(name: str, run: Run) -> str:
     return CAPTIONS["step" if is_step else name]
 
 
+def _in_words(value: str) -> str:
+    """Return text of a page in which the name of an algorithm may end its line between its words."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "<wbr>", html.escape(value))
+
+
 def _panel(run: Run, name: str) -> str:
     return embedded(draw_run(run, [name]), PANELS[name].title, CAPTIONS[name])
 
@@ -129,9 +135,7 @@ def _summary(run: Run) -> str:
         **_kl_in_words(run),
         "updates that moved the policy": f"{sum(u.accepted for u in run.updates)} of {len(run.updates)} on record",
     }
-    return (
-        "<dl>" + "".join(f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in rows.items()) + "</dl>"
-    )
+    return "<dl>" + "".join(f"<div><dt>{name}</dt><dd>{_in_words(value)}</dd></div>" for name, value in rows.items()) + "</dl>"
 
 
 def _health(run: Run) -> str:

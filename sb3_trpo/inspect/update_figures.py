@@ -257,7 +257,8 @@ def _bar_factor(axes: "Axes", old: Sequence[float], new: Sequence[float], names:
     for shift, probabilities, colour, label in ((-0.2, old, GREY, "old policy"), (0.2, new, BLUE, "new policy")):
         axes.bar(places + shift, probabilities, 0.4, color=colour, label=label)
     for place, p, q in zip(places, old, new, strict=True):
-        ratio = f"×{q / p:.3g}" if p > 0 else "new"
+        # Where a mask makes an action impossible it is of probability zero in both
+        ratio = f"×{q / p:.3g}" if p > 0 else "new" if q > 0 else "0"
         axes.annotate(
             ratio,
             (place, max(p, q)),

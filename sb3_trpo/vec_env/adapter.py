@@ -165,7 +165,11 @@ class GymnasiumVecEnv(VecEnv):
             raise ValueError(f"{self.vector_env} must give infos['final_obs'] in mode SAME_STEP when an episode ends")
         own = {key: value for key, value in infos.items() if key.lstrip("_") not in ("final_obs", "final_info")}
         self._restarted(indices, [info_of(own, index, self.num_envs) for index in indices.tolist()])
-        return [rows_of(last, index) for index in indices], infos.get("final_info", own)
+        rows = [rows_of(last, index) for index in indices]
+        if isinstance(rows[0], np.ndarray) and rows[0].dtype == object:
+            # NumPy has looked into the observations where every episode ended
+            rows = [row.astype(self.observation_space.dtype) for row in rows]
+        return rows, infos.get("final_info", own)
 
     def _restarted(self, indices: np.ndarray, infos: list[Info]) -> None:
         for index, info in zip(indices.tolist(), infos, strict=True):

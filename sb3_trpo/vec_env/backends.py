@@ -32,7 +32,8 @@ def rows_of(observations: Observations, index: Any) -> Observations:
         return {key: rows[index] for key, rows in observations.items()}
     if isinstance(observations, tuple):
         return tuple(rows[index] for rows in observations)
-    return observations[index]
+    # An environment of one's own may give a list, or an array of another library
+    return np.asarray(observations)[index]
 
 
 def put_rows(observations: Observations, index: np.ndarray, rows: Observations) -> None:

@@ -154,6 +154,12 @@ def test_bars_of_eighteen_actions_are_legible(monkeypatch: pytest.MonkeyPatch) -
     )
 
 
+def test_bars_of_masked_actions_say_that_nothing_became_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Impossible before and after is not new."""
+    text = assert_legible(draw_bars([change_of_probabilities([0.5, 0.5, 0.0], [0.25, 0.75, 0.0], "")], 0.01), monkeypatch)
+    assert "new\n" not in text and "0\n" in text
+
+
 def test_histogram_shows_mean_and_limit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every state is in a bar, and the mean is that of the states."""
     states = run.states[-1]

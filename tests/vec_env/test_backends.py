@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -197,6 +198,49 @@ def test_rows_are_picked_and_put_in_every_kind_of_observation() -> None:
             parts = [observations]
         for part in parts.values() if isinstance(parts, dict) else parts:
             np.testing.assert_array_equal(part, expected)
+
+
+class Ends(VectorEnv):
+    """Three environments whose episodes end together now and then, in plain Python lists."""
+
+    def __init__(self, mode: str):
+        self.num_envs, self.metadata = 3, {"autoreset_mode": mode}
+        self.single_observation_space: Any = spaces.Box(-1.0, 1.0, (2,))
+        self.single_action_space = spaces.Discrete(2)
+        self.steps = np.zeros(3, int)
+
+    def _observations(self) -> Any:
+        return [[steps / 10.0, -steps / 10.0] for steps in self.steps]
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        self.steps[(options or {}).get("reset_mask", np.ones(3, bool))] = 0
+        return self._observations(), {}
+
+    def step(self, actions: Any) -> Any:
+        self.steps += 1
+        ended, infos = self.steps >= [2, 3, 6], {}
+        if self.metadata["autoreset_mode"] == "SameStep" and ended.any():
+            last = [np.array(row) if end else None for row, end in zip(self._observations(), ended, strict=True)]
+            infos = {"final_obs": np.array(last, object), "_final_obs": ended}
+            self.steps[ended] = 0
+        return self._observations(), [1.0] * 3, ended.tolist(), [False] * 3, infos
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "Disabled"])
+def test_lists_are_taken_for_arrays(mode: str) -> None:
+    """Of any number of ends at once: of all three NumPy makes another array of last observations than of one."""
+    env = GymnasiumVecEnv(Ends(mode))
+    assert env.reset().dtype == np.float32  # type: ignore[union-attr]
+    at_once = set()
+    for _ in range(12):
+        observations, rewards, dones, infos = env.step(np.zeros(3, int))
+        assert isinstance(observations, np.ndarray) and observations.dtype == rewards.dtype == np.float32
+        at_once.add(int(dones.sum()))
+        for index in np.flatnonzero(dones):
+            last, length = infos[index]["terminal_observation"], infos[index]["episode"]["l"]
+            assert last.dtype.kind == "f" and observations[index].tolist() == [0.0, 0.0]
+            np.testing.assert_allclose(last, [length / 10.0, -length / 10.0])
+    assert at_once == {0, 1, 3}
 
 
 def test_a_tuple_of_observations_is_what_dummy_vec_env_gives() -> None:

@@ -159,6 +159,8 @@ EVERY_CASE = {
     "matrix-box": Case(action_space=spaces.Box(-2.0, 3.0, (2, 2))),
     "discrete-observation": Case(observation_space=VECTOR, action_space=spaces.Discrete(2), n_envs=4),
 }
+# Where pixels are looked at, with every other kind of action: long, and nothing that the others do not have apart
+LONG_CASES = ("multi_discrete-image", "gsde-image", "gsde-dict", "discrete-dict")
 
 
 def monitored(n_envs: int = 2) -> DummyVecEnv:

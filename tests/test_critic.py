@@ -315,6 +315,14 @@ def test_fit_critic_passes_over_parameters_that_get_no_gradient() -> None:
     assert th.equal(idle.detach()[:, 0], normal(3, seed=1))
 
 
+def test_pool_gives_turns_to_who_has_nothing() -> None:
+    """As many as the others have; the mean is that of theirs."""
+    of_others = iter([(6.0, 3.0, 1.0), (10.0, 2.0, 0.0)])
+    pool = PooledMinibatches[ValueBatch](lambda own: own + th.tensor(next(of_others)))
+    means = [float(pool.mean(th.zeros(3), 0)) for minibatch in pool.turns(()) if minibatch is None]
+    assert means == [2.0, 5.0]
+
+
 class Together:
     """Two threads in the place of two processes: sums of what both bring, in the order of their numbers."""
 

@@ -69,7 +69,7 @@ class Measured(MaskableTRPO):
         return result
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "cnn_shared")) for name in CASES])
 def test_limit_holds_for_the_possible_actions_measured_from_outside(name: str) -> None:
     """After every update the KL of the masked policies is within target_kl and as reported; no impossible action was taken."""
     model = masked_model(Measured, name, target_kl=0.02, learning_rate=1e-2)

@@ -87,7 +87,7 @@ class Measured(MaskableRecurrentTRPO):
         return result
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("cnn",))) for name in CASES])
 def test_limit_holds_measured_step_by_step(name: str) -> None:
     """After every update the KL of the masked policies is within target_kl and as reported."""
     model = both_model(Measured, name, target_kl=0.02, learning_rate=1e-2)

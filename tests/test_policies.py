@@ -145,8 +145,10 @@ def test_dict_observation_may_call_its_keys_what_it_likes(key: str, share: bool)
     assert not of_key & changed(policy_state(still), policy_state(fitted))
 
 
-def pretrained(path: pathlib.Path) -> dict[str, th.Tensor]:
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, th.Tensor]:
     """Return the extractor of a policy that was trained before, by name."""
+    path = tmp_path_factory.mktemp("pretrained") / "policy.pth"
     model = small_model(policy_kwargs={"features_extractor_class": Halved}, seed=5).learn(128)
     model.policy.save(str(path))
     policy = MlpPolicy.load(str(path), device="cpu")
@@ -155,19 +157,20 @@ def pretrained(path: pathlib.Path) -> dict[str, th.Tensor]:
 
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("frozen", [True, False])
-def test_pretrained_extractor_is_taken_in(frozen: bool, share: bool, tmp_path: pathlib.Path) -> None:
+def test_pretrained_extractor_is_taken_in(
+    frozen: bool, share: bool, pretrained: dict[str, th.Tensor], tmp_path: pathlib.Path
+) -> None:
     """Loaded into a new model it stays as it is while frozen, through update and zip, and trains otherwise."""
-    weights = pretrained(tmp_path / "policy.pth")
     model = small_model(policy_kwargs={"features_extractor_class": Halved, "share_features_extractor": share})
     for extractor in {model.policy.pi_features_extractor, model.policy.vf_features_extractor}:
-        extractor.load_state_dict(weights)
+        extractor.load_state_dict(pretrained)
         extractor.requires_grad_(not frozen)
     model.learn(128)
     assert model.last_update is not None and model.last_update.step.accepted
     model.save(tmp_path / "model")
     loaded = TRPO.load(tmp_path / "model", device="cpu")
     for policy in (model.policy, loaded.policy):
-        kept = [th.equal(tensor, weights[name]) for name, tensor in policy.pi_features_extractor.state_dict().items()]
+        kept = [th.equal(tensor, pretrained[name]) for name, tensor in policy.pi_features_extractor.state_dict().items()]
         assert all(kept) if frozen else not any(kept)
 
 

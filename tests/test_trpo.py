@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 import sb3_trpo
 from sb3_trpo import TRPO
 from sb3_trpo.hyperparameters import PER_DIMENSION
-from tests.small_models import EVERY_CASE, IMAGE, Case, changed, make_env, policy_state, small_model
+from tests.small_models import EVERY_CASE, IMAGE, LONG_CASES, Case, changed, make_env, policy_state, small_model
 
 
 def test_trpo_is_an_on_policy_algorithm_of_sb3() -> None:
@@ -47,7 +47,9 @@ def test_signature_begins_with_that_of_contrib(method: str) -> None:
     assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in ours_only)
 
 
-@pytest.mark.parametrize("case", EVERY_CASE.values(), ids=EVERY_CASE)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name, marks=[pytest.mark.slow] * (name in LONG_CASES)) for name, case in EVERY_CASE.items()]
+)
 def test_trpo_learns_saves_loads_and_predicts(case: Case, tmp_path: pathlib.Path) -> None:
     """Two updates, and a model that comes back from its zip with every weight and the same predictions, ready for more."""
     model = case.model()

@@ -120,7 +120,7 @@ def _check_readable(name: str, space: spaces.Space, *, shifted: bool) -> None:
 def _check_network(name: str, space: spaces.Space, *, convolutions: bool) -> None:
     """Refuse what SB3's own feature extractors cannot take."""
     if isinstance(space, spaces.Box) and space.shape == ():
-        _refuse(name, space, "have at least one axis", "gymnasium.wrappers.ReshapeObservation(env, (1,)) adds one")
+        _refuse(name, space, "have at least one axis", FLATTEN)
     if 0 in (space.shape or ()):
         _refuse(name, space, "not be empty", "leave it out, or give a constant where there is nothing to observe")
     if isinstance(space, spaces.Box) and np.isnan([space.low, space.high]).any():

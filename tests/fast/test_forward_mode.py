@@ -246,8 +246,17 @@ def learn_counting(model: TRPO, n_updates: int, monkeypatch: pytest.MonkeyPatch)
     return n_asked
 
 
-@pytest.mark.parametrize(("action_space", "fast"), [(BOX, True), (DISCRETE, False)], ids=["box", "discrete"])
-@pytest.mark.parametrize("name", NETWORKS)
+# Each with actions of one kind, and a few with the other
+@pytest.mark.parametrize(
+    ("name", "action_space", "fast"),
+    [
+        *(pytest.param(name, BOX, True, id=f"{name}-box") for name in NETWORKS),
+        *(
+            pytest.param(n, DISCRETE, False, id=f"{n}-discrete")
+            for n in ("sdpa", "lstm", "hardsigmoid", "once", "elu", "traced")
+        ),
+    ],
+)
 def test_network_trains_whatever_it_can_be_differentiated_by(
     name: str, action_space: spaces.Space, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

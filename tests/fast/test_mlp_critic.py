@@ -115,7 +115,7 @@ def test_critic_ends_where_the_plain_fit_ends(arguments: dict[str, Any]) -> None
     """Fit after fit with the same minibatches: the weights, the optimizer's state and the losses."""
     ours, theirs = rolled_out(**arguments), rolled_out(**arguments)
     before = policy_state(ours)
-    for seed in range(4):
+    for seed in range(3):
         check_same_fits(fit(ours, fast=True, seed=seed), fit(theirs, fast=False, seed=seed))
         check_same_critics(ours, theirs)
     moved = changed(before, policy_state(ours))

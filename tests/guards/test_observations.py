@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from gymnasium.wrappers import FlattenObservation, ReshapeObservation
+from gymnasium.wrappers import FlattenObservation
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -160,7 +160,7 @@ class Own(BaseFeaturesExtractor):
 SMALL_IMAGE = spaces.Box(0, 255, (12, 40, 3), np.uint8)
 # Observation space, what the message names, words of the way out
 REFUSED: dict[str, tuple[spaces.Space, str, str]] = {
-    "scalar": (spaces.Box(0.0, 5.0, ()), "env.observation_space", "ReshapeObservation"),
+    "scalar": (spaces.Box(0.0, 5.0, ()), "env.observation_space", "FlattenObservation"),
     "empty": (spaces.Box(0.0, 5.0, (0,)), "env.observation_space", "constant"),
     "empty axis": (spaces.Box(0.0, 5.0, (4, 0)), "env.observation_space", "constant"),
     "no factors": (spaces.MultiDiscrete(np.zeros(0, dtype=np.int64)), "env.observation_space", "constant"),
@@ -246,7 +246,7 @@ def test_dict_is_refused_for_a_perceptron_given_as_a_class() -> None:
 
 
 WAYS_OUT: dict[str, Any] = {
-    "scalar": (spaces.Box(0.0, 5.0, ()), lambda env: ReshapeObservation(env, (1,))),
+    "scalar": (spaces.Box(0.0, 5.0, ()), FlattenObservation),
     "two axes": (spaces.MultiDiscrete(np.array([[4, 5], [2, 2]])), FlattenObservation),
     "tuple": (spaces.Tuple([spaces.Discrete(3), VECTOR]), FlattenObservation),
     "dict in a dict": (spaces.Dict(a=VECTOR, arm=spaces.Dict(b=VECTOR)), FlattenObservation),

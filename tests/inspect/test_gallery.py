@@ -27,6 +27,7 @@ def test_tensorboard_gets_the_figures_every_so_many_updates(tmp_path: Path) -> N
     assert len(events.Scalars("train/kl_divergence_loss")) == 2
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_figures_of_other_algorithms(tmp_path: Path) -> None:
     """Those that there are: the run, where the policy went, and what became of it in single states."""
     model = OTHERS["ppo"](tensorboard_log=str(tmp_path / "tb"))

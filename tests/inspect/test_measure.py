@@ -14,7 +14,7 @@ from sb3_trpo.inspect.policy_copies import copy_of
 from sb3_trpo.inspect.run_files import QUANTILES
 from tests.from_outside import joint_kl_by_hand
 from tests.other_algorithms import OTHERS
-from tests.small_models import EVERY_CASE
+from tests.small_models import EVERY_CASE, LONG_CASES
 from tests.test_maskable import masked_model
 from tests.test_recurrent import CASES as RECURRENT
 
@@ -61,7 +61,7 @@ def _recurrent(name: str) -> Any:
     return RECURRENT[name].model(RecurrentTRPO)
 
 
-@pytest.mark.parametrize("name", own_models())
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG_CASES)) for n in own_models()])
 def test_numbers_from_outside_are_those_that_ours_reports(name: str) -> None:
     """Mean KL, gain, its linear model, entropy and norms to a millionth, for every kind of action, policy and variant."""
     model, outside = own_models()[name](), Outside()

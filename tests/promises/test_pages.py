@@ -23,9 +23,12 @@ PYTHON = re.compile(r"^```python\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", flags=re.DOTALL | re.MULTILINE)
 WITH_CODE = [name for name, text in PAGES.items() if PYTHON.search(text)]
 
+# Long runs, whose parts have quick tests of their own
+LONG = ("trust_region.md", "maskable_trpo.md")
+
 
 @pytest.mark.usefixtures("coarse")
-@pytest.mark.parametrize("name", WITH_CODE)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in WITH_CODE])
 def test_code_of_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of Python run as they stand, one after the other; a traceback names the block."""
     monkeypatch.chdir(tmp_path)

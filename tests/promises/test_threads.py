@@ -126,7 +126,10 @@ def test_models_in_threads_learn_what_they_learn_alone(space: Any) -> None:
     assert changed(alone[0], alone[1])
 
 
-@pytest.mark.parametrize("arguments", IN_TORCH.values(), ids=IN_TORCH)
+@pytest.mark.parametrize(
+    "arguments",
+    [pytest.param(given, id=name, marks=[pytest.mark.slow] * (name == "both, plain")) for name, given in IN_TORCH.items()],
+)
 def test_models_whose_actions_are_drawn_in_torch_learn_in_threads_what_they_learn_alone(arguments: dict[str, Any]) -> None:
     """Torch draws from generators of the process; each model has its own numbers all the same."""
     alone = [policy_state(learned(seed, **arguments)) for seed in range(2)]

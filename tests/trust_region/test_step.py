@@ -564,3 +564,24 @@ def test_step_keeps_its_promise_whatever_the_matrix(
         assert all(bool(parameter.isfinite().all()) for parameter in problem.parameters)
     else:
         assert unchanged(problem, before)
+
+
+def test_step_is_the_same_on_processes_that_round_differently() -> None:
+    """Length of the gradient, when to stop, direction and curvature: what one of them says is what all take, bit for bit."""
+    said: list[th.Tensor] = []
+
+    def tell(value: th.Tensor) -> th.Tensor:
+        said.append(value.clone())
+        return value
+
+    one, other = quadratic(), quadratic()
+    # Left to itself it would have found its direction after one iteration
+    other.gradient, other.fisher_vector_product = (1.0 + 1e-4) * other.gradient, lambda: th.clone  # type: ignore[method-assign]
+    first = trust_region_step(one, max_kl=MAX_KL, damping=0.1, agree=tell)
+    words = iter(said)
+    second = trust_region_step(other, max_kl=MAX_KL, damping=0.1, agree=lambda value: next(words))
+    assert first.accepted and second.accepted and not list(words)
+    assert th.equal(one.displacement(), other.displacement())
+    assert (first.gradient_norm, first.step_norm) == (second.gradient_norm, second.step_norm)
+    assert first.conjugate_gradient is not None and second.conjugate_gradient is not None
+    assert first.conjugate_gradient.n_iterations == second.conjugate_gradient.n_iterations

@@ -49,7 +49,7 @@ def test_processes_are_told_whether_masks_are_asked_for() -> None:
         def _on_step(self) -> bool:
             return False
 
-    model = MaskableTRPO("MlpPolicy", masked_env(), n_steps=64, device="cpu")
+    model = MaskableTRPO("MlpPolicy", masked_env(probability=1.0), n_steps=64, device="cpu")
     for use_masking in (True, False):
         model.learn(64, Told(), use_masking=use_masking)
     assert told == ["True", "False"]

@@ -3,7 +3,8 @@ What more processes cost and bring: one update of HalfCheetah with one process' 
 
     python -m benchmarks.scale                       # P = 1, 2 and 4, in turns; writes results/scale.csv and prints the tables
 
-Each row is a median over updates. The machine may be busy: what is compared was measured in turns.
+Each row is a median over updates. The machine may be busy: what is compared was measured in turns. What two processes would
+bring that never meet is measured beside them: cores share caches and memory, and that much is the machine's.
 """
 
 import argparse
@@ -28,10 +29,10 @@ from sb3_trpo.distributed import Processes, join
 RECORD = Path(__file__).parent / "results" / "scale.csv"
 N_ENVS, N_STEPS = 8, 2048
 BATCH_SIZES = (1024, 128)
-COLLECTIVES = ("all_reduce", "broadcast", "broadcast_object_list", "all_gather_object")
+COLLECTIVES = ("all_reduce", "all_to_all_single", "broadcast", "broadcast_object_list", "all_gather_object")
 # Bytes of a sum: a number, a critic's gradient, a network for images
 SIZES = {"8 B": 8, "23 KB": 23_000, "6.7 MB": 6_700_000}
-FIELDS = ["processes", "batch_size", "round", "collect", "update", "update_cpu", "collectives", *SIZES]
+FIELDS = ["processes", "meet", "batch_size", "round", "collect", "update", "update_cpu", "collectives", *SIZES]
 
 
 class Measured(TRPO):
@@ -91,21 +92,31 @@ def work(batch_size: int, n_steps: int, n_updates: int) -> dict[str, float] | No
     return found if processes.rank == 0 else None
 
 
-def measure(n_processes: int, batch_size: int, n_steps: int, n_updates: int) -> dict[str, float]:
-    """Run that in so many processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}", "-m", "benchmarks.scale"]
+def measure(n_processes: int, meet: bool, batch_size: int, n_steps: int, n_updates: int) -> dict[str, float]:
+    """Run that in so many processes, which make one update together, or each its own at the same time."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}"] if meet else []
     options = [str(value) for value in ("--work", batch_size, n_steps, n_updates)]
-    result = subprocess.run([sys.executable, *launcher, *options], capture_output=True, text=True, timeout=1800)
-    if result.returncode != 0:
-        raise RuntimeError(result.stderr[-3000:])
-    return json.loads(result.stdout.splitlines()[-1])
+    command = [sys.executable, *launcher, "-m", "benchmarks.scale", *options]
+    started = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(1 if meet else n_processes)
+    ]
+    found = [(*process.communicate(timeout=1800), process.returncode) for process in started]
+    failed = next((errors for _, errors, code in found if code != 0), None)
+    if failed is not None:
+        raise RuntimeError(failed[-3000:])
+    each = [json.loads(output.splitlines()[-1]) for output, _, _ in found]
+    return {name: median(one[name] for one in each) for name in each[0]}
 
 
-def medians(rows: list[dict[str, Any]]) -> dict[tuple[int, int], dict[str, float]]:
-    """Return for each number of processes and batch size the median of each number over the rounds."""
-    keys = sorted({(int(row["batch_size"]), int(row["processes"])) for row in rows})
-    of = {key: [row for row in rows if (int(row["batch_size"]), int(row["processes"])) == key] for key in keys}
-    return {key: {name: median(float(row[name]) for row in found) for name in FIELDS[3:]} for key, found in of.items()}
+def _key(row: dict[str, Any]) -> tuple[int, int, int]:
+    return int(row["batch_size"]), int(row["processes"]), int(row["meet"])
+
+
+def medians(rows: list[dict[str, Any]]) -> dict[tuple[int, int, int], dict[str, float]]:
+    """Return for each batch size, number of processes, and whether these meet, the median of each number over the rounds."""
+    of = {key: [row for row in rows if _key(row) == key] for key in sorted({_key(row) for row in rows})}
+    return {key: {name: median(float(row[name]) for row in found) for name in FIELDS[4:]} for key, found in of.items()}
 
 
 def table(rows: list[dict[str, Any]], n_transitions: int) -> list[str]:
@@ -115,11 +126,11 @@ def table(rows: list[dict[str, Any]], n_transitions: int) -> list[str]:
         "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     found = medians(rows)
-    for (batch_size, n), row in found.items():
-        one = found[batch_size, 1]
+    for (batch_size, n, meet), row in found.items():
+        one = found[batch_size, 1, 1]
         speed, speed_of_one = (k * n_transitions / (r["collect"] + r["update"]) for k, r in ((n, row), (1, one)))
         lines.append(
-            f"| {batch_size} | {n} | {row['collect']:.2f} s | {row['update']:.2f} s | {row['update'] / one['update']:.2f} | "
+            f"| {batch_size} | {n}{'' if meet else ' that never meet'} | {row['collect']:.2f} s | {row['update']:.2f} s | {row['update'] / one['update']:.2f} | "
             f"{row['update_cpu']:.2f} s | {speed:,.0f} | {speed / speed_of_one:.2f} | {row['collectives']:.0f} |"
         )
     return lines
@@ -129,8 +140,8 @@ def on_paper(rows: list[dict[str, Any]]) -> list[str]:
     """
     Return what the collectives of an update would take in larger numbers of processes, in Markdown.
 
-    A sum in a ring of P processes has 2 (P - 1) steps, in a tree 2 log2 P. The latency of a step is that which two processes
-    on this machine have, for which both have two.
+    A sum in a ring of P processes has 2 (P - 1) steps, in a tree 2 log2 P. The latency of a step is that which a number has
+    between two processes on this machine, for which both have two.
     """
     lines = [
         "| processes | ring, batch 1,024 | tree, batch 1,024 | ring, batch 128 | tree, batch 128 |",
@@ -140,9 +151,9 @@ def on_paper(rows: list[dict[str, Any]]) -> list[str]:
     for n in (8, 64, 256, 1000):
         cells = []
         for batch_size in BATCH_SIZES:
-            row = found.get((batch_size, 2))
+            row = found.get((batch_size, 2, 1))
             if row is not None:
-                step = row["23 KB"] / 1000.0 / 2.0
+                step = row["8 B"] / 1000.0 / 2.0
                 depth = (n - 1).bit_length()
                 cells += [f"{row['collectives'] * step * 2 * k:.2f} s" for k in (n - 1, depth)]
         lines.append(f"| {n:,} | {' | '.join(cells)} |")
@@ -168,9 +179,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for number in range(arguments.rounds):
         for batch_size in arguments.batch_sizes:
-            for n in arguments.processes:
-                row = measure(n, batch_size, arguments.steps, arguments.updates)
-                rows.append({"processes": n, "batch_size": batch_size, "round": number} | row)
+            for n, meet in [(n, True) for n in arguments.processes] + [(n, False) for n in arguments.processes if n == 2]:
+                row = measure(n, meet, batch_size, arguments.steps, arguments.updates)
+                rows.append({"processes": n, "meet": int(meet), "batch_size": batch_size, "round": number} | row)
                 print({name: round(value, 3) for name, value in rows[-1].items()}, flush=True)
     with arguments.record.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)

@@ -15,6 +15,9 @@ from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
+# Gloo's ``all_reduce`` hands pieces around in a ring, 2 P of them one after the other. What has so few bytes goes to all at once,
+# in a third of the time (2 and 4 processes, 23 KB), unless that is no more than a few numbers, or more than many bytes for each
+FEW_BYTES, MANY_BYTES = 256, 2**21
 # Seconds that a process waits for the others, and that those who are left wait to hear who is still there
 TIMEOUT, PATIENCE = 1800.0, 1.0
 
@@ -108,7 +111,20 @@ class TorchProcesses(Processes):
         return tensor
 
     def total(self, part: th.Tensor) -> th.Tensor:
+        n_bytes = part.numel() * part.element_size()
+        if part.device.type == "cpu" and FEW_BYTES < n_bytes <= MANY_BYTES / self.size:
+            return self._total_of_all(part.detach())
         return self._met(dist.all_reduce, part, op=dist.ReduceOp.SUM)
+
+    def _total_of_all(self, part: th.Tensor) -> th.Tensor:
+        """Return the same as ``all_reduce``: every part goes to everybody, who adds them up by rank, to the same bits."""
+        sent = part.reshape(1, -1).expand(self.size, -1).flatten()
+        received = th.empty_like(sent)
+        self._meet(dist.all_to_all_single, received, sent)
+        total, *others = received.view(self.size, *part.shape)
+        for other in others:
+            total += other
+        return total
 
     def largest(self, value: th.Tensor) -> th.Tensor:
         return self._met(dist.all_reduce, value, op=dist.ReduceOp.MAX)

@@ -129,6 +129,11 @@ def test_processes_meet(three: list[dict[str, Any]]) -> None:
         assert found["total"].tolist() == [1.5 + 3.0 + 4.5, -3.0]
         assert float(found["scalar"]) == 0.5 + 1.5 + 2.5
         assert th.equal(found["strided"], 3 * th.arange(6.0).view(2, 3).t())
+        # To all at once, and around in a ring
+        exact = th.arange(1000.0, dtype=th.float64).view(20, 50).t() * (1 / 3 + 1 / 4 + 1 / 5)
+        assert th.equal(found["vector"], three[0]["everything"]["vector"]) and found["vector"].shape == (50, 20)
+        th.testing.assert_close(found["vector"].double(), exact, rtol=1e-6, atol=0.0)
+        th.testing.assert_close(found["large"], th.full((2**20,), 3.3))
         assert found["own"].tolist() == [1.5 * (rank + 1), -rank]
         assert found["largest"].tolist() == [4.5, 0.0]
         assert found["agreed tensor"].tolist() == [1.5, 0.0] and found["agreed object"] == {"of": 0}

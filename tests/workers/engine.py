@@ -27,6 +27,8 @@ def everything(processes: Processes) -> dict[str, Any]:
         "total": processes.total(own),
         "scalar": processes.total(th.tensor(rank + 0.5)),
         "strided": processes.total(th.arange(6.0).view(2, 3).t()),
+        "vector": processes.total(th.arange(1000.0).view(20, 50).t() / (rank + 3)),
+        "large": processes.total(th.full((2**20,), rank + 0.1)),
         "own": own,
         "largest": processes.largest(own),
         "agreed tensor": processes.agree(own),

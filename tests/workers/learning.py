@@ -31,7 +31,7 @@ from sb3_trpo import TRPO
 from sb3_trpo.distributed import Processes
 from tests.small_models import DICT, RandomEnv, make_env, monitored, observed, policy_state, small_model
 
-COLLECTIVES = ("all_reduce", "broadcast", "broadcast_object_list", "all_gather_object")
+COLLECTIVES = ("all_reduce", "all_to_all_single", "broadcast", "broadcast_object_list", "all_gather_object")
 
 
 def bits_of(model: TRPO) -> str:

@@ -7,7 +7,11 @@ from benchmarks.scale import N_ENVS, N_STEPS, RECORD, SIZES, on_paper, table
 
 def row(processes: int, batch_size: int, update: float, number: int = 0, *, meet: bool = True) -> dict[str, float]:
     measured = {"collect": 2.0, "update": update, "update_cpu": 1.0, "collectives": 100.0 * (processes > 1 and meet)}
-    return {"processes": processes, "meet": meet, "batch_size": batch_size, "round": number} | measured | dict.fromkeys(SIZES, 1.0)
+    return (
+        {"processes": processes, "meet": meet, "batch_size": batch_size, "round": number}
+        | measured
+        | dict.fromkeys(SIZES, 1.0)
+    )
 
 
 ROWS = [

@@ -129,9 +129,9 @@ def table(rows: list[dict[str, Any]], n_transitions: int) -> list[str]:
     for (batch_size, n, meet), row in found.items():
         one = found[batch_size, 1, 1]
         speed, speed_of_one = (k * n_transitions / (r["collect"] + r["update"]) for k, r in ((n, row), (1, one)))
-        kind = "" if meet else " that never meet"
+        who = n if meet else f"{n} that never meet"
         lines.append(
-            f"| {batch_size} | {n}{kind} | {row['collect']:.2f} s | {row['update']:.2f} s | {row['update'] / one['update']:.2f} | "
+            f"| {batch_size} | {who} | {row['collect']:.2f} s | {row['update']:.2f} s | {row['update'] / one['update']:.2f} | "
             f"{row['update_cpu']:.2f} s | {speed:,.0f} | {speed / speed_of_one:.2f} | {row['collectives']:.0f} |"
         )
     return lines

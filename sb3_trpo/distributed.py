@@ -15,8 +15,8 @@ from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
-# Gloo's ``all_reduce`` hands 2 P pieces around in a ring, one after the other. What lies between these goes to all at once, in a
-# third of the time (23 KB, 2 and 4 processes): a few numbers are one piece, and many bytes for each other process are too many
+# Gloo's ``all_reduce`` hands 2 P pieces around in a ring, one after the other. What lies between these goes to all at once, in
+# a third of the time (23 KB, 2 and 4 processes): a few numbers are one piece, and many bytes for each other process too many
 FEW_BYTES, MANY_BYTES = 256, 2**21
 # Seconds that a process waits for the others, and that those who are left wait to hear who is still there
 TIMEOUT, PATIENCE = 1800.0, 1.0

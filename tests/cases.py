@@ -25,6 +25,20 @@ ACTION_SPACES: dict[str, spaces.Space] = {
 }
 
 
+class WithoutSecondDerivative(th.autograd.Function):
+    """A sine the backward pass of which says that it cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @th.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: th.Tensor) -> th.Tensor:
+        return gradient * ctx.saved_tensors[0].cos()
+
+
 class DoubleExtractor(BaseFeaturesExtractor):
     """Back to float64: SB3's ``preprocess_obs`` casts every observation to float32."""
 

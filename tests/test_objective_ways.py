@@ -12,7 +12,7 @@ from torch import nn
 from sb3_trpo.fast.forward_mode import forward_mode_fisher
 from sb3_trpo.objective import DIFFERENCES, FORWARD_MODE, N_TRIED, TWICE, Batch, PolicyProblem
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct
-from tests.cases import PolicyCase, make_case, normal
+from tests.cases import PolicyCase, WithoutSecondDerivative, make_case, normal
 from tests.oracles import dense_fisher, relative_error
 
 # What torch says of itself when forward mode is asked for the first time
@@ -39,19 +39,13 @@ def check_product(problem: PolicyProblem, case: PolicyCase) -> None:
     assert relative_error(problem.fisher_vector_product()(vector), dense @ vector) < 1e-6
 
 
-class Sine(th.autograd.Function):
-    """A sine with a forward mode, the backward pass of which cannot be differentiated."""
+class Sine(WithoutSecondDerivative):
+    """The same with a forward mode."""
 
     @staticmethod
     def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
-        ctx.save_for_backward(x)
         ctx.save_for_forward(x)
-        return x.sin()
-
-    @staticmethod
-    @th.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: th.Tensor) -> th.Tensor:
-        return gradient * ctx.saved_tensors[0].cos()
+        return WithoutSecondDerivative.forward(ctx, x)
 
     @staticmethod
     def jvp(ctx: Any, tangent: th.Tensor) -> th.Tensor:

@@ -16,7 +16,7 @@ from sb3_trpo import TRPO
 from sb3_trpo.fast.forward_mode import forward_mode_fisher
 from sb3_trpo.objective import N_TRIED, PolicyProblem
 from sb3_trpo.trust_region import flatten
-from tests.cases import PolicyCase, make_case, normal
+from tests.cases import PolicyCase, WithoutSecondDerivative, make_case, normal
 from tests.oracles import dense_fisher, gradient_row, relative_error
 from tests.small_models import BOX, DISCRETE, VECTOR, changed, make_env, policy_state, small_model
 from tests.trust_region.test_fisher import matrix_of, n_params
@@ -106,20 +106,6 @@ def test_central_differences_of_a_single_precision_network_have_two_digits(name:
 
 
 # Networks
-
-
-class WithoutSecondDerivative(th.autograd.Function):
-    """A sine the backward pass of which says that it cannot be differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    @th.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: th.Tensor) -> th.Tensor:
-        return gradient * ctx.saved_tensors[0].cos()
 
 
 class WithAWrongSecondDerivative(WithoutSecondDerivative):

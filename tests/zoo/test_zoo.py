@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.settings import constructor_arguments
+from benchmarks.settings import TUNED, constructor_arguments, load
 from sb3_trpo import TRPO, RecurrentTRPO
 from sb3_trpo.zoo import HYPERPARAMETERS, linear_schedule
 
@@ -45,8 +45,8 @@ def test_hyperparameters_are_ours(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in WITH_MEMORY if name != "default"])
 def test_hyperparameters_of_policies_with_a_memory_are_ours(name: str) -> None:
     """Every entry is made of arguments that the constructor takes, the policy's among them."""
-    entry = {key: value for key, value in WITH_MEMORY[name].items() if key not in OF_THE_ZOO}
-    settings = constructor_arguments({**entry, "policy_kwargs": eval(entry.get("policy_kwargs", "{}"))})
+    entry = load("trpo_lstm", TUNED, name).items()
+    settings = constructor_arguments({key: value for key, value in entry if key not in OF_THE_ZOO})
     env = "Pendulum-v1" if settings.get("use_sde") else "CartPole-v1"
     model = RecurrentTRPO("MlpLstmPolicy", env, device="cpu", **settings)
     assert all(getattr(model, key) == value for key, value in settings.items() if key != "policy_kwargs")

@@ -42,7 +42,7 @@ SCHEDULES: dict[str, Any] = {
 }
 
 
-CONSTANTS = {"learning_rate": 1e-3, "target_kl": 0.01, "cg_damping": 0.1}
+CONSTANTS: dict[str, Any] = {"learning_rate": 1e-3, "target_kl": 0.01, "cg_damping": 0.1}
 
 
 # Every schedule for all of them at once, and one for each alone

@@ -6,6 +6,8 @@ import sys
 import urllib.request
 from pathlib import Path
 
+from docutils import nodes
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -101,7 +103,15 @@ def skip_fields(app, what, name, obj, skip, options):
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
+def name_tables_of_symptoms(app, doctree):
+    """Tables of what one sees, what it means and the way out have a form of their own on a phone: ``custom.css``."""
+    for table in doctree.findall(nodes.table):
+        if table.next_node(nodes.entry).astext() == "You see":
+            table["classes"].append("symptoms")
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("doctree-read", name_tables_of_symptoms)
     app.connect("autodoc-process-docstring", escape_stars)
     app.connect("autodoc-skip-member", skip_fields)

@@ -1,7 +1,7 @@
 """
 Draw the pictures of ``docs/trust_region.md``: a run on HalfCheetah-v5, updates of it and of CartPole-v1, and two by hand.
 
-Needs MuJoCo (``pip install gymnasium[mujoco]``) and a few minutes.
+Needs MuJoCo (``pip install 'gymnasium[mujoco]'``) and a few minutes.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 What PPO's clip does to the KL, beside a limit that is kept: the runs and pictures of ``docs/what_the_clip_keeps.md``.
 
 Trains PPO with its defaults and with RL Zoo's settings, and TRPO with its defaults, on CartPole-v1 and HalfCheetah-v5; what is
-in the folder already is not trained again. Needs MuJoCo (``pip install gymnasium[mujoco]``) and half an hour on one thread.
+in the folder already is not trained again. Needs MuJoCo (``pip install 'gymnasium[mujoco]'``) and half an hour on one thread.
 """
 
 import argparse

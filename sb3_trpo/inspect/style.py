@@ -53,7 +53,7 @@ def styled(function: Drawing) -> Drawing:
         try:
             import matplotlib.style
         except ImportError:
-            raise ImportError("drawing needs Matplotlib: pip install sb3_trpo[plots]") from None
+            raise ImportError("drawing needs Matplotlib: pip install 'sb3_trpo[plots]'") from None
         with matplotlib.style.context(["default", STYLE]):
             return function(*args, **kwargs)
 

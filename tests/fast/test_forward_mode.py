@@ -194,7 +194,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     ),
     "refusing": (lambda: Applied(RefusingASecondDerivative.apply), {DIFFERENCES}),
     "refusing, not tried": (lambda: Applied(after_the_first(RefusingASecondDerivative.apply)), {DIFFERENCES}),
-    "distances": (lambda: Applied(lambda x: th.cdist(x, th.eye(8))), {DIFFERENCES}),
+    # torch differentiates them twice from 2.14 on
+    "distances": (lambda: Applied(lambda x: th.cdist(x, th.eye(8))), {TWICE, DIFFERENCES}),
     "detached on purpose": (lambda: Applied(lambda x: x.tanh() + x.sin().detach()), {TWICE}),
     "straight through": (lambda: Applied(lambda x: x + ((4 * x).round() / 4 - x).detach()), {TWICE}),
     "elu": (lambda: Applied(F.elu), {TWICE}),

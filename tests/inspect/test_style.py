@@ -14,7 +14,7 @@ def test_figures_are_spared_where_nobody_looks(tmp_path: Path, monkeypatch: pyte
     """Without TensorBoard nothing is drawn: recording needs no Matplotlib, and drawing without it says what to install."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     small_model().learn(64, callback=TrustRegionRecorder(tmp_path, pictures_every=1))
-    with pytest.raises(ImportError, match=r"pip install sb3_trpo\[plots\]"):
+    with pytest.raises(ImportError, match=r"pip install 'sb3_trpo\[plots\]'"):
         draw_ladder(read_run(tmp_path).updates[0])
 
 

@@ -1,5 +1,6 @@
 """The pages of the documentation: their code runs, and what they point to is there."""
 
+import ast
 import inspect
 import pydoc
 import re
@@ -56,6 +57,18 @@ def test_equations_point_to_their_lines() -> None:
     for name, line in rows:
         source = inspect.getsource(pydoc.locate(name))  # type: ignore[arg-type]
         assert line in [code.strip() for code in source.splitlines()], name
+
+
+def test_symptoms_are_what_the_package_says() -> None:
+    """Each text that a reader looks up is a part of an error, a warning, a status or a key of the log."""
+    sources = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "sb3_trpo").rglob("*.py")]
+    said = [node.value for tree in sources for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    texts = [text for text in said if isinstance(text, str)]
+    rows = re.findall(r"^\| ((?!You see)[^|]*[^-| ][^|]*) \|", PAGES["when_things_go_wrong.md"], flags=re.MULTILINE)
+    symptoms = {symptom for row in rows for symptom in re.findall(r"`([^`]+)`", row)}
+    others = {"KeyboardInterrupt", "kill -9", "VecNormalize", "verbose=1"}
+    assert len(symptoms) >= 20 and others <= symptoms
+    assert not [symptom for symptom in symptoms - others if not any(symptom in text for text in texts)]
 
 
 def anchors_of(text: str) -> set[str]:

@@ -95,7 +95,7 @@ class Measured(RecurrentTRPO):
         return result
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("cnn_shared",))) for name in CASES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("cnn")) for name in CASES])
 def test_limit_holds_measured_step_by_step(name: str) -> None:
     """After every update the KL over the rollout's steps, each asked alone, is within target_kl and as reported."""
     model = CASES[name].model(Measured, target_kl=0.02, learning_rate=1e-2)

@@ -103,7 +103,9 @@ def test_zip_holds_no_report_of_the_last_update(tmp_path: pathlib.Path) -> None:
     assert TRPO.load(tmp_path / "model.zip", device="cpu").last_update is None
 
 
-@pytest.mark.parametrize("name", ["box-vector-2", "discrete-image-2", "gsde-vector-sampled-2", "multi_binary-dict-2"])
+@pytest.mark.parametrize(
+    "name", ["box-vector-2", "discrete-vector", "multi_discrete-vector-2", "gsde-vector-sampled-2", "multi_binary-dict-2"]
+)
 def test_trpo_with_the_same_seed_ends_with_the_same_weights(name: str) -> None:
     """Two runs with one seed agree bit for bit, another seed leads elsewhere."""
     first, second, other = (EVERY_CASE[name].model(seed=seed).learn(128) for seed in (3, 3, 4))

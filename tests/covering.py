@@ -1,33 +1,33 @@
 """
 Which tests are traced for the coverage: ``make test`` loads this with ``-p tests.covering``.
 
-Traced, Python before 3.12 takes half as long again for everything, torch and SB3 included. So only those tests are that can
-cover what no other does: the tests of the modules, which stand where the module stands in the package. Promises and
-benchmarks are made of the same lines. Nor is traced how pytest finds the tests; of the imports, those of our modules are.
+Whatever is traced takes half as long again with Python 3.11, torch and SB3 included. So only those tests are that cover
+what no other does: the tests of the modules, without the long ones among them whose lines the others cover, which are
+marked ``untraced``. Promises and benchmarks are made of the same lines. Nor is traced how pytest finds the tests; of all
+that is imported, our modules are.
 
-A whole protocol is left out, fixtures included. The marker ``no_cover`` of pytest-cov would not do: in a worker of xdist it
-stops one tracer, and another one, which pytest-cov has started there and forgotten, goes on in its place.
+A test is left out with its fixtures. The marker ``no_cover`` of pytest-cov would not do: in a worker of xdist it stops one
+tracer, and another, which pytest-cov has started there and forgotten, goes on in its place.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import pytest
 
-# SB3 brings torch, and both are imported before pytest-cov begins
+# SB3 brings torch: both are imported here, before pytest-cov begins
 import stable_baselines3  # noqa: F401
 from coverage import Coverage
 
-# Folders and files that are not traced
-FREE = ("tests/promises/", "tests/benchmarks/")
+FOLDERS_LEFT_OUT = ("tests/promises/", "tests/benchmarks/")
 
 
 class Tracing:
     """
-    Turns the tracing on where it is wanted, and has it off everywhere else.
+    Traces the tests that cover, and nothing else.
 
-    :param coverage: what traces in this process
+    :param coverage: what pytest-cov has begun in this process
     """
 
     def __init__(self, coverage: Coverage):
@@ -36,9 +36,8 @@ class Tracing:
             running.stop()
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        """Trace a test that covers."""
-        if item.nodeid.startswith(FREE):
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        if item.nodeid.startswith(FOLDERS_LEFT_OUT) or item.get_closest_marker("untraced"):
             return (yield)
         self.coverage.start()
         try:
@@ -48,12 +47,13 @@ class Tracing:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection(session: pytest.Session) -> Iterator[None]:
-    """Import our modules traced, and nothing else, where tests are going to run."""
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Import our modules traced, where tests are going to run; from then on it is decided for each test."""
     coverage = Coverage.current()
     if coverage is None or session.config.pluginmanager.has_plugin("dsession"):
         return (yield)
     session.config.pluginmanager.register(Tracing(coverage))
+    # The first optimizer would import it
     importlib.import_module("torch._dynamo")
     import sb3_trpo
 

@@ -21,6 +21,8 @@ from sb3_trpo import TRPO
 from sb3_trpo.hyperparameters import PER_DIMENSION
 from tests.small_models import EVERY_CASE, IMAGE, LONG_CASES, Case, changed, make_env, policy_state, small_model
 
+pytestmark = pytest.mark.untraced
+
 
 def test_trpo_is_an_on_policy_algorithm_of_sb3() -> None:
     """Whoever asks for SB3's OnPolicyAlgorithm gets one, with SB3's policies under their aliases."""

@@ -22,7 +22,7 @@ from tests.small_models import BOX, DISCRETE, VECTOR, changed, make_env, policy_
 from tests.trust_region.test_fisher import matrix_of, n_params
 
 # What torch says of itself when forward mode is asked for the first time
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+pytestmark = [pytest.mark.untraced, pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")]
 
 DIFFERENCES, FORWARD, TWICE, WRITTEN_OUT = "finite differences", "Gauss-Newton by autograd", "plain", "Gauss-Newton"
 # Central differences: of a float64 network to eight digits, of a float32 one to two or three

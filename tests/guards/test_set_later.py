@@ -108,6 +108,7 @@ CASES = [(name, values[0], HOOKS[index % 4]) for index, (name, values) in enumer
 CASES += [("processes", value, "rollout_end") for value in BAD["processes"][1:]]
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name, value, hook", CASES)
 def test_value_that_cannot_work_is_refused_before_anything_moves(name: str, value: Any, hook: str) -> None:
     """By its name, whoever sets it; policy and optimizer are what they were, and once it is put right training goes on."""
@@ -263,6 +264,7 @@ class Returns(BaseCallback):
         self.kept.append((self.model.rollout_buffer.returns.ravel().copy(), expected))
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(
     "name, value, fast, hook",
     [
@@ -333,6 +335,7 @@ def learning_rate(model: TRPO) -> float:
     return model.policy.optimizer.param_groups[0]["lr"]
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("hook", HOOKS)
 def test_learning_rate_set_later_is_the_critics(hook: str, tmp_path: pathlib.Path) -> None:
     """SB3 reads the attribute at construction only: here the next update follows it, and so does a saved model."""
@@ -429,6 +432,7 @@ def test_environment_set_while_the_model_learns_is_refused(hook: str, fast: bool
     assert model.env is not env and model.learn(64).num_timesteps == 64
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("hook, error", [*zip(HOOKS, [KeyboardInterrupt, ZeroDivisionError] * 2, strict=True)])
 def test_environment_may_be_set_after_an_exception_has_left_learn(hook: str, error: type[BaseException]) -> None:
     def fail(model: TRPO) -> None:

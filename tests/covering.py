@@ -59,7 +59,6 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
 
     coverage.start()
     for module in pkgutil.walk_packages(sb3_trpo.__path__, "sb3_trpo."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+        importlib.import_module(module.name)
     coverage.stop()
     return (yield)

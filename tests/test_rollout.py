@@ -24,8 +24,6 @@ from tests.small_models import (
     small_model,
 )
 
-pytestmark = pytest.mark.untraced
-
 
 def test_rewards_hold_the_discounted_value_where_time_ran_out() -> None:
     """Said from outside: reward + γ V(last observation) at a truncation, the reward alone elsewhere."""

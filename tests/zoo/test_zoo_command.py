@@ -9,8 +9,6 @@ import pytest
 
 from sb3_trpo import TRPO, RecurrentTRPO
 
-pytestmark = pytest.mark.untraced
-
 
 def run(folder: pathlib.Path, *command: str, code: int = 0) -> str:
     """Run a module in a process of its own (RL Zoo patches Gymnasium for the whole process), and return what it says."""

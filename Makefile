@@ -60,7 +60,7 @@ quick: lint
 	set -x; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $$tests tests/test_layers.py
 
 test: lint type
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-fail-under=95
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.covering -n 2 --dist worksteal --cov --cov-fail-under=95
 
 test-slow: $(TESTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

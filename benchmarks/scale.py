@@ -115,7 +115,8 @@ def medians(rows: list[dict[str, Any]]) -> dict[tuple[int, int, int], dict[str, 
 def table(rows: list[dict[str, Any]], n_transitions: int) -> list[str]:
     """Return the measured table in Markdown."""
     lines = [
-        "| batch per process | processes | collect | update | of one | CPU of it | frames / s | of one | collectives |",
+        "| batch per process | processes | collect | update | times one's | CPU of the update "
+        "| frames / s | times one's | collectives |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     found = medians(rows)

@@ -78,6 +78,7 @@ linkcheck_anchors_ignore_for_url = [r"https://github\.com/"]
 
 # Only what is typed is copied, not what is answered
 copybutton_prompt_text = "$ "
+copybutton_line_continuation_character = "\\"
 copybutton_exclude = ".linenos, .gp, .go"
 
 # Its fonts come with it
@@ -103,15 +104,19 @@ def skip_fields(app, what, name, obj, skip, options):
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
-def name_tables_of_symptoms(app, doctree):
-    """Tables of what one sees, what it means and the way out have a form of their own on a phone: ``custom.css``."""
+# By the heading of their first column, tables that have a form of their own: ``custom.css``
+KINDS_OF_TABLES = {"You see": "symptoms", "Looks at": "checks", "Equation": "equations"}
+
+
+def name_tables(app, doctree):
+    """Give a table the class of its kind."""
     for table in doctree.findall(nodes.table):
-        if table.next_node(nodes.entry).astext() == "You see":
-            table["classes"].append("symptoms")
+        kind = KINDS_OF_TABLES.get(table.next_node(nodes.entry).astext())
+        table["classes"] += [kind] if kind else []
 
 
 def setup(app):
     """Called by Sphinx."""
-    app.connect("doctree-read", name_tables_of_symptoms)
+    app.connect("doctree-read", name_tables)
     app.connect("autodoc-process-docstring", escape_stars)
     app.connect("autodoc-skip-member", skip_fields)

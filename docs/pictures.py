@@ -122,16 +122,18 @@ def draw_kl_of_a_change() -> Figure:
     axes.axhline(LIMIT, color=BLACK, linestyle="--", linewidth=1.2, label=f"limit δ = {LIMIT:g}")
     inside = new[kl <= LIMIT]
     axes.axvspan(inside[0], inside[-1], color=BLUE, alpha=0.12, label=f"allowed: {inside[0]:.2f} to {inside[-1]:.2f}")
-    for p, colour in ((0.25, BLUE), (0.6, VERMILLION)):
+    # Beside the curve, above it
+    for p, colour, offset, side in ((0.25, BLUE, (0, 26), "center"), (0.6, VERMILLION, (-10, 8), "right")):
         value = change_of_probabilities([old, 1 - old], [p, 1 - p]).kl
         axes.plot(p, value, "o", color=colour)
-        axes.annotate(f"[{p:g}, {1 - p:g}]: {value:.4f}", (p, value), xytext=(8, 8), textcoords="offset points", color=colour)
-    axes.axvline(old, color=GREY, linewidth=1.0)
+        text = f"[{p:g}, {1 - p:g}]: {value:.4f}"
+        axes.annotate(text, (p, value), xytext=offset, textcoords="offset points", color=colour, ha=side)
+    axes.axvline(old, ymax=0.12, color=GREY, linewidth=1.0, label="old policy")
     axes.set(
         title="KL from the policy [0.2, 0.8]", xlabel="new probability of the first action", ylabel="KL(old ‖ new) [nats]",
         ylim=(-0.01, 0.6),
     )  # fmt: skip
-    axes.legend(loc="upper left")
+    axes.legend(loc=(0.36, 0.72))
     return figure
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / ".matrix"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-# What the quick part needs beside the package
-FOR_TESTS = ("pytest", "hypothesis", "pandas", "tensorboard", "tqdm", "rich")
+# What the quick part needs beside the package; SB3's recorder of videos asks for moviepy
+FOR_TESTS = ("pytest", "hypothesis", "moviepy", "pandas", "tensorboard", "tqdm", "rich")
 QUICK = ("tests/trust_region", "tests/fast", "tests/guards", "tests/vec_env", *(f"tests/test_{name}.py" for name in (
     "about", "checked_algorithm", "contrib", "critic", "distributions", "gradients", "hints", "hyperparameters", "layers",
     "metrics", "objective", "policies", "randomness", "rollout", "trpo", "update",

@@ -153,6 +153,7 @@ BAD: list[tuple[str, Any]] = [
 ]
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("action_space, best", [(BOX, th.ones(64, 3)), (DISCRETE, th.full((64,), 3))], ids=["box", "discrete"])
 def test_algorithm_of_another_kind_learns(action_space: spaces.Space, best: th.Tensor) -> None:
     """It is an algorithm: what is paid for most becomes more likely."""

@@ -366,6 +366,7 @@ REFUSED: dict[str, tuple[Build, tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("name", REFUSED)
 def test_distribution_without_a_kl_is_refused_before_anything_moves(

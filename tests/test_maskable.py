@@ -69,6 +69,7 @@ class Measured(MaskableTRPO):
         return result
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "cnn_shared")) for name in CASES])
 def test_limit_holds_for_the_possible_actions_measured_from_outside(name: str) -> None:
     """After every update the KL of the masked policies is within target_kl and as reported; no impossible action was taken."""
@@ -215,6 +216,7 @@ def test_kl_of_contribs_own_distributions() -> None:
         assert kl.shape == (2,) and th.isfinite(kl).all() and (kl > 0).all()
 
 
+@pytest.mark.untraced
 @pytest.mark.filterwarnings("default")
 def test_example_runs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """What stands in the place of RL Zoo, which passes no masks."""

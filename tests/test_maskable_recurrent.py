@@ -87,6 +87,7 @@ class Measured(MaskableRecurrentTRPO):
         return result
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("cnn",))) for name in CASES])
 def test_limit_holds_measured_step_by_step(name: str) -> None:
     """After every update the KL of the masked policies is within target_kl and as reported."""

@@ -19,6 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sb3_trpo.metrics import METRICS
 from tests.small_models import DISCRETE, EVERY_CASE, Case, make_env, small_model
 
+pytestmark = pytest.mark.untraced
+
 
 def test_every_output_has_every_metric_of_every_update(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """stdout, log file, CSV, JSON and TensorBoard; the last update stands at the last step."""

@@ -366,6 +366,7 @@ def test_problem_does_not_see_padding(case: PolicyCase) -> None:
     check_that_padding_is_not_seen(case, advantage=1e6, old_log_prob=0.0)
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(
     "garbage",
     [

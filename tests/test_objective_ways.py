@@ -67,6 +67,7 @@ class Stairs(nn.Module):
 
 
 # In chunks, the first of which has fewer states than are tried
+@pytest.mark.untraced
 @pytest.mark.parametrize(("activation", "chunk_size"), [(nn.Tanh, None), (nn.Tanh, 7), (Once, None), (Once, 7)])
 @pytest.mark.parametrize("has_forward_mode", [False, True])
 def test_way_that_is_found_is_the_first_that_is_right(

@@ -14,6 +14,8 @@ from torch import nn
 from sb3_trpo import TRPO, CnnPolicy, MlpPolicy, MultiInputPolicy
 from tests.small_models import BOX, DICT, DISCRETE, IMAGE, VECTOR, Case, changed, make_env, policy_state, small_model
 
+pytestmark = pytest.mark.untraced
+
 
 class Halved(BaseFeaturesExtractor):
     """An extractor of the user's own."""

@@ -42,6 +42,7 @@ def model_that_acts(way: dict[str, Any], **arguments: Any) -> TRPO:
     return small_model(**way | {"env": make_env(**way["env"])} | arguments)
 
 
+@pytest.mark.untraced
 @WAYS
 def test_model_with_a_seed_draws_nothing_from_the_process(way: dict[str, Any]) -> None:
     """What others draw between its rollouts is no matter to it, nor is what it draws to others, in NumPy and in torch."""
@@ -73,6 +74,7 @@ def test_actions_drawn_in_torch_are_those_of_sb3_with_the_same_seed() -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.untraced
 @WAYS
 def test_zip_goes_on_with_the_numbers_of_the_model(way: dict[str, Any], tmp_path: Path) -> None:
     """Saved in the midst of a training, it acts as the model does that was never saved."""

@@ -95,7 +95,7 @@ class Measured(RecurrentTRPO):
         return result
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("cnn_shared",))) for name in CASES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("cnn")) for name in CASES])
 def test_limit_holds_measured_step_by_step(name: str) -> None:
     """After every update the KL over the rollout's steps, each asked alone, is within target_kl and as reported."""
     model = CASES[name].model(Measured, target_kl=0.02, learning_rate=1e-2)
@@ -107,6 +107,7 @@ def test_limit_holds_measured_step_by_step(name: str) -> None:
         assert mean_kl == pytest.approx(step.mean_kl, rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name", ["box", "multi_discrete", "shared", "dict"])
 def test_batch_is_the_policy_that_acted_in_either_layout(name: str) -> None:
     """The log-probabilities of whole sequences are those stored, before and after ``get``, which draws; reading does not."""
@@ -170,6 +171,7 @@ def test_policy_is_saved_with_every_argument(name: str, tmp_path: pathlib.Path) 
     assert all(th.equal(value, loaded.state_dict()[key]) for key, value in policy.state_dict().items())
 
 
+@pytest.mark.untraced
 @pytest.mark.usefixtures("coarse")
 def test_recorder_draws_the_updates(tmp_path: pathlib.Path) -> None:
     """States and slice of each update are measured on sequences."""

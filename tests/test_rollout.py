@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -18,12 +17,9 @@ from tests.small_models import (
     BOX,
     DICT,
     DISCRETE,
-    MULTI_BINARY,
-    MULTI_DISCRETE,
     VECTOR,
     RandomEnv,
     changed,
-    make_env,
     policy_state,
     small_model,
 )
@@ -117,17 +113,15 @@ def learn(scenario: Scenario, *, fast: bool, stop_at: int | None = None, total: 
 
 
 @pytest.mark.parametrize("scenario", CALLBACK_CASES)
-def test_callbacks_are_called_as_by_sb3(scenario: Scenario) -> None:
-    """The same calls in the same order, at the same number of timesteps."""
-    ours, theirs = learn(scenario, fast=True)[1], learn(scenario, fast=False)[1]
-    assert ours.events == theirs.events
-    assert [event for event, *_ in ours.events].count("rollout_end") == -(-100 // (10 * scenario.n_envs))
+def test_callbacks_are_called_as_by_sb3_and_find_its_locals(scenario: Scenario) -> None:
+    """
+    The same calls in the same order, at the same number of timesteps.
 
-
-@pytest.mark.parametrize("scenario", CALLBACK_CASES)
-def test_callbacks_find_the_locals_of_sb3(scenario: Scenario) -> None:
-    """Everything but what is not known at a step; what is there has the same type, shape and, where it counts, value."""
+    They find everything but what is not known at a step; what is there has the same type, shape and, where it counts, value.
+    """
     ours, theirs = (learn(scenario, fast=fast) for fast in (True, False))
+    assert ours[1].events == theirs[1].events
+    assert [event for event, *_ in ours[1].events].count("rollout_end") == -(-100 // (10 * scenario.n_envs))
     late = {"values", "log_probs", "obs_tensor"}
     for (event, *_), found, expected in zip(ours[1].events, ours[1].seen, theirs[1].seen, strict=True):
         missing = expected.keys() - found.keys() - late
@@ -196,15 +190,6 @@ def test_environment_gets_clipped_actions_and_the_buffer_what_was_sampled() -> N
 
 
 # A run as a whole
-
-
-@pytest.mark.parametrize("space", [BOX, DISCRETE, MULTI_DISCRETE, MULTI_BINARY], ids=str)
-def test_seed_reproduces_a_run(space: spaces.Space) -> None:
-    """To the last bit of the weights; another seed is another run."""
-    runs = [small_model(env=make_env(VECTOR, space, 2), seed=seed).learn(192) for seed in (0, 0, 1)]
-    first, again, other = map(policy_state, runs)
-    assert not changed(first, again)
-    assert changed(first, other)
 
 
 def test_counters_and_episodes_go_on_as_with_sb3() -> None:

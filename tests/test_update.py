@@ -15,6 +15,8 @@ from tests.one_rollout import UPDATES, check_same_steps, check_update, rolled_ou
 from tests.oracles import relative_error
 from tests.small_models import DICT, DISCRETE, IMAGE, Case, make_env, small_model
 
+pytestmark = pytest.mark.untraced
+
 
 def test_what_is_covered_takes_the_fast_paths_unless_told_not_to() -> None:
     fast, plain = small_model().learn(64), small_model(fast=False).learn(64)

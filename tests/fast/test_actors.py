@@ -116,6 +116,7 @@ def test_lean_collection_given_the_actions_fills_the_buffer_as_sb3(name: str, mo
         model.get_env().close()  # type: ignore[union-attr]
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name", TORCH_ACTOR)
 def test_lean_collection_with_the_seed_of_sb3_fills_the_buffer_as_sb3(name: str) -> None:
     """Where the policy itself is asked for its distribution, the same seed gives the same actions to the bit."""

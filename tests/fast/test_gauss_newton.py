@@ -20,6 +20,8 @@ from tests.fast.not_covered import NOT_COVERED
 from tests.oracles import dense_fisher, relative_error
 from tests.small_models import BOX, DISCRETE, MULTI_BINARY, VECTOR, changed, policy_state
 
+pytestmark = pytest.mark.untraced
+
 # In float32 the kernels of one processor round as those of another do not: float64 tells faults from rounding
 FISHER_TOLERANCE = {th.float32: 3e-5, th.float64: 1e-9}
 DTYPES = [pytest.param(th.float32, id="float32"), pytest.param(th.float64, id="float64")]

@@ -13,6 +13,8 @@ from tests.masked_envs import masked_env
 from tests.scenarios import check_equal, collect, replay
 from tests.small_models import BOX, DISCRETE, MULTI_BINARY, MULTI_DISCRETE, VECTOR, make_env, policy_state, small_model
 
+pytestmark = pytest.mark.untraced
+
 TWO_VECTORS = spaces.Dict({"one": VECTOR, "another": spaces.Box(-1.0, 1.0, (2,))})
 CASES: dict[str, tuple[str, spaces.Space, spaces.Space, dict[str, Any]]] = {
     "box": ("MlpLstmPolicy", VECTOR, BOX, {}),

@@ -61,6 +61,7 @@ def test_rollout_is_that_of_the_plain_loop(name: str, monkeypatch: pytest.Monkey
     assert not lean.rollout_buffer.action_masks.all()
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name", [name for name in CASES if "image" not in name])
 def test_update_is_that_of_the_plain_ways(name: str) -> None:
     """Written-out products and critic lead where the plain ones do."""
@@ -90,6 +91,7 @@ def test_products_are_the_plain_ones_in_float64(name: str, monkeypatch: pytest.M
     assert free is not None and relative_error(free(vector), plain) > 0.01
 
 
+@pytest.mark.untraced
 def test_actions_are_drawn_with_the_probabilities_of_the_policy() -> None:
     """Each possible action as often as its probability says, over many draws."""
     model = model_of()

@@ -25,6 +25,8 @@ from tests.fast.not_covered import Extractor, contain, double, end_in_activation
 from tests.one_rollout import rolled_out
 from tests.small_models import DICT, DISCRETE, IMAGE, Case, changed, make_env, policy_state
 
+pytestmark = pytest.mark.untraced
+
 
 def fit(model: TRPO, *, fast: bool, seed: int = 0, expected: bool | None = None) -> CriticFit | None:
     """Fit the critic as ``train`` does, with the minibatches of a seed."""

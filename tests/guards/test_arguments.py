@@ -68,6 +68,7 @@ def test_constructor_refuses_before_it_builds(name: str) -> None:
     assert_names(refusal.value, name, repr(value))
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name, value", BAD)
 def test_load_refuses(name: str, value: Any, saved: pathlib.Path) -> None:
     """The same value is refused as a keyword of load."""
@@ -142,6 +143,7 @@ GOOD = [
 ]
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name, value", GOOD)
 def test_constructor_takes(name: str, value: Any, tmp_path: pathlib.Path) -> None:
     """The ends of each range and numpy's numbers work, through an update and through a zip."""

@@ -70,6 +70,7 @@ def learn(model: TRPO, n_updates: int = N_UPDATES) -> list[str]:
     return [str(warning.message) for warning in caught if warning.category is UserWarning]
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
 @pytest.mark.parametrize("kind", RANDOM)
 def test_random_network_is_warned_of_once_and_its_critic_is_fitted(kind: str, fast: bool) -> None:

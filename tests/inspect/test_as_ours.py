@@ -14,6 +14,8 @@ from sb3_trpo.inspect.policy_copies import copy_of
 from tests.other_algorithms import OTHERS
 from tests.small_models import small_model
 
+pytestmark = pytest.mark.untraced
+
 
 class AtRolloutEnd(BaseCallback):
     """Looks at the rollout before it is learned from."""

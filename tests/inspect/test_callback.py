@@ -154,6 +154,7 @@ def test_recorder_refuses_what_cannot_work(tmp_path: Path) -> None:
         TrustRegionRecorder(tmp_path, states=np.zeros((1, 3)))
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("arguments", [{}, {"sub_sampling_factor": 4}, {"use_sde": True}], ids=str)
 def test_recorder_with_pictures_leaves_the_run_as_it_is(arguments: dict[str, Any], tmp_path: Path) -> None:
     """Weights after a run with and without the recorder agree bit for bit."""

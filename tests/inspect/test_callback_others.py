@@ -20,6 +20,7 @@ from tests.other_algorithms import OTHERS
 from tests.small_models import RandomEnv, changed, make_env, monitored, policy_state, small_model
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name", OTHERS)
 def test_run_is_the_same_with_the_recorder_and_told_whole(name: str, tmp_path: Path) -> None:
     """Weights, statistics and every generator of the process agree bit for bit; each update has its line with its numbers."""
@@ -47,6 +48,7 @@ def test_run_is_the_same_with_the_recorder_and_told_whole(name: str, tmp_path: P
     assert any(update.accepted for update in run.updates)
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(
     "name", ["ppo", "ppo-dict", "ppo-gsde", "a2c", "contrib-trpo", "maskable-ppo", "recurrent-ppo", "two-optimizers"]
 )

@@ -23,6 +23,7 @@ def compared(healthy: UpdateRecord, n_runs: int = 2, n_updates: int = 20, **fiel
     return [Run(f"run {number}", tuple(update(number, n) for n in range(1, n_updates + 1))) for number in range(n_runs)]
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("n_runs", [1, 2, 3, 10])
 def test_comparison_is_legible_and_names_every_run(
     n_runs: int, healthy: UpdateRecord, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,8 @@ from tests.inspect.test_comparison_figures import compared
 from tests.inspect.test_page import CHROMIUM, MEASURE, chromium
 from tests.other_algorithms import OTHERS
 
+pytestmark = pytest.mark.untraced
+
 
 @pytest.fixture(scope="module")
 def runs(run: Run, tmp_path_factory: pytest.TempPathFactory) -> list[Run]:

@@ -40,6 +40,7 @@ def test_tensorboard_gets_the_figures_of_other_algorithms(tmp_path: Path) -> Non
 # The pictures
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(
     "name",
     [

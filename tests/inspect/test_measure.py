@@ -18,6 +18,8 @@ from tests.small_models import EVERY_CASE, LONG_CASES
 from tests.test_maskable import masked_model
 from tests.test_recurrent import CASES as RECURRENT
 
+pytestmark = pytest.mark.untraced
+
 
 class Outside(BaseCallback):
     """Measures every update with copies of the policy, as is done with an algorithm that reports nothing."""

@@ -14,6 +14,8 @@ from sb3_trpo.inspect import PANELS, Run, UpdateRecord, check_health, write_repo
 from sb3_trpo.inspect.health import critic_explains
 from tests.inspect.test_health import UNHEALTHY, series
 
+pytestmark = pytest.mark.untraced
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 

@@ -72,6 +72,7 @@ def test_change_of_probabilities_is_that_of_the_seed_examples() -> None:
 # A saved model and its environment alone
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name", KINDS)
 def test_inspect_model_works_with_every_kind_of_policy_and_leaves_it_alone(name: str) -> None:
     """One update told whole; weights and counters are bit for bit what they were, and the model goes on training."""

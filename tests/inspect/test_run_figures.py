@@ -24,6 +24,7 @@ from tests.other_algorithms import OTHERS
 from tests.small_models import small_model
 
 
+@pytest.mark.untraced
 def test_overview_of_a_run_has_a_panel_with_units_for_each_question(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every panel has its title and unit, legible on one sheet; each can be had by itself."""
     text = assert_legible(draw_run(run, list(PANELS)), monkeypatch)

@@ -100,6 +100,7 @@ def test_bubble_of_another_algorithm_draws_where_it_ended_and_where_the_natural_
     assert "10 full steps away" in assert_legible(draw_bubble(plane._replace(step=(6.0, 8.0))), monkeypatch)
 
 
+@pytest.mark.untraced
 def test_colours_have_round_numbers_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the largest gain is."""
     plane = exact_plane()

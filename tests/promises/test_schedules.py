@@ -42,17 +42,26 @@ SCHEDULES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-@pytest.mark.parametrize("name", ["learning_rate", "target_kl", "cg_damping"])
-def test_schedule_is_in_force_at_each_update(name: str, schedule: Any) -> None:
+CONSTANTS: dict[str, Any] = {"learning_rate": 1e-3, "target_kl": 0.01, "cg_damping": 0.1}
+
+
+# Every schedule for all of them at once, and one for each alone
+@pytest.mark.parametrize(
+    "names, schedule",
+    [
+        *(pytest.param([*CONSTANTS], schedule, id=name) for name, schedule in SCHEDULES.items()),
+        *(pytest.param([name], SCHEDULES["SB3's linear"], id=name) for name in CONSTANTS),
+    ],
+)
+def test_schedule_is_in_force_at_each_update(names: list[str], schedule: Any) -> None:
     """Each update uses the schedule's value after its rollout, the constants around it stay, and the limit is kept."""
-    model = remembering(**({"learning_rate": 1e-3, "target_kl": 0.01, "cg_damping": 0.1} | {name: schedule}))
+    model = remembering(**(CONSTANTS | dict.fromkeys(names, schedule)))
     assert len(model.reports) == 4
     for index, (report, learning_rate) in enumerate(model.reports):
-        expected = {"learning_rate": 1e-3, "target_kl": 0.01, "cg_damping": 0.1} | {name: float(schedule(0.75 - index / 4))}
+        expected = CONSTANTS | dict.fromkeys(names, float(schedule(0.75 - index / 4)))
         assert {"learning_rate": learning_rate, "target_kl": report.max_kl, "cg_damping": report.damping} == expected
         assert report.step.accepted and report.step.mean_kl <= report.max_kl
-    assert getattr(model, name) is schedule
+    assert all(getattr(model, name) is schedule for name in names)
 
 
 def test_damping_of_a_schedule_is_that_of_the_solve() -> None:
@@ -124,8 +133,8 @@ def test_schedule_that_cannot_work_is_refused_at_construction(
         TRPO.load(tmp_path / "model", device="cpu", **{name: schedule})
 
 
-@pytest.mark.parametrize("value", [math.nan, -1.0, None])
-@pytest.mark.parametrize("name", ["learning_rate", "target_kl", "cg_damping"])
+# Which values are refused of which is held at construction
+@pytest.mark.parametrize("name, value", [("learning_rate", math.nan), ("target_kl", -1.0), ("cg_damping", None)])
 def test_schedule_that_goes_wrong_later_stops_before_anything_moves(name: str, value: Any) -> None:
     """An update whose numbers cannot work raises, and policy and optimizer are bit for bit what they were."""
     schedule: Any = lambda remaining: 0.01 if remaining > 0.4 else value  # noqa: E731

@@ -71,7 +71,13 @@ KEPT = {
 }
 
 
-@pytest.mark.parametrize("case", KEPT.values(), ids=KEPT)
+# Long, and what they say of sharing is said of dict_shared and cnn_separate too, each of which has images
+IN_PARTS = ("cnn_shared", "dict_separate")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name, marks=[pytest.mark.slow] * (name in IN_PARTS)) for name, case in KEPT.items()]
+)
 def test_train_keeps_the_limit_that_is_measured_from_outside(case: Case) -> None:
     """After every update, critic fit included, the KL over the rollout's states is within target_kl and as reported."""
     # A critic in a hurry: where it can move the policy it does
@@ -111,8 +117,10 @@ def test_train_spends_most_of_a_small_limit(action_space: gym.Space) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    [Case("CnnPolicy", IMAGE, arguments=SHARED), Case("MultiInputPolicy", DICT, DISCRETE, 2, SHARED)],
-    ids=["cnn", "dict"],
+    [
+        pytest.param(Case("CnnPolicy", IMAGE, arguments=SHARED), id="cnn", marks=pytest.mark.slow),
+        pytest.param(Case("MultiInputPolicy", DICT, DISCRETE, 2, SHARED), id="dict"),
+    ],
 )
 def test_critic_fit_leaves_a_shared_extractor_where_the_step_left_it(case: Case) -> None:
     """With a shared extractor the critic moves weights of its own only, bit for bit, and moves those."""

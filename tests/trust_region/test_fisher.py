@@ -30,6 +30,7 @@ def kl_term(case: PolicyCase, batch: Batch) -> Callable[[], th.Tensor]:
     return lambda: weighted_mean(kl_old_new(old, case.distribution_of(batch)), batch.weights)
 
 
+@pytest.mark.untraced
 def test_fisher_product_equals_the_dense_matrix(case: PolicyCase) -> None:
     """Every column of the matrix is that of the expected outer product of the score, for all five distributions."""
     computed = matrix_of(case.problem().fisher_vector_product(), n_params(case))

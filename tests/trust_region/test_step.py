@@ -285,6 +285,7 @@ def test_step_interrupted_leaves_every_parameter(error: type[BaseException], n_b
 # The same on policies
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("damping", DAMPINGS)
 def test_step_of_a_policy_is_the_dense_one(case: PolicyCase, damping: float) -> None:
     """The first candidate is what a dense solve with the Fisher matrix by definition gives."""
@@ -304,6 +305,7 @@ def test_step_of_a_policy_is_the_dense_one(case: PolicyCase, damping: float) -> 
     assert relative_error(moved, step.step_fraction * full_step) < tolerance
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("max_kl", [1e-3, 0.05, 1.0])
 @pytest.mark.parametrize("damping", [0.01, 0.1])
 def test_step_of_a_policy_keeps_the_limit(case: PolicyCase, max_kl: float, damping: float) -> None:

@@ -48,6 +48,7 @@ def adapted(task: str, mode: AutoresetMode, **kwargs: Any) -> VecEnv:
     return seeded(GymnasiumVecEnv(vector(TASKS[task], mode, **kwargs)))
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("task", TASKS)
 def test_adapter_gives_what_dummy_vec_env_and_monitor_give(task: str, mode: AutoresetMode) -> None:
@@ -61,6 +62,7 @@ def test_adapter_gives_what_dummy_vec_env_and_monitor_give(task: str, mode: Auto
         assert {info["is_success"] for info in ended} == {True, False}
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("kwargs", [{}, {"shared_memory": False}, {"copy": False}], ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_processes_give_the_same(mode: AutoresetMode, kwargs: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ class Recorder:
         return np.array([(3 * len(history) ** 2 + index) // 2 % 2 for index, history in enumerate(self.history)])
 
 
+@pytest.mark.untraced
 def test_envpool_gives_what_it_gives_by_itself_without_the_wasted_steps() -> None:
     """Bit for bit, from the masked resets on: observations, last observations, rewards, ends, time limits, infos."""
     n_envs, n_steps = 3, 200

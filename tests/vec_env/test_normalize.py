@@ -43,6 +43,7 @@ def test_numbers_are_those_of_sb3(case: str) -> None:
     assert ours.observation_space == theirs.observation_space
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
 @pytest.mark.parametrize(
     "n, shape", [*itertools.product([1, 7, 64, 513], [(1,), (2,), (17,), (33,), (3, 4), ()]), (1, (9000,)), (64, (9000,))]

@@ -10,6 +10,7 @@ bring that never meet is measured beside them: cores share caches and memory, an
 import argparse
 import csv
 import json
+import os
 import subprocess
 import sys
 import time
@@ -90,8 +91,10 @@ def measure(n_processes: int, meet: bool, batch_size: int, n_steps: int, n_updat
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}"] if meet else []
     options = [str(value) for value in ("--work", batch_size, n_steps, n_updates)]
     command = [sys.executable, *launcher, "-m", "benchmarks.scale", *options]
+    # NumPy's threads are not torch's, and torchrun sets them for more than one process only
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     started = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread)
         for _ in range(1 if meet else n_processes)
     ]
     found = [(*process.communicate(timeout=1800), process.returncode) for process in started]

@@ -103,7 +103,7 @@ def test_error_of_the_engine_becomes_ours(
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("the engine says\nmuch")
 
-    monkeypatch.setattr(dist, "irecv", broken)
+    monkeypatch.setattr(dist, "all_reduce", broken)
     with pytest.raises(PeerError) as raised:
         of_one.total(th.ones(1))
     assert str(raised.value) == message
@@ -111,7 +111,7 @@ def test_error_of_the_engine_becomes_ours(
     def full(*_: Any, **__: Any) -> None:
         raise th.OutOfMemoryError
 
-    monkeypatch.setattr(dist, "irecv", full)
+    monkeypatch.setattr(dist, "all_reduce", full)
     with pytest.raises(th.OutOfMemoryError):
         of_one.total(th.ones(1))
 

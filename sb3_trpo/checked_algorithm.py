@@ -379,6 +379,10 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 in_place = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
                 kind = TypeError if isinstance(error, TypeError) else ValueError
                 raise (kind(f"{error} (with {in_place} in place of what was saved)") if kwargs else error) from error
+            last: Any = model._last_obs
+            if last is not None and len(next(iter(last.values())) if isinstance(last, dict) else last) != model.n_envs:
+                # Of another number of environments there is none to go on from, ``force_reset`` or not
+                model._last_obs = None
             model._finish_load(names, {*kwargs, *(custom_objects or {})})
         return model
 

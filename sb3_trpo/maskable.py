@@ -5,7 +5,6 @@ Huang & Ontañón 2022, *A Closer Look at Invalid Action Masking in Policy Gradi
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -131,6 +130,20 @@ def check_masks(masks: list[Any], action_space: spaces.Space, *, step: int) -> n
     return np.stack(rows)
 
 
+def masks_of(env: VecEnv) -> list[Any]:
+    """
+    Ask environments what is possible: everything in a step that is none, since they only reset in it.
+
+    :param env: says what is possible
+    :return: what ``action_masks()`` of each returned
+    """
+    masks = env.env_method(EXPECTED_METHOD_NAME)
+    if not getattr(env, "wastes_steps", False):
+        return masks
+    resets_next: np.ndarray = env.resets_next  # type: ignore[attr-defined]
+    return [np.ones_like(mask) if resets else mask for mask, resets in zip(masks, resets_next, strict=True)]
+
+
 class CheckedMasks(VecEnvWrapper):
     """
     An environment whose masks are looked at before anything acts by them.
@@ -153,23 +166,23 @@ class CheckedMasks(VecEnvWrapper):
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
         """Call a method of each environment (see SB3's ``VecEnv``); masks are checked."""
-        result = self.venv.env_method(method_name, *args, indices=indices, **kwargs)
         if method_name != EXPECTED_METHOD_NAME:
-            return result
-        return list(check_masks(result, self.action_space, step=self.n_steps + 1))
+            return self.venv.env_method(method_name, *args, indices=indices, **kwargs)
+        return list(check_masks(masks_of(self.venv), self.action_space, step=self.n_steps + 1))
 
 
-def masks_into(rollout_buffer: Any, env: VecEnv) -> Callable[[], np.ndarray]:
+def masks_into(rollout_buffer: Any, env: VecEnv, told: dict[str, Any]) -> Callable[[], np.ndarray]:
     """
     Return what asks an environment for its masks, checks them and puts them where the next step goes.
 
     :param rollout_buffer: has ``action_masks``
     :param env: says what is possible
+    :param told: what a callback finds in its ``locals`` beside what the loop has there: ``action_masks`` is put in it
     :return: a function that returns booleans, shape (n_envs, n_masks)
     """
 
     def ask() -> np.ndarray:
-        masks = check_masks(env.env_method(EXPECTED_METHOD_NAME), env.action_space, step=rollout_buffer.pos + 1)
+        masks = told["action_masks"] = check_masks(masks_of(env), env.action_space, step=rollout_buffer.pos + 1)
         rollout_buffer.action_masks[rollout_buffer.pos] = masks
         return masks
 
@@ -312,8 +325,12 @@ class MaskableTRPO(Masking):
         )
 
     def _lean_collection(self, env: VecEnv, rollout_buffer: RolloutBuffer) -> Callable[..., bool] | None:
-        actor = lean_actor(self, rollout_buffer, env.num_envs, masks_into(rollout_buffer, env) if self._use_masking else None)
-        return None if actor is None else partial(collect_rollouts, self, actor)
+        told = {"use_masking": self._use_masking, "action_masks": None}
+        masks_now = masks_into(rollout_buffer, env, told) if self._use_masking else None
+        actor = lean_actor(self, rollout_buffer, env.num_envs, masks_now)
+        if actor is None:
+            return None
+        return lambda env, callback, *rest: collect_rollouts(self, actor, env, AsGiven(callback, told), *rest)
 
     def _plain_collection(self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         own = self._drawing_own_numbers()  # the loop asks its model for nothing that we have not

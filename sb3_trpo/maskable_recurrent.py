@@ -14,7 +14,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.guards.passed_on import StandIn
+from sb3_trpo.guards.passed_on import AsGiven, StandIn
 from sb3_trpo.maskable import Masking, mask_sizes, masks_into, without_masks
 from sb3_trpo.recurrent import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy, Padded, RecurrentTRPO
 
@@ -217,9 +217,10 @@ class MaskableRecurrentTRPO(Masking, RecurrentTRPO):
         )
 
     def _collect_as(self, model: Any, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+        told = {"use_masking": self._use_masking, "action_masks": None}
         if self._use_masking:
-            model = _ModelByMasks(model, masks_now=masks_into(rollout_buffer, env))
-        return super()._collect_as(model, env, callback, rollout_buffer, n_rollout_steps)
+            model = _ModelByMasks(model, masks_now=masks_into(rollout_buffer, env, told))
+        return super()._collect_as(model, env, AsGiven(callback, told), rollout_buffer, n_rollout_steps)
 
     def _distribution_of(self, padded: Padded, states: tuple[th.Tensor, ...]) -> Distribution:
         policy: Any = self.policy

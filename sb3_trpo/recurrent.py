@@ -85,6 +85,32 @@ class MultiInputLstmPolicy(MlpLstmPolicy, RecurrentMultiInputActorCriticPolicy):
         super().__init__(*args, **{"share_features_extractor": kwargs.get("shared_lstm", False), **kwargs})
 
 
+class Rows:
+    """
+    Rows of a tensor, copied when they are asked for: the pieces of a rollout share its memory.
+
+    :param values: the tensor
+    :param rows: which of its rows these are, in their order
+    """
+
+    def __init__(self, values: th.Tensor, rows: th.Tensor):
+        self.values = values
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Any) -> th.Tensor:
+        return self.values[self.rows[rows]]
+
+
+def only(observations: Any, rows: th.Tensor) -> Any:
+    """Return some rows of a tensor or of :class:`Rows`, or of each in a dict, without a copy."""
+    if isinstance(observations, dict):
+        return {key: only(part, rows) for key, part in observations.items()}
+    return Rows(observations.values, observations.rows[rows]) if isinstance(observations, Rows) else Rows(observations, rows)
+
+
 class Padded(NamedTuple):
     """
     Sequences of one length, one after the other, as sb3-contrib's policies take them: the last step of each is repeated.
@@ -106,7 +132,7 @@ class SequenceBatch(Batch):
     """
     Transitions in sequences, one after the other and each in the order of time. The unit of everything is the sequence.
 
-    :param observations: as in :class:`Batch`, like all of these up to ``action_masks``
+    :param observations: a tensor or :class:`Rows` of one, or a dict of such, like all of these up to ``action_masks``
     :param actions: shape (n, *action_shape)
     :param old_log_prob: shape (n,)
     :param advantages: shape (n,)
@@ -125,13 +151,22 @@ class SequenceBatch(Batch):
         chosen = th.arange(len(self.lengths), device=self.lengths.device)[rows]
         starts = self.lengths.cumsum(0) - self.lengths
         parts = [th.arange(int(starts[i]), int(starts[i] + self.lengths[i]), device=starts.device) for i in chosen.tolist()]
-        return self._of(th.cat(parts), chosen, self.lengths[chosen])
+        return self.of(th.cat(parts), self.lengths[chosen], self._states_of(chosen))
 
-    def _of(self, rows: th.Tensor, chosen: th.Tensor, lengths: th.Tensor) -> "SequenceBatch":
-        names = ("observations", "actions", "old_log_prob", "advantages", "returns", "weights", "action_masks")
-        states = RNNStates(*(tuple(part[:, chosen].contiguous() for part in pair) for pair in self.states))
+    def _states_of(self, chosen: th.Tensor) -> RNNStates:
+        return RNNStates(*(tuple(part[:, chosen].contiguous() for part in pair) for pair in self.states))
+
+    def of(self, rows: th.Tensor, lengths: th.Tensor, states: RNNStates) -> "SequenceBatch":
+        """
+        Return sequences of some of the transitions.
+
+        :param rows: numbers of the transitions, those of each sequence in the order of time, shape (n,)
+        :param lengths: number of steps of each sequence
+        :param states: before the first step of each
+        """
+        names = ("actions", "old_log_prob", "advantages", "returns", "weights", "action_masks")
         fields = {name: rows_of(getattr(self, name), rows) for name in names}
-        return SequenceBatch(**fields, lengths=lengths, states=states)
+        return SequenceBatch(only(self.observations, rows), **fields, lengths=lengths, states=states)
 
     def few(self, n: int) -> "SequenceBatch":
         """Return about n transitions for a look at them: the beginnings of the first sequences."""
@@ -140,7 +175,7 @@ class SequenceBatch(Batch):
         chosen = th.arange(len(lengths), device=lengths.device)[:n_sequences]
         starts = self.lengths.cumsum(0) - self.lengths
         parts = [th.arange(int(starts[i]), int(starts[i] + lengths[i]), device=starts.device) for i in chosen.tolist()]
-        return self._of(th.cat(parts), chosen, lengths[chosen])
+        return self.of(th.cat(parts), lengths[chosen], self._states_of(chosen))
 
     def thinned(self, factor: int, permutation: Callable[[int], np.ndarray] = np.random.permutation) -> "SequenceBatch":
         """Return one in ``factor`` of the sequences, drawn at random, with the same sum of weights."""
@@ -305,11 +340,12 @@ class RecurrentTRPO(TRPO):
             array = self.rollout_buffer.swap_and_flatten(array)
         return array.reshape(-1, *shape)
 
-    def _stored_states(self, kind: str) -> list[np.ndarray]:
-        """Return hidden and cell states before each step, environment by environment, shape (n, n_layers, hidden_size)."""
+    def _stored_states(self, kind: str, rows: np.ndarray) -> list[np.ndarray]:
+        """Return hidden and cell states before these steps, shape (n, n_layers, hidden_size)."""
         stored = [getattr(self.rollout_buffer, f"{name}_states_{kind}") for name in ("hidden", "cell")]
-        # (n_steps, n_layers, n_envs, hidden_size) until `get` is called
-        return [s.transpose(2, 0, 1, 3).reshape(-1, s.shape[1], s.shape[3]) if s.ndim == 4 else s for s in stored]
+        env, step = np.divmod(rows, self.n_steps)
+        # (n_steps, n_layers, n_envs, hidden_size) until `get` is called. All of them would be copied for each minibatch
+        return [states[step, :, env] if states.ndim == 4 else states[rows] for states in stored]
 
     def _starts(self) -> np.ndarray:
         """Return where an episode starts, environment by environment, shape (n,)."""
@@ -319,10 +355,18 @@ class RecurrentTRPO(TRPO):
         """Return the states before these steps; what is stored where an episode starts is of the one before."""
         goes_on = (~self._starts()[rows]).astype(np.float32)[None, :, None]
         pairs = (
-            tuple(self._to_torch(states[rows].swapaxes(0, 1) * goes_on) for states in self._stored_states(kind))
+            tuple(self._to_torch(states.swapaxes(0, 1) * goes_on) for states in self._stored_states(kind, rows))
             for kind in ("pi", "vf")
         )
         return RNNStates(*pairs)
+
+    def _observations(self, array: np.ndarray, shape: tuple[int, ...]) -> "th.Tensor | Rows":
+        """Return observations of the buffer environment by environment, in the memory where they are."""
+        values = self._to_torch(array.reshape(-1, *shape))
+        if array.shape[:2] != (self.n_steps, self.n_envs):
+            return values
+        in_time = np.arange(len(values)).reshape(self.n_steps, self.n_envs)
+        return Rows(values, self._to_torch(self._by_environment(in_time)))
 
     def _to_torch(self, array: np.ndarray) -> th.Tensor:
         return th.as_tensor(np.ascontiguousarray(array), device=self.device)
@@ -332,9 +376,9 @@ class RecurrentTRPO(TRPO):
         check_full(buffer)
         stored, shapes = buffer.observations, buffer.obs_shape
         observations: Any = (
-            {key: self._to_torch(self._by_environment(stored[key], shapes[key])) for key in stored}
+            {key: self._observations(stored[key], shapes[key]) for key in stored}
             if isinstance(stored, dict)
-            else self._to_torch(self._by_environment(stored, shapes))
+            else self._observations(stored, shapes)
         )
         actions = self._to_torch(self._by_environment(buffer.actions, (buffer.action_dim,)).astype(np.float32))
         if isinstance(self.action_space, spaces.Discrete):
@@ -403,21 +447,19 @@ class RecurrentTRPO(TRPO):
         return lstm_fisher(self.policy, chunks, parameters, self._distribution) if self._acts_as_known() else None
 
     def _value_epochs(self, batch: Batch) -> Iterator[Iterable[Any]]:
+        assert isinstance(batch, SequenceBatch)
         n = len(batch.returns)
         for _ in range(self.n_critic_updates):
             # sb3-contrib's pieces: consecutive steps from a random one on, the states before them those of the rollout
             order = np.roll(np.arange(n), -int(self._random.permutation(n)[0]))
             yield (self._piece(batch, order[at : at + self.batch_size]) for at in range(0, n, self.batch_size))
 
-    def _piece(self, batch: Batch, rows: np.ndarray) -> SequenceBatch:
+    def _piece(self, batch: SequenceBatch, rows: np.ndarray) -> SequenceBatch:
         begins = self._starts()[rows] | (rows % self.n_steps == 0)
         begins[0] = True
         first = np.flatnonzero(begins)
-        chosen = self._to_torch(rows)
-        names = ("observations", "actions", "old_log_prob", "advantages", "returns", "weights")
-        fields = (rows_of(getattr(batch, name), chosen) for name in names)
         lengths = self._to_torch(np.diff([*first, len(rows)]))
-        return SequenceBatch(*fields, lengths=lengths, states=self._states_at(rows[first]))
+        return batch.of(self._to_torch(rows), lengths, self._states_at(rows[first]))
 
     def _chunk_size(self) -> int:
         lstm: Any = self.policy.lstm_actor

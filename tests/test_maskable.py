@@ -6,17 +6,21 @@ import subprocess
 import sys
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from sb3_contrib import MaskablePPO, RecurrentPPO
 from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 
-from sb3_trpo import TRPO, kl_old_new
+from sb3_trpo import TRPO, MaskableRecurrentTRPO, kl_old_new
 from sb3_trpo.maskable import MaskableTRPO, check_masks
+from sb3_trpo.vec_env import as_vec_env
 from tests.from_outside import joint_kl_by_hand
 from tests.masked_envs import MaskedEnv, masked_env
 from tests.small_models import BOX, DICT, DISCRETE, IMAGE, MULTI_BINARY, MULTI_DISCRETE, make_env, policy_state, small_model
@@ -156,6 +160,54 @@ def test_masking_can_be_left_out_and_is_missed_where_it_is_not_supported() -> No
     assert model.num_timesteps == 0
     model.learn(64, use_masking=False)
     assert model.num_timesteps == 64 and model.rollout_buffer.action_masks.all()
+
+
+class Fills(gym.Env[Any, Any]):
+    """Each of three fields is taken once: where none is left the episode has ended, and nothing is possible."""
+
+    observation_space = spaces.Box(0.0, 1.0, (3,))
+    action_space = spaces.Discrete(3)
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.free = np.ones(3, bool)
+        return self.free.astype(np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        assert self.free[action]
+        self.free[action] = False
+        return self.free.astype(np.float32), float(action == 0), not self.free.any(), False, {}
+
+    def action_masks(self) -> np.ndarray:
+        return self.free.copy()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_nothing_need_be_possible_in_a_step_that_is_none(fast: bool) -> None:
+    """A vector wrapper around environments that spend a step on each reset: no action is taken there."""
+    env: Any = RecordEpisodeStatistics(SyncVectorEnv([Fills] * 2, autoreset_mode=AutoresetMode.NEXT_STEP))
+    model = small_model(MaskableTRPO, "MlpPolicy", as_vec_env(env), n_steps=32, fast=fast).learn(64)
+    assert model._wasted_steps is not None and model._wasted_steps.any()
+    assert model.rollout_buffer.action_masks[model._wasted_steps].all()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("cls, policy", [(MaskableTRPO, "MlpPolicy"), (MaskableRecurrentTRPO, "MlpLstmPolicy")])
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_callback_finds_the_masks(cls: type[MaskableTRPO], policy: str, fast: bool) -> None:
+    """Where MaskablePPO has them, with and without masking."""
+    seen: list[Any] = []
+
+    def look(variables: dict[str, Any], _: Any) -> bool:
+        seen.append((variables["use_masking"], variables["action_masks"], variables["actions"]))
+        return True
+
+    model: Any = small_model(cls, policy, masked_env(n_envs=2), fast=fast)
+    model.learn(64, callback=look)
+    for use_masking, masks, actions in seen:
+        assert use_masking and masks.shape == (2, 4) and masks[[0, 1], actions.ravel()].all()
+    assert not np.array_equal(seen[0][1], seen[1][1])
+    model.set_env(make_env(action_space=DISCRETE, n_envs=2))
+    model.learn(64, callback=look, use_masking=False)
+    assert seen[-1][:2] == (False, None)
 
 
 def test_same_seed_same_weights_and_again_after_loading(tmp_path: pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """The limit holds for policies with a memory, measured step by step; states and observations belong together."""
 
 import pathlib
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,28 @@ def test_batch_is_the_policy_that_acted_in_either_layout(name: str) -> None:
         th.testing.assert_close(model._values(batch).numpy(), values, rtol=1e-6, atol=1e-6)
 
 
+def test_pieces_share_the_memory_of_the_rollout() -> None:
+    """Observations stay where the buffer has them, and the states of a few steps are looked up without copying all of them."""
+    model: Any = CASES["discrete"].model(RecurrentTRPO, n_steps=500)
+    model.train = lambda: None
+    model.learn(1000)
+    batch = model._full_batch()
+    stored = model.rollout_buffer.observations
+    for piece in [batch, *batch.split(100), batch.thinned(2), batch.few(16)]:
+        assert piece.observations.values.data_ptr() == stored.ctypes.data
+    in_order = stored.swapaxes(0, 1).reshape(-1, 3)
+    np.testing.assert_array_equal(batch.observations[:], in_order)
+    tracemalloc.start()
+    try:
+        states = model._states_at(np.array([1, 700]))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    expected = model.rollout_buffer.hidden_states_pi[[1, 200], :, [0, 1]] * ~model._starts()[[1, 700], None, None]
+    np.testing.assert_array_equal(states.pi[0].numpy(), expected.swapaxes(0, 1))
+    assert peak < model.rollout_buffer.hidden_states_pi.nbytes / 2
+
+
 def _silent(model: TRPO) -> Any:
     _, callback = model._setup_learn(64, None, False)
     return callback
@@ -153,8 +176,9 @@ def test_same_seed_same_weights_and_a_zip_is_of_its_kind(tmp_path: pathlib.Path)
     one, other = (CASES["box"].model(RecurrentTRPO).learn(128) for _ in range(2))
     assert all(th.equal(value, policy_state(other)[name]) for name, value in policy_state(one).items())
     one.save(tmp_path / "model")
-    loaded = RecurrentTRPO.load(tmp_path / "model", env=Case(n_envs=3).env(), device="cpu")
-    loaded.learn(64, reset_num_timesteps=False)
+    for force_reset in (True, False):
+        loaded = RecurrentTRPO.load(tmp_path / "model", env=Case(n_envs=3).env(), device="cpu", force_reset=force_reset)
+        loaded.learn(64, reset_num_timesteps=False)
     with pytest.raises(ValueError, match="holds a model of RecurrentTRPO, expected one of TRPO"):
         TRPO.load(tmp_path / "model", device="cpu")
     small_model().save(tmp_path / "plain")

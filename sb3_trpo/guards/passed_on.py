@@ -40,7 +40,7 @@ class PassedOn:
 
 class AsGiven(PassedOn):
     """
-    Let a callback find in its ``locals`` what the user gave, and not what stands before it.
+    Let a callback find in its ``locals`` what the user gave, and not what stands before it, and what another loop has there.
 
     :param callback: the user's, or what stands before it
     :param given: by the names of the variables

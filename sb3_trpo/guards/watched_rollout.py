@@ -35,6 +35,8 @@ class WatchedRollout(PassedOn):
         self.used = _used_at_a_step(model)
         self.wastes_steps = getattr(self.env, "wastes_steps", False)
         self.wasted: list[np.ndarray] = []
+        # What the loop has in its variables
+        self.told: dict[str, Any] = {}
 
     def wasted_steps(self) -> np.ndarray | None:
         """Return which steps were none, since an environment only reset in them, shape (n_steps, n_envs); or ``None``."""
@@ -53,6 +55,7 @@ class WatchedRollout(PassedOn):
         """Look at what a step gave."""
         if self.looks_at_observations and not is_finite(locals_["new_obs"]):
             refuse_nonfinite("the observation of", locals_["new_obs"], step=locals_["n_steps"] + 1)
+        self.told = locals_
         locals_["callback"], locals_["self"] = self.callback, self.model
         self.callback.update_locals(locals_)
 
@@ -60,7 +63,12 @@ class WatchedRollout(PassedOn):
         """Pass the step on, and look again if what the next one uses was set."""
         if self.wastes_steps:
             self.wasted.append(self.env.wasted_steps.copy())
-        goes_on = self.callback.on_step()
+        goes_on = False
+        try:
+            goes_on = self.callback.on_step()
+        finally:
+            if not goes_on:
+                self._begin_what_ended()
         model, (gamma, gae_lambda, use_sde, sde_sample_freq, device) = self.model, self.used
         # By identity and one by one, since this is done at every step
         if goes_on and not (
@@ -77,6 +85,24 @@ class WatchedRollout(PassedOn):
                 self.model._last_obs = None
                 raise
         return goes_on
+
+    def _begin_what_ended(self) -> None:
+        """
+        Let the next call of ``learn`` go on with the new episode where one ended with this step.
+
+        A loop that is left in the middle of a step leaves the observations before it: a memory would last across the end.
+        """
+        dones, new = self.told["dones"], self.told["new_obs"]
+        last: Any = self.model._last_obs
+        if last is None or not dones.any():
+            return
+
+        def after(before: np.ndarray, begun: np.ndarray) -> np.ndarray:
+            return np.where(dones.reshape(-1, *[1] * (before.ndim - 1)), begun, before)
+
+        is_dict = isinstance(last, dict)
+        self.model._last_obs = {key: after(last[key], new[key]) for key in last} if is_dict else after(last, new)
+        self.model._last_episode_starts = np.logical_or(self.model._last_episode_starts, dones)
 
     def on_rollout_end(self) -> None:
         """Look at what the returns and the update use."""

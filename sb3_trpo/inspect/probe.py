@@ -26,7 +26,7 @@ from sb3_trpo.inspect.run_files import (
     record_of,
 )
 from sb3_trpo.metrics import PhaseClock
-from sb3_trpo.objective import DIFFERENCES, Batch, PolicyProblem, kl_old_new
+from sb3_trpo.objective import DIFFERENCES, Batch, PolicyProblem, kl_old_new, rows_of
 from sb3_trpo.rollout import is_sb3s_own
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.trust_region import TrustRegionStep
@@ -59,7 +59,8 @@ def sample(batch: Batch, n: int) -> Batch:
     if type(batch) is not Batch:
         # Sequences are looked at from their beginning
         few = batch.few(n)
-        return few._replace(weights=few.weights / few.weights.sum())
+        own = rows_of(few.observations, slice(None))
+        return few._replace(observations=own, weights=few.weights / few.weights.sum())
     rows = batch.weights.nonzero().squeeze(1)
     if len(rows) > n:
         # Not every second one, which with two environments would be one of them; with a generator that is nobody else's

@@ -57,6 +57,11 @@ class GymnasiumVecEnv(VecEnv):
         self._actions: Any = None
         self._is_closed = False
 
+    @property
+    def resets_next(self) -> np.ndarray:
+        """Which environments will do nothing but reset in the next step, shape (n_envs,), where steps are wasted."""
+        return self._ended_before
+
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """
         Set the seeds of the next reset; EnvPool has had its own, and a warning says so.

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,39 @@ def test_memory_is_that_of_what_was_seen(situation: Callable[[Any, Path], Any], 
     """Whatever came between two steps, the state before each is that of the episode's observations until then."""
     model = situation(variant(name, remembering(VARIANTS[name][0]), fast=fast), tmp_path)
     assert check_memory(model) > 64
+
+
+class Numbered(OnlyCounted):
+    """Observations tell the number of the episode."""
+
+    n_episodes = 0
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.n_episodes += 1
+        return super().reset(**kwargs)
+
+    def _noise(self, space: Any) -> Any:
+        return np.full(3, self.n_episodes, np.float32)
+
+
+@pytest.mark.parametrize("raises", [True, False])
+@pytest.mark.parametrize("cls, policy", [(TRPO, "MlpPolicy"), (RecurrentTRPO, "MlpLstmPolicy")])
+def test_rollout_left_at_the_end_of_an_episode_goes_on_with_the_next(cls: type[TRPO], policy: str, raises: bool) -> None:
+    """Neither a memory nor an advantage lasts across the end, whether the callback returned False or raised."""
+
+    def leave(variables: dict[str, Any], _: Any) -> bool:
+        if raises and variables["dones"].any():
+            raise KeyboardInterrupt
+        return not variables["dones"].any()
+
+    env = DummyVecEnv([lambda length=length: Numbered(VECTOR, DISCRETE, episode_length=length) for length in (9, 12)])  # type: ignore[misc]
+    model: Any = small_model(cls, policy, env, fast=raises)
+    with pytest.raises(KeyboardInterrupt) if raises else nullcontext():
+        model.learn(256, callback=leave)
+    model.learn(64, reset_num_timesteps=False)
+    numbers, starts = model.rollout_buffer.observations[..., 0], model.rollout_buffer.episode_starts
+    np.testing.assert_array_equal(starts[1:] > 0.5, numbers[1:] != numbers[:-1])
+    assert starts[0].any() and not starts[0].all()
 
 
 # Environments of Gymnasium

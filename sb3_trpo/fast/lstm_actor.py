@@ -102,15 +102,17 @@ class QuickPolicy(StandIn):
     :param read: what it is made of
     :param n_envs: number of environments
     :param random: what the noise is drawn from
+    :param plain: the policy as the plain twin has it, which draws the noise of gSDE
     """
 
-    def __init__(self, policy: Any, read: _Read, n_envs: int, random: np.random.Generator):
+    def __init__(self, policy: Any, read: _Read, n_envs: int, random: np.random.Generator, plain: Any):
         sampler: Any = sampler_of(policy, (n_envs, len(read.actor.stages[-1].bias)), random)
         has_std = hasattr(policy, "log_std")
         # In their own memory: what is changed in place changes here, and what is replaced is seen
         of_actor, own = lstm.weights_of(policy.lstm_actor), read.critic_lstm
         super().__init__(
             policy,
+            plain=plain,
             read=read,
             of_actor=of_actor,
             of_critic=of_actor if own is policy.lstm_actor else None if own is None else lstm.weights_of(own),
@@ -126,6 +128,11 @@ class QuickPolicy(StandIn):
     def is_current(self) -> bool:
         """Whether what was read of the policy is still in place."""
         return self.places.are_as_they_were(self.thing)
+
+    @th.no_grad()
+    def reset_noise(self, n_envs: int = 1) -> None:
+        """Draw the noise of gSDE anew; without a graph, which would keep a callback from copying the policy."""
+        self.plain.reset_noise(n_envs)
 
     @th.no_grad()
     def __call__(self, obs: Any, lstm_states: Any, episode_starts: th.Tensor, action_masks: np.ndarray | None = None) -> Any:
@@ -233,7 +240,7 @@ class QuickModel(StandIn):
             return None
         # Not before the first step: a callback may seed the model as a rollout starts
         own["random"] = own["random"] or model._random.for_actions()
-        twin = QuickPolicy(policy, read, self.n_of_envs, own["random"])
+        twin = QuickPolicy(policy, read, self.n_of_envs, own["random"], model._drawing_own_numbers().policy)
         last: Any = model._last_obs
         obs = {key: th.as_tensor(part) for key, part in last.items()} if isinstance(last, dict) else th.as_tensor(last)
         starts = th.as_tensor(model._last_episode_starts, dtype=th.float32)

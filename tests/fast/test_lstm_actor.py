@@ -72,6 +72,13 @@ def test_actions_are_drawn_with_the_probabilities_of_the_policy() -> None:
     np.testing.assert_allclose(counts / counts.sum(), expected, atol=0.03)
 
 
+def test_noise_of_gsde_is_the_models_own() -> None:
+    """The same seed gives the same weights whatever else draws from the generators of the process."""
+    one, other = model_of("gsde").learn(180), model_of("gsde").learn(180, callback=lambda *_: th.randn(1).isfinite().item())
+    state = policy_state(one)
+    assert all(th.equal(value, state[name]) for name, value in policy_state(other).items())
+
+
 def consistent(model: Any) -> None:
     """Check the log-probabilities of the second half of a rollout against the policy of now, from the states stored."""
     policy, buffer = model.policy, model.rollout_buffer

@@ -98,13 +98,13 @@ def _all_in_one(masks: list[Any], sizes: list[int]) -> np.ndarray | None:
     return rows if leaves_something else None
 
 
-def check_masks(masks: list[Any], action_space: spaces.Space, *, step: int) -> np.ndarray:
+def check_masks(masks: list[Any], action_space: spaces.Space, *, step: int | None = None) -> np.ndarray:
     """
     Return what environments say is possible as booleans, shape (n_envs, n_masks).
 
     :param masks: what ``action_masks()`` of each environment returned
     :param action_space: that of the environment
-    :param step: of the rollout, for the error
+    :param step: of the rollout, for the error; ``None`` outside of one
     :raises ValueError: naming environment and step, if a mask is of another size or leaves no action
     """
     sizes = mask_sizes(action_space)
@@ -112,19 +112,20 @@ def check_masks(masks: list[Any], action_space: spaces.Space, *, step: int) -> n
     if quick is not None:
         return quick
     rows = []
+    at_step = "" if step is None else f" at step {step} of the rollout"
     for index, mask in enumerate(masks):
         row = np.asarray(mask).astype(bool).reshape(-1)
         if len(row) != sum(sizes):
             raise ValueError(
-                f"action_masks() of environment {index} must return {sum(sizes)} booleans for {action_space}, got {len(row)} "
-                f"at step {step} of the rollout"
+                f"action_masks() of environment {index} must return {sum(sizes)} booleans for {action_space}, got {len(row)}"
+                f"{at_step}"
             )
         for variable, part in enumerate(np.split(row, np.cumsum(sizes)[:-1])):
             if not part.any():
                 of_variable = f" of variable {variable}" if len(sizes) > 1 else ""
                 raise ValueError(
-                    f"action_masks() of environment {index} must leave at least one action{of_variable}, got none at step "
-                    f"{step} of the rollout. An episode in which nothing is possible must end before"
+                    f"action_masks() of environment {index} must leave at least one action{of_variable}, got none{at_step}. "
+                    "An episode in which nothing is possible must end before"
                 )
         rows.append(row)
     return np.stack(rows)
@@ -267,7 +268,7 @@ class Masking(TRPO):
             rows = np.asarray(action_masks)
             if rows.size % n_masks:
                 raise ValueError(f"action_masks must hold {n_masks} booleans for each observation, got shape {rows.shape}")
-            action_masks = check_masks(list(rows.reshape(-1, n_masks)), self.action_space, step=1)
+            action_masks = check_masks(list(rows.reshape(-1, n_masks)), self.action_space)
         policy: Any = self.policy
         return policy.predict(observation, state, episode_start, deterministic, action_masks=action_masks)
 

@@ -246,6 +246,7 @@ def _state_kept(model: TRPO) -> Iterator[None]:
     try:
         if normalizer is not None:
             normalizer.training = False
+        model.tensorboard_log = None  # else there would be an empty run
         yield
     finally:
         if normalizer is not None:

@@ -108,17 +108,18 @@ def test_kl_of_a_state_is_that_of_the_distributions_kept() -> None:
 
 
 def test_inspect_model_needs_an_environment_and_freezes_its_statistics(tmp_path: Path) -> None:
-    """Without an environment it says how to give one; VecNormalize is not moved on."""
+    """Without an environment it says how to give one; VecNormalize is not moved on, and TensorBoard has no empty run."""
     small_model().save(tmp_path / "model")
     with pytest.raises(ValueError, match="set_env"):
         inspect_model(TRPO.load(tmp_path / "model", device="cpu"))
     env = VecNormalize(make_env())
-    model = small_model(env=env)
+    model = small_model(env=env, tensorboard_log=str(tmp_path / "tb"))
     model.learn(64)
     assert isinstance(env.obs_rms, RunningMeanStd)
     count = env.obs_rms.count
     inspect_model(model)
     assert env.obs_rms.count == count and env.training
+    assert [run.name for run in (tmp_path / "tb").iterdir()] == ["TRPO_1"]
 
 
 def test_inspect_model_tells_of_a_policy_that_cannot_move() -> None:

@@ -112,6 +112,8 @@ KINDS_OF_TABLES = {
     "What": ["stacked", "differences"],
     "PPO": ["stacked", "arguments"],
     "Key": ["stacked"],
+    "argument": ["stacked"],
+    "In Python": ["stacked"],
     "Equation": ["equations"],
 }
 

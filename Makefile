@@ -108,7 +108,7 @@ test-gym: $(TESTS)
 	$(BIN)/python -m pip install --quiet "shimmy>=2.0"
 	PYTHONPATH=$(VENV)/old_gym OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/promises/test_environments_accepted.py
 
-# Each of several hundred mistakes in the numerics must be noticed by a test; half an hour
+# Each of several hundred mistakes in the numerics must be noticed by a test; a quarter of an hour
 mutation: $(TESTS)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[mutation]"
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run

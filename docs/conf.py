@@ -105,14 +105,23 @@ def skip_fields(app, what, name, obj, skip, options):
 
 
 # By the heading of their first column, tables that have a form of their own: ``custom.css``
-KINDS_OF_TABLES = {"You see": "symptoms", "Looks at": "checks", "Equation": "equations"}
+KINDS_OF_TABLES = {
+    "You see": ["stacked", "symptoms"],
+    "Looks at": ["stacked", "checks"],
+    "You have": ["stacked", "choices"],
+    "What": ["stacked", "differences"],
+    "PPO": ["stacked", "arguments"],
+    "Key": ["stacked"],
+    "argument": ["stacked"],
+    "In Python": ["stacked"],
+    "Equation": ["equations"],
+}
 
 
 def name_tables(app, doctree):
     """Give a table the class of its kind."""
     for table in doctree.findall(nodes.table):
-        kind = KINDS_OF_TABLES.get(table.next_node(nodes.entry).astext())
-        table["classes"] += [kind] if kind else []
+        table["classes"] += KINDS_OF_TABLES.get(table.next_node(nodes.entry).astext(), [])
 
 
 def setup(app):

@@ -1,4 +1,4 @@
-"""A variant of TRPO in one hook: it is paid for entropy too, as PPO can be. ``python examples/entropy_trpo.py`` compares."""
+"""A variant of TRPO in one hook: an entropy bonus, as PPO has one. ``python examples/entropy_trpo.py`` compares."""
 
 import math
 from numbers import Real

@@ -39,6 +39,7 @@ class TRPO(TrustRegionUpdate):
     in their meaning is said here and on the page of differences.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
+    :type policy: str | type[ActorCriticPolicy]
     :param env: The environment to learn from (if registered in Gymnasium, can be str or EnvSpec)
     :param learning_rate: The learning rate of the value function, it can be a function of the current progress remaining
         (from 1 to 0). The policy has none: its step is as long as the trust region allows

@@ -381,6 +381,7 @@ def test_distribution_without_a_kl_is_refused_before_anything_moves(
         model.learn(64)
     assert isinstance(refusal.value, ValueError)
     assert all(each in str(refusal.value) for each in ("Built", *names)), str(refusal.value)
+    assert ("class of your own" in str(refusal.value)) == ("TransformedDistribution" in names)
     assert not changed(before, policy_state(model)) and model.last_update is None
     copy.deepcopy(model.policy)
 

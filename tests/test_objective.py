@@ -271,6 +271,10 @@ def test_problem_thins_the_fisher_matrix_only(case: PolicyCase) -> None:
     assert relative_error(thinned.fisher_vector_product()(vector), plain.fisher_vector_product()(vector)) > 1e-3
     shake(case.parameters, scale=0.1, seed=7)
     assert thinned.evaluate() == plain.evaluate()
+    few = case.problem(fisher_batch=case.batch.thinned(2), chunk_size=3)
+    few.fisher_vector_product()
+    assert few._central_differences(few.fisher_chunks, 0.5).shorten == 0.5
+    assert max(len(chunk.weights) for chunk in few.fisher_chunks) <= 3 < len(case.batch.thinned(2).weights)
 
 
 def test_log_ratio_is_zero_for_the_policy_that_acted(case: PolicyCase) -> None:

@@ -44,6 +44,12 @@ def test_code_of_a_page_is_seen_whole(name: str) -> None:
     assert not [line for code in PYTHON.findall(PAGES[name]) for line in code.splitlines() if len(line) > 88]
 
 
+def test_scripts_are_shown_whole() -> None:
+    """Whoever copies one has its imports."""
+    shown = re.findall(r"^```\{literalinclude\} \S+\n(.*?)^```", "".join(PAGES.values()), flags=re.DOTALL | re.MULTILINE)
+    assert len(shown) >= 4 and {*shown} == {":language: python\n"}
+
+
 def test_pages_have_code() -> None:
     """Most of them show how it is done."""
     assert len(WITH_CODE) >= 6 and {"get_started.md", "trust_region.md", "from_ppo.md"} <= {*WITH_CODE}

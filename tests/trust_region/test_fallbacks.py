@@ -117,9 +117,11 @@ def test_central_differences_are_taken_where_the_kl_is_a_parabola_still(stiffnes
         return value
 
     vector = normal(6, seed=5)
-    product = CentralDifferences([kl], problem.parameters)(vector)
-    assert relative_error(product, problem.fisher @ vector) < 1e-3
-    assert len(lengths) == 2 and max(distances) < 1e-4 and 1e-6 < min(lengths) <= max(lengths) < 1e-4
+    for shorten in (1.0, 0.5):
+        product = CentralDifferences([kl], problem.parameters, shorten=shorten)(vector)
+        assert relative_error(product, problem.fisher @ vector) < 1e-3
+    assert len(lengths) == 4 and max(distances) < 1e-4 and 1e-6 < min(lengths) <= max(lengths) < 1e-4
+    assert distances[2:] == pytest.approx([0.5 * distance for distance in distances[:2]], rel=1e-3)
 
 
 @pytest.mark.parametrize("stiffness", [1e-3, 1.0, 1e12])

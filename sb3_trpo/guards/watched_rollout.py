@@ -92,10 +92,10 @@ class WatchedRollout(PassedOn):
 
         A loop that is left in the middle of a step leaves the observations before it: a memory would last across the end.
         """
-        dones, new = self.told["dones"], self.told["new_obs"]
         last: Any = self.model._last_obs
-        if last is None or not dones.any():
+        if last is None or not self.told or not self.told["dones"].any():
             return
+        dones, new = self.told["dones"], self.told["new_obs"]
 
         def after(before: np.ndarray, begun: np.ndarray) -> np.ndarray:
             return np.where(dones.reshape(-1, *[1] * (before.ndim - 1)), begun, before)

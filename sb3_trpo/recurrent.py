@@ -245,6 +245,7 @@ class RecurrentTRPO(TRPO):
     _last_lstm_states: Any = None
 
     def _build(self) -> None:
+        self._check_lstm_kwargs()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.policy = self.policy_class(  # type: ignore[assignment]
@@ -275,6 +276,17 @@ class RecurrentTRPO(TRPO):
             **self.rollout_buffer_kwargs,
         )
         self._forget()
+
+    def _check_lstm_kwargs(self) -> None:
+        """Refuse LSTMs of another layout than sb3-contrib's policies run them in: some would run, over the wrong axis."""
+        policy: Any = self.policy_class
+        given = {name: value for name, value in (self.policy_kwargs.get("lstm_kwargs") or {}).items() if value}
+        refused = {name: given[name] for name in ("batch_first", "bidirectional", "proj_size") if name in given}
+        if refused and policy._process_sequence is RecurrentActorCriticPolicy._process_sequence:
+            raise ValueError(
+                f"policy_kwargs['lstm_kwargs'] must leave out batch_first, bidirectional and proj_size, got {refused}: "
+                "sb3-contrib's policies run an LSTM over (length, n_envs, n_inputs), with states of lstm_hidden_size"
+            )
 
     def _forget(self) -> None:
         """Put zeros in the memory of every environment."""

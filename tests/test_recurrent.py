@@ -153,6 +153,13 @@ def test_pieces_share_the_memory_of_the_rollout() -> None:
     assert peak < model.rollout_buffer.hidden_states_pi.nbytes / 2
 
 
+@pytest.mark.parametrize("kwargs", [{"batch_first": True}, {"bidirectional": True}, {"proj_size": 4}])
+def test_lstm_of_another_layout_is_refused(kwargs: dict[str, Any]) -> None:
+    """With as many sequences as steps in each, time and sequences would be taken for each other."""
+    with pytest.raises(ValueError, match=f"lstm_kwargs.*got {{'{next(iter(kwargs))}'"):
+        case(lstm_kwargs=kwargs).model(RecurrentTRPO)
+
+
 def _silent(model: TRPO) -> Any:
     _, callback = model._setup_learn(64, None, False)
     return callback

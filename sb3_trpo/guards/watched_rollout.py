@@ -93,9 +93,9 @@ class WatchedRollout(PassedOn):
         A loop that is left in the middle of a step leaves the observations before it: a memory would last across the end.
         """
         last: Any = self.model._last_obs
-        if last is None or not self.told or not self.told["dones"].any():
+        if last is None or not self.told or not np.any(self.told["dones"]):
             return
-        dones, new = self.told["dones"], self.told["new_obs"]
+        dones, new = np.asarray(self.told["dones"]), self.told["new_obs"]
 
         def after(before: np.ndarray, begun: np.ndarray) -> np.ndarray:
             return np.where(dones.reshape(-1, *[1] * (before.ndim - 1)), begun, before)

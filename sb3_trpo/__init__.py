@@ -1,6 +1,7 @@
 """Trust Region Policy Optimization for Stable-Baselines3, with a trust region that is kept."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from sb3_trpo.about import __version__, system_info
@@ -35,6 +36,9 @@ _VARIANTS = {
     "MaskableTRPO": "sb3_trpo.maskable",
     "RecurrentTRPO": "sb3_trpo.recurrent",
 }
+if find_spec("sb3_contrib") is None:
+    # ``from sb3_trpo import *`` asks for everything
+    __all__ = [name for name in __all__ if name not in _VARIANTS]
 
 
 def __getattr__(name: str) -> Any:

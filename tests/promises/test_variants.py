@@ -247,6 +247,7 @@ def test_rollout_left_at_the_end_of_an_episode_goes_on_with_the_next(cls: type[T
         step = second.step
         second.step = lambda action: step(action) if second.n_steps < 8 else _interrupt()
     model: Any = small_model(cls, policy, env, fast=how == "raises")
+    model.train = lambda: None
     with nullcontext() if how == "returns" else pytest.raises(KeyboardInterrupt):
         model.learn(256, callback=leave)
     if how == "environment":

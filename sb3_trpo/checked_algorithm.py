@@ -216,14 +216,16 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         :raises TypeError: naming an attribute that a callback has set, and its value (also a ``ValueError``)
         """
         self._check_attributes()
+        watched: WatchedRollout | None = None
         try:
             looked_at = finite_rollout(self, env, rollout_buffer, required=self.error_if_nonfinite)
             with finite_statistics(self), looked_at as finite:
                 watched = WatchedRollout(callback, self, finite)
                 goes_on = self._collect(env, watched, rollout_buffer, n_rollout_steps)
-        except NonFiniteError:
-            # The next call of `learn` is not to go on in the middle of it
-            self._last_obs = None
+        except BaseException as error:
+            if isinstance(error, NonFiniteError) or (watched is not None and watched.is_between_callbacks):
+                # The next call of `learn` is not to go on in the middle of it: some environments may be further on than others
+                self._last_obs = None
             raise
         self._wasted_steps = watched.wasted_steps()
         if not goes_on or self.num_timesteps >= self._total_timesteps:

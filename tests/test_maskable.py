@@ -201,6 +201,7 @@ def test_a_callback_finds_the_masks(cls: type[MaskableTRPO], policy: str, fast: 
         return True
 
     model: Any = small_model(cls, policy, masked_env(n_envs=2), fast=fast)
+    model.train = lambda: None
     model.learn(64, callback=look)
     for use_masking, masks, actions in seen:
         assert use_masking and masks.shape == (2, 4) and masks[[0, 1], actions.ravel()].all()

@@ -37,6 +37,8 @@ class WatchedRollout(PassedOn):
         self.wasted: list[np.ndarray] = []
         # What the loop has in its variables
         self.told: dict[str, Any] = {}
+        # Whether the policy acts, or the environment makes a step
+        self.is_between_callbacks = False
 
     def wasted_steps(self) -> np.ndarray | None:
         """Return which steps were none, since an environment only reset in them, shape (n_steps, n_envs); or ``None``."""
@@ -50,9 +52,11 @@ class WatchedRollout(PassedOn):
             check_policy_is_finite(self.model.policy)
         if self.finite.observations and self.model._last_obs is not None:  # else the loop says it
             refuse_nonfinite("the observation of", self.model._last_obs, step=0)
+        self.is_between_callbacks = True
 
     def update_locals(self, locals_: dict[str, Any]) -> None:
         """Look at what a step gave."""
+        self.is_between_callbacks = False
         if self.looks_at_observations and not is_finite(locals_["new_obs"]):
             refuse_nonfinite("the observation of", locals_["new_obs"], step=locals_["n_steps"] + 1)
         self.told = locals_
@@ -84,6 +88,7 @@ class WatchedRollout(PassedOn):
                 # In the middle of a step: the environment is further on
                 self.model._last_obs = None
                 raise
+        self.is_between_callbacks = goes_on
         return goes_on
 
     def _begin_what_ended(self) -> None:
@@ -106,6 +111,7 @@ class WatchedRollout(PassedOn):
 
     def on_rollout_end(self) -> None:
         """Look at what the returns and the update use."""
+        self.is_between_callbacks = False
         super().on_rollout_end()
         self._look()
 

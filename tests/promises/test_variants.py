@@ -227,24 +227,39 @@ class Numbered(OnlyCounted):
         return np.full(3, self.n_episodes, np.float32)
 
 
-@pytest.mark.parametrize("raises", [True, False])
+@pytest.mark.parametrize("how", ["returns", "raises", "environment"])
 @pytest.mark.parametrize("cls, policy", [(TRPO, "MlpPolicy"), (RecurrentTRPO, "MlpLstmPolicy")])
-def test_rollout_left_at_the_end_of_an_episode_goes_on_with_the_next(cls: type[TRPO], policy: str, raises: bool) -> None:
-    """Neither a memory nor an advantage lasts across the end, whether the callback returned False or raised."""
+def test_rollout_left_at_the_end_of_an_episode_goes_on_with_the_next(cls: type[TRPO], policy: str, how: str) -> None:
+    """
+    Neither a memory nor an advantage lasts across the end, whether the callback returned False or raised.
+
+    Where the second environment raises, the first is further on: all begin anew.
+    """
 
     def leave(variables: dict[str, Any], _: Any) -> bool:
-        if raises and variables["dones"].any():
+        if how == "raises" and variables["dones"].any():
             raise KeyboardInterrupt
         return not variables["dones"].any()
 
     env = DummyVecEnv([lambda length=length: Numbered(VECTOR, DISCRETE, episode_length=length) for length in (9, 12)])  # type: ignore[misc]
-    model: Any = small_model(cls, policy, env, fast=raises)
-    with pytest.raises(KeyboardInterrupt) if raises else nullcontext():
+    second: Any = env.envs[1]
+    if how == "environment":
+        step = second.step
+        second.step = lambda action: step(action) if second.n_steps < 8 else _interrupt()
+    model: Any = small_model(cls, policy, env, fast=how == "raises")
+    model.train = lambda: None
+    with nullcontext() if how == "returns" else pytest.raises(KeyboardInterrupt):
         model.learn(256, callback=leave)
+    if how == "environment":
+        del second.step
     model.learn(64, reset_num_timesteps=False)
     numbers, starts = model.rollout_buffer.observations[..., 0], model.rollout_buffer.episode_starts
     np.testing.assert_array_equal(starts[1:] > 0.5, numbers[1:] != numbers[:-1])
-    assert starts[0].any() and not starts[0].all()
+    assert starts[0].any() and starts[0].all() == (how == "environment")
+
+
+def _interrupt() -> Any:
+    raise KeyboardInterrupt
 
 
 # Environments of Gymnasium

@@ -1,7 +1,7 @@
 """
 Draw the pictures of *How TRPO works* and *Tune it* from real updates; the others are ``examples/trust_region_pictures.py``'s.
 
-Needs MuJoCo (``pip install 'gymnasium[mujoco]'``) and, on one thread, a quarter of an hour: ``python docs/pictures.py``.
+Needs MuJoCo (``pip install 'gymnasium[mujoco]'``) and, on one thread, some minutes: ``python docs/pictures.py``.
 """
 
 import argparse

@@ -331,8 +331,9 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     @classmethod
     def _names_of_arguments(cls) -> set[str]:
-        """Return what the constructors of this class and of those between it and this module take."""
-        constructors = [parent.__init__ for parent in cls.__mro__ if issubclass(parent, CheckedOnPolicyAlgorithm)]
+        """Return what the constructors of this class and of those on the way to the one of this module take."""
+        own = cls.__mro__[: cls.__mro__.index(CheckedOnPolicyAlgorithm) + 1]
+        constructors = [parent.__init__ for parent in own]  # type: ignore[misc]
         known = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
         return known - {"self", "policy", "_init_setup_model", "args", "kwargs", "arguments"}
 

@@ -1,5 +1,6 @@
 """The manners of a careful algorithm serve others than TRPO: here PPO, written as for SB3, with one rule of its own."""
 
+import copy
 import csv
 import math
 import pathlib
@@ -194,6 +195,25 @@ def test_algorithm_refuses_an_unknown_keyword_of_load(name: str, saved: pathlib.
     assert_names(refusal.value, name, "clip_factor", "n_epochs")
 
 
+class Named:
+    """What another class of the user's has beside an algorithm."""
+
+    def __init__(self, *args: Any, label: str = "", **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.label = label
+
+
+class NamedClipped(Named, Clipped): ...
+
+
+def test_argument_of_a_class_beside_the_algorithm_is_known_to_load(saved: pathlib.Path) -> None:
+    """Whatever class takes it on the way to the base."""
+    assert NamedClipped("MlpPolicy", make_env(), device="cpu", label="one").label == "one"
+    assert NamedClipped.load(saved, device="cpu", label="other").label == "other"
+    with pytest.raises(TypeError, match="label"):
+        Clipped.load(saved, device="cpu", label="other")
+
+
 def test_algorithm_refuses_what_a_zip_holds(tmp_path: pathlib.Path) -> None:
     """Whoever wrote it there; an argument of load repairs it."""
     model = clipped()
@@ -303,6 +323,41 @@ def test_algorithm_refuses_parameters_that_do_not_fit(given: Mapping[str, Any]) 
     before = state_of(model)
     with pytest.raises(ValueError, match=r"log_std|nothing"):
         model.set_parameters(dict(given), exact_match=False)
+    assert not changed(before, state_of(model))
+
+
+class TwoOptimizers(Clipped):
+    """Has an optimizer of its own for the head of its critic, and an argument for that."""
+
+    def __init__(self, *args: Any, head_lr: float = 1e-2, **kwargs: Any):
+        self.head_lr = head_lr
+        super().__init__(*args, **kwargs)
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.head_optimizer = th.optim.Adam(self.policy.value_net.parameters(), lr=self.head_lr)
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        names, tensors = super()._get_torch_save_params()
+        return [*names, "head_optimizer"], tensors
+
+    def train(self) -> None:
+        super().train()
+        self.head_optimizer.step()  # with the last gradient
+
+
+def test_second_optimizer_is_saved_and_its_memory_looked_at(tmp_path: pathlib.Path) -> None:
+    """What an algorithm has beside its policy comes back, with other environments too; what is not finite is refused."""
+    model = TwoOptimizers("MlpPolicy", make_env(), device="cpu").learn(32)
+    model.save(tmp_path / "model")
+    loaded = TwoOptimizers.load(tmp_path / "model", make_env(n_envs=3), device="cpu", head_lr=1e-3)
+    assert str(loaded.head_optimizer.state_dict()["state"]) == str(model.head_optimizer.state_dict()["state"])
+    assert loaded.learn(96).head_lr == 1e-3
+    parameters = copy.deepcopy(model.get_parameters())
+    parameters["head_optimizer"]["state"][0]["exp_avg"].fill_(math.nan)
+    before = state_of(model)
+    with pytest.raises(ValueError, match=r"head_optimizer\['state'\]\[0\]\['exp_avg'\] must be finite"):
+        model.set_parameters({name: parameters[name] for name in ("policy", "head_optimizer")}, exact_match=False)
     assert not changed(before, state_of(model))
 
 

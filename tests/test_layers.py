@@ -264,6 +264,12 @@ def package_is_mirrored_by_tests(sources: Sources) -> list[str]:
     return [f"{path} has no test" for path in no_test] + [f"there is a test of {path}" for path in tested - modules]
 
 
+def fast_modules_name_their_plain_twin(sources: Sources) -> list[str]:
+    """What is quick does what something plain does, which is the fallback and the oracle of the tests."""
+    modules = {path: source for path, source in room(sources, "sb3_trpo/fast/").items() if not path.endswith("__init__.py")}
+    return [path for path, source in modules.items() if "plain twin" not in (ast.get_docstring(parsed(source)) or "")]
+
+
 def files_are_short(sources: Sources) -> list[str]:
     """The algorithm fits into a head, and a file of tests is about one thing."""
     limits = MOST_LINES | {path: MOST_LINES_OF_A_TEST for path in sources if path.startswith("tests/")}
@@ -337,6 +343,7 @@ WALLS: dict[Callable[[Sources], list[str]], list[dict[str, str]]] = {
         {"sb3_trpo/zoo/__main__.py": ""},
         {"sb3_trpo/critic.py": "", "tests/test_critic.py": "", "tests/guards/test_critics.py": ""},
     ],
+    fast_modules_name_their_plain_twin: [{"sb3_trpo/fast/lstm.py": '"""An LSTM."""\nTWIN = "the plain twin"'}],
     files_are_short: [{"sb3_trpo/trpo.py": "x = 1\n" * 331}, {"tests/fast/test_actors.py": "x = 1\n" * 601}],
 }
 BROKEN = [(wall, house) for wall, houses in WALLS.items() for house in houses]

@@ -1,4 +1,8 @@
-"""Elementwise functions that networks are made of, each with its derivative: the one table of them."""
+"""
+Elementwise functions that networks are made of, each with its derivative: the one table of them.
+
+The plain twin of each is torch's module, differentiated by autograd.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

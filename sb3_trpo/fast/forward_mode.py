@@ -4,6 +4,8 @@ Fisher products of any policy by automatic differentiation, once: :math:`F v = E
 As in :mod:`sb3_trpo.fast.gauss_newton`, with J the Jacobian of the tensors that the action distribution is made of. Forward
 mode pushes the tangent J v through the network, one backward pass pulls :math:`M J v` back. M is the Hessian of the KL in
 these tensors alone, so that the network needs no second derivative.
+
+The plain twin is ``trust_region.fisher_vector_product``, which differentiates the KL twice.
 """
 
 from collections.abc import Callable, Iterator, Sequence

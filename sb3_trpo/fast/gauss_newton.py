@@ -5,6 +5,8 @@ J is the Jacobian of the distribution's parameters (mean or logits) with respect
 in these parameters, known in closed form. At θ_old this Gauss-Newton matrix is the Fisher matrix (Martens 2020, *New Insights
 and Perspectives on the Natural Gradient Method*, section 9). The tangent J v is pushed forward through the layers and pulled
 back again, both written out.
+
+The plain twin is ``trust_region.fisher_vector_product``, which differentiates the KL twice.
 """
 
 from collections.abc import Callable, Sequence

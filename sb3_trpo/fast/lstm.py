@@ -4,6 +4,8 @@ One layer of an LSTM in NumPy: a step, whole sequences, and their derivative for
 Hochreiter & Schmidhuber 1997, *Long Short-Term Memory*, with the forget gate of Gers et al. 2000, as torch has it: the gates
 i, f, g, o are σ, σ, tanh, σ of W x + b + U h + d; then c' = f c + i g and h' = o tanh c'. Everything that needs no recurrence
 is done for all steps in one product.
+
+The plain twin is ``torch.nn.LSTM``, differentiated by autograd.
 """
 
 from typing import Any, NamedTuple

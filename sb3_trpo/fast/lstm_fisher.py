@@ -1,8 +1,8 @@
 """
 Fisher products of a policy with an LSTM without differentiating twice: :mod:`sb3_trpo.fast.gauss_newton` through time.
 
-The tangent is pushed forward through every step of a sequence and the cotangent pulled back. The plain twin differentiates the
-KL twice.
+The tangent is pushed forward through every step of a sequence and the cotangent pulled back. The plain twin is
+``trust_region.fisher_vector_product``, which differentiates the KL twice.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,8 @@
-"""The value fit with its gradient and its optimizer written out, for critics that are multi-layer perceptrons."""
+"""
+The value fit with its gradient and its optimizer written out, for critics that are multi-layer perceptrons.
+
+The plain twin is ``critic.fit_critic``.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence

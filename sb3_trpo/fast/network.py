@@ -1,4 +1,8 @@
-"""Read a policy's networks as a chain of linear maps, layer norms and elementwise functions, if that is all they are."""
+"""
+Read a policy's networks as a chain of linear maps, layer norms and elementwise functions, if that is all they are.
+
+The plain twin of a chain is the policy itself: its ``get_distribution`` and ``predict_values``.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple

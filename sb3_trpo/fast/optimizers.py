@@ -1,4 +1,8 @@
-"""Steps of torch's optimizers written out in NumPy, on all parameters in one vector."""
+"""
+Steps of torch's optimizers written out in NumPy, on all parameters in one vector.
+
+The plain twin of each is the class of ``torch.optim`` of the same name.
+"""
 
 import math
 from collections.abc import Mapping

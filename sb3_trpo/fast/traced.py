@@ -4,6 +4,8 @@ The layers of a feature extractor of the user's own, if they are applied one aft
 Its ``forward`` is not read but run once with a stand-in for the observation, which notes what is done with it. A ``forward``
 that looks at numbers fails on it, and one that does anything beside layers shows it. Not by ``torch.fx``: while that traces,
 it changes how every module of the process is called, in other threads too.
+
+The plain twin of the layers is the extractor itself.
 """
 
 import copy

@@ -35,6 +35,17 @@ def check_parameters(
             _check_tensor(f"policy parameter {key!r}", value, own["policy"][key].shape, finite=key in trained)
     if "policy.optimizer" in given:
         _check_optimizer(given["policy.optimizer"], policy.optimizer)
+    for name in given.keys() - {"policy", "policy.optimizer"}:
+        _check_other(name, given[name], own[name])
+
+
+def _check_other(name: str, state: Any, own: Any) -> None:
+    """Refuse what is not finite in the state of an object of the algorithm's own, where what it replaces is."""
+    if isinstance(state, Mapping):
+        for key, part in state.items():
+            _check_other(f"{name}[{key!r}]", part, own.get(key) if isinstance(own, Mapping) else None)
+    elif isinstance(state, th.Tensor) and not (isinstance(own, th.Tensor) and not bool(own.isfinite().all())):
+        _check_tensor(name, state, state.shape, finite=True)
 
 
 def _check_optimizer(state: Mapping[str, Any], optimizer: th.optim.Optimizer) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # Okabe & Ito's colours, which readers of every kind of colour vision can tell apart
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#767676"
 
 # What became of a step, and how that is drawn wherever it is: colour and marker say the same

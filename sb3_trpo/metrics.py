@@ -80,8 +80,8 @@ class UpdateReport(NamedTuple):
     :param observation_spread: largest over smallest root mean square of the dimensions of the observations that are not always
         zero, as the policy sees them; ``None`` for what is no vector of floats, and under ``VecNormalize``
     :param noise_std: with gSDE, where ``std`` is that of the weights of its noise, mean standard deviation of the actions in
-        the states of the rollout; else ``None``
-    :param is_rewarded: whether any reward of the rollout was other than zero, of the part of this process
+        the states of the rollout of this process; else ``None``
+    :param is_rewarded: whether any reward of the rollout of this process was other than zero
     :param is_frozen: whether nothing of the policy was to be trained: its user has frozen it
     """
 

@@ -264,6 +264,13 @@ class RecurrentTRPO(TRPO):
         if not issubclass(buffer, self.buffers):
             names = " or ".join(kind.__name__ for kind in self.buffers)
             raise TypeError(f"rollout_buffer_class must derive from {names}, got {buffer!r}")
+        known = next(kind for kind in self.buffers if issubclass(buffer, kind))
+        if any(getattr(buffer, name) is not getattr(known, name) for name in ("get", "_get_samples")):
+            raise TypeError(
+                f"rollout_buffer_class must leave get and _get_samples as they are in {known.__name__}, got {buffer!r}: an "
+                "update reads whole sequences from the arrays of the buffer. A callback may change these as a rollout ends; "
+                "_full_batch and _value_epochs say what an update learns from"
+            )
         self.rollout_buffer_class = buffer
         lstm: Any = self.policy.lstm_actor
         self.rollout_buffer = buffer(

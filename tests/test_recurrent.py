@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.recurrent.buffers import RecurrentRolloutBuffer
 
 from sb3_trpo import TRPO
 from sb3_trpo.inspect import TrustRegionRecorder, inspect_model, read_run
@@ -230,6 +231,35 @@ def test_chosen_states_come_with_the_state_before_them() -> None:
         assert later[row].old.probabilities[0] != pytest.approx(at_start[row].old.probabilities[0], abs=1e-6)
     with pytest.raises(ValueError, match=r"state of shape \(1, 2, 8\), got \(1, 1, 8\)"):
         inspect_model(model, states=(observations, [part[:, :1] for part in state]))
+
+
+class Telling(RecurrentRolloutBuffer):
+    """Hears of each step, and has something more."""
+
+    n = 0
+
+    def add(self, *args: Any, **kwargs: Any) -> None:
+        Telling.n += 1
+        super().add(*args, **kwargs)
+
+    def total(self) -> float:
+        return float(self.rewards.sum())
+
+
+class Unpaid(RecurrentRolloutBuffer):
+    """Hands out what it does not hold."""
+
+    def get(self, batch_size: int | None = None) -> Any:
+        for data in super().get(batch_size):
+            yield data._replace(advantages=0.0 * data.advantages)
+
+
+def test_buffer_of_the_users_own_is_told_of_steps_or_refused() -> None:
+    """What ``get`` makes of a rollout would be passed over without a word, since whole sequences are read."""
+    model = CASES["box"].model(RecurrentTRPO, rollout_buffer_class=Telling).learn(64)
+    assert Telling.n == model.n_steps
+    with pytest.raises(TypeError, match=r"rollout_buffer_class must leave get .*Unpaid.*_full_batch"):
+        CASES["box"].model(RecurrentTRPO, rollout_buffer_class=Unpaid)
 
 
 def test_cudnn_is_left_as_it_was() -> None:

@@ -262,7 +262,14 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         Train for at least a number of environment steps (see SB3's ``BaseAlgorithm.learn`` for the parameters).
 
         SB3 writes its log before each update; here what the last one did is written too, once training has ended.
+
+        :raises ValueError: if the model has no environment
         """
+        if self.env is None:
+            raise ValueError(
+                "the model has no environment to learn in, as one that was loaded without: give it one with load(path, env) or "
+                "model.set_env(env)"
+            )
         self._logs_anything = log_interval is not None
         self._learning = id(self)
         try:

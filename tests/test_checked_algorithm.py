@@ -276,6 +276,15 @@ def test_algorithm_refuses_environments_that_it_cannot_learn_from() -> None:
         clipped().set_env(make_env(action_space=DISCRETE))
 
 
+def test_algorithm_without_an_environment_says_so(saved: pathlib.Path) -> None:
+    """Where it would learn: a model that was loaded to act needs none."""
+    model = Clipped.load(saved, device="cpu")
+    with pytest.raises(ValueError, match=r"no environment to learn in.*set_env"):
+        model.learn(32)
+    model.set_env(make_env())
+    assert model.learn(32).num_timesteps == 32
+
+
 def test_schedule_that_cannot_work_is_refused_when_it_is_used() -> None:
     """At the update, before anything moves: the error names the argument and what it was."""
     model = clipped(clip_factor=lambda remaining: 0.2 if remaining > 0.4 else math.nan)

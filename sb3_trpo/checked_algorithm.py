@@ -77,8 +77,8 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
     expected_in_zip: ClassVar[Set[str]] = frozenset()
     saved_by: ClassVar[str] = "an on-policy algorithm"
 
-    # What stands in a saved model for its kind: subclasses of the user's own are of the kind of their base. A file that says
-    # nothing of it is of the second
+    # What stands in a saved model for its kind: subclasses of the user's own are of the kind of their base, and one that has
+    # none is of its own name. A file that says nothing of it is of the second
     kind: ClassVar[str] = ""
     kind_of_old_files: ClassVar[str] = ""
     # What a policy class is derived from
@@ -88,11 +88,17 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     # Steps of the last rollout in which an environment did nothing but reset, shape (n_steps, n_envs), if there are such
     _wasted_steps: np.ndarray | None = None
+    # Whether the last rollout had any reward other than zero
+    _is_rewarded = True
     # Which model is in `learn`, if any
     _learning: int | None = None
     _made_env: Any = None
     # What the model draws from
     _random: RandomNumbers
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls.kind = cls.kind or cls.__name__
 
     def __init__(
         self,
@@ -104,7 +110,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         **arguments: Any,
     ):
         check_arguments(self.rules, {"error_if_nonfinite": error_if_nonfinite, "verbose": verbose, **arguments})
-        check_policy(policy, self.policy_aliases, self.policy_base, of=self.kind or type(self).__name__)
+        check_policy(policy, self.policy_aliases, self.policy_base, of=self.kind)
         self.error_if_nonfinite = error_if_nonfinite
         made = made_env(env, verbose)
         with closed_if_refused(made, env):
@@ -227,7 +233,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 # The next call of `learn` is not to go on in the middle of it: some environments may be further on than others
                 self._last_obs = None
             raise
-        self._wasted_steps = watched.wasted_steps()
+        self._wasted_steps, self._is_rewarded = watched.wasted_steps(), watched.is_rewarded
         if not goes_on or self.num_timesteps >= self._total_timesteps:
             # The last one: who is called once training has ended may set another environment
             self._learning = None
@@ -320,7 +326,8 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             super().save(file, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_logs_anything", "_learning", "_made_env", "_as_built", "_wasted_steps"]
+        of_a_run = ["_logs_anything", "_learning", "_made_env", "_as_built", "_wasted_steps", "_is_rewarded"]
+        return [*super()._excluded_save_params(), *of_a_run]
 
     @classmethod
     def _names_of_arguments(cls) -> set[str]:
@@ -335,8 +342,9 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         saved = saved_attributes(path, expected=expected, kind=cls.saved_by)
         kind = saved.get("saved_kind", cls.kind_of_old_files)
         if saved.keys() >= cls.expected_in_zip and kind != cls.kind:
+            whose, reads_it = kind or "another algorithm", f"{kind}.load" if kind else "the algorithm's own load"
             raise ValueError(
-                f"{path} holds a model of {kind}, expected one of {cls.kind}: {kind}.load reads it, and the parameters of a "
+                f"{path} holds a model of {whose}, expected one of {cls.kind}: {reads_it} reads it, and the parameters of a "
                 "model that is loaded are a dictionary, get_parameters(), that set_parameters takes where they fit"
             )
         return set(saved)

@@ -54,11 +54,14 @@ def n_averaged_dimensions(action_space: spaces.Space) -> int:
 
 def _scaled(arguments: Mapping[str, Any], factor: float, defaults: Mapping[str, float]) -> dict[str, Any]:
     check_arguments(TRPO_RULES, arguments)
-    given = {**arguments}
+    scaled = {**arguments}
     for name, default in defaults.items():
-        value = default if given.get(name) is None else given[name]
-        given[name] = ScaledSchedule(value, factor) if callable(value) else float(factor * value)
-    return given
+        value = arguments.get(name)
+        if value is None:
+            scaled[name] = default
+        else:
+            scaled[name] = ScaledSchedule(value, factor) if callable(value) else float(factor * value)
+    return scaled
 
 
 def from_contrib(arguments: Mapping[str, Any], action_space: spaces.Space) -> dict[str, Any]:
@@ -72,13 +75,13 @@ def from_contrib(arguments: Mapping[str, Any], action_space: spaces.Space) -> di
     :raises TypeError: naming the argument, if one is not of the right type
     :raises ValueError: naming the argument, if one cannot work, or if no TRPO has such actions
     """
-    return _scaled(arguments, n_averaged_dimensions(action_space), PER_DIMENSION)
+    factor = n_averaged_dimensions(action_space)
+    return _scaled(arguments, factor, {name: default_of(name, action_space) for name in PER_DIMENSION})
 
 
 def to_contrib(arguments: Mapping[str, Any], action_space: spaces.Space) -> dict[str, Any]:
     """Return arguments of :class:`sb3_trpo.TRPO` in the units of ``sb3_contrib.TRPO``: see :func:`from_contrib`."""
-    n_dimensions = n_averaged_dimensions(action_space)
-    return _scaled(arguments, 1.0 / n_dimensions, {name: default_of(name, action_space) for name in PER_DIMENSION})
+    return _scaled(arguments, 1.0 / n_averaged_dimensions(action_space), PER_DIMENSION)
 
 
 def is_saved_by_contrib(names: Collection[str]) -> bool:

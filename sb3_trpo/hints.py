@@ -40,14 +40,15 @@ class Hints:
             yield (
                 "spread",
                 f"Hint: the scales of the observations differ by a factor of {update.observation_spread:,.0f}. The network "
-                "sees little of the small ones: wrap the environment in VecNormalize.",
+                "sees little of the small ones: wrap the environment in VecNormalize, with norm_obs=True.",
             )
-        if update.std is not None:
-            self._first_std = update.std if self._first_std is None else self._first_std
-            if progress <= EARLY and update.std < SMALL_STD <= self._first_std:
+        std = update.std if update.noise_std is None else update.noise_std
+        if std is not None:
+            self._first_std = std if self._first_std is None else self._first_std
+            if progress <= EARLY and std < SMALL_STD <= self._first_std:
                 yield (
                     "std",
-                    f"Hint: the standard deviation of the actions fell from {self._first_std:.2g} to {update.std:.2g} in the "
+                    f"Hint: the standard deviation of the actions fell from {self._first_std:.2g} to {std:.2g} in the "
                     f"first {progress:.0%} of the training, which ends the exploration: give std_damping, say 4.",
                 )
         step = update.step
@@ -60,7 +61,8 @@ class Hints:
                 "there is little left to gain: collect more per update (n_steps, or more environments).",
             )
         explained = update.explained_variance
-        useless = update.critic is not None and math.isfinite(explained) and explained <= 0.0
+        # Without a reward the returns are what the critic itself gives
+        useless = update.critic is not None and update.is_rewarded and math.isfinite(explained) and explained <= 0.0
         self._n_unexplained = self._n_unexplained + 1 if useless else 0
         if self._n_updates >= CRITIC_BY and self._n_unexplained >= IN_A_ROW:
             yield (

@@ -237,13 +237,20 @@ class Masking(TRPO):
         :return: the model
         :raises ValueError: if the environment does not say
         """
-        if use_masking and self.env is not None and not is_masking_supported(self.env):
-            raise ValueError("Environment does not support action masking. Consider using ActionMasker wrapper")
         self._use_masking = use_masking
         try:
             return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         finally:
             self._use_masking = True
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        if self._use_masking and self.env is not None and not is_masking_supported(self.env):
+            raise ValueError(
+                f"env must have a method {EXPECTED_METHOD_NAME}() that says which actions are possible, got "
+                f"{self.env.unwrapped} which does not support action masking: wrap it in sb3_contrib's ActionMasker, or call "
+                "learn with use_masking=False"
+            )
+        return super()._setup_learn(*args, **kwargs)
 
     def predict(
         self,

@@ -16,7 +16,14 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.guards.passed_on import AsGiven, StandIn
 from sb3_trpo.maskable import Masking, mask_sizes, masks_into, without_masks
-from sb3_trpo.recurrent import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy, Padded, RecurrentTRPO
+from sb3_trpo.recurrent import (
+    KNOWN_LSTM_POLICIES,
+    CnnLstmPolicy,
+    MlpLstmPolicy,
+    MultiInputLstmPolicy,
+    Padded,
+    RecurrentTRPO,
+)
 
 try:
     from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
@@ -111,6 +118,9 @@ class MaskableMlpLstmPolicy(MlpLstmPolicy):
             )
         with _masked(action_masks):
             return super().predict(observation, state, episode_start, deterministic)
+
+
+KNOWN_LSTM_POLICIES.insert(0, MaskableMlpLstmPolicy)
 
 
 class MaskableCnnLstmPolicy(MaskableMlpLstmPolicy, CnnLstmPolicy):

@@ -79,6 +79,9 @@ class UpdateReport(NamedTuple):
     :param phase_seconds: wall time of each phase of the update
     :param observation_spread: largest over smallest root mean square of the dimensions of the observations that are not always
         zero, as the policy sees them; ``None`` for what is no vector of floats, and under ``VecNormalize``
+    :param noise_std: with gSDE, where ``std`` is that of the weights of its noise, mean standard deviation of the actions in
+        the states of the rollout; else ``None``
+    :param is_rewarded: whether any reward of the rollout was other than zero, of the part of this process
     :param is_frozen: whether nothing of the policy was to be trained: its user has frozen it
     """
 
@@ -92,6 +95,8 @@ class UpdateReport(NamedTuple):
     std: float | None
     phase_seconds: dict[str, float]
     observation_spread: float | None = None
+    noise_std: float | None = None
+    is_rewarded: bool = True
     is_frozen: bool = False
 
     def record(self, logger: Logger) -> None:

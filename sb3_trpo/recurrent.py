@@ -45,6 +45,8 @@ except ImportError as error:
 
 SelfRecurrent = TypeVar("SelfRecurrent", bound="RecurrentTRPO")
 
+# Kinds of policies that compute as their class says, where none of its methods is overridden; a variant puts its own in front
+KNOWN_LSTM_POLICIES: list[type[BasePolicy]] = [RecurrentActorCriticPolicy]
 # A piece is as long as its longest sequence; one shorter than this share of it begins a new piece
 LEAST_SHARE = 0.6
 # Numbers that a graph of LSTMs may hold
@@ -344,7 +346,8 @@ class RecurrentTRPO(TRPO):
     def _acts_as_known(self, *methods: str) -> bool:
         """Whether methods of the policy are those of the class that is known here, and what it makes distributions by."""
         made_by = ("get_distribution", "_get_action_dist_from_latent", "_process_sequence", "extract_features")
-        return is_as(self.policy, self.policy_base, *made_by, *methods)
+        known = next((kind for kind in KNOWN_LSTM_POLICIES if isinstance(self.policy, kind)), None)
+        return known is not None and is_as(self.policy, known, *made_by, *methods)
 
     def _by_environment(self, array: np.ndarray, shape: tuple[int, ...] = ()) -> np.ndarray:
         """Return an array of the buffer environment by environment, whether ``get`` has turned it round yet or not."""

@@ -21,6 +21,7 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo.guards.overridden import known_kind
 from sb3_trpo.guards.passed_on import PassedOn, runs_user_code, steps_through_user_code
 
 Observations = np.ndarray | dict[str, np.ndarray]
@@ -97,9 +98,8 @@ KNOWN_BUFFERS: set[type[RolloutBuffer]] = {RolloutBuffer, DictRolloutBuffer}
 
 
 def is_sb3s_own(rollout_buffer: RolloutBuffer) -> bool:
-    """Whether a buffer is one of SB3's or sb3-contrib's, with nothing of the user's own about it."""
-    wrapped = vars(rollout_buffer).keys() & {"add", "get", "reset", "compute_returns_and_advantage"}
-    return type(rollout_buffer) in KNOWN_BUFFERS and not wrapped
+    """Whether a buffer does as one of SB3's or sb3-contrib's: nothing of it is overridden."""
+    return known_kind(rollout_buffer, KNOWN_BUFFERS) is not None
 
 
 def _environment_actions(model: OnPolicyAlgorithm, actions: np.ndarray) -> np.ndarray:

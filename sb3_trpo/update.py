@@ -10,7 +10,7 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
@@ -18,6 +18,7 @@ from sb3_trpo.critic import CriticFit, PooledMinibatches, ValueBatch, fit_critic
 from sb3_trpo.distributed import Processes
 from sb3_trpo.distributions import factors_of
 from sb3_trpo.fast.forward_mode import forward_mode_fisher
+from sb3_trpo.fast.gauss_newton import actor_of
 from sb3_trpo.fast.mlp_critic import mlp_critic
 from sb3_trpo.fast.network import is_a_chain
 from sb3_trpo.gradients import check_actor, check_gradients
@@ -25,7 +26,7 @@ from sb3_trpo.guards.arguments import check_arguments
 from sb3_trpo.guards.finite import first_cause, unusable, unusable_rollout
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
 from sb3_trpo.guards.process import unvalidated_distributions
-from sb3_trpo.guards.random_network import N_ASKED, N_DOUBTS, OF_ACTOR, OF_VALUES, WARNING, is_random
+from sb3_trpo.guards.random_network import N_ASKED, N_DOUBTS, OF_ACTOR, OF_VALUES, is_random
 from sb3_trpo.hints import Hints
 from sb3_trpo.metrics import UpdateReport
 from sb3_trpo.objective import Batch, PolicyProblem, check_kl, normalize_advantages
@@ -47,6 +48,19 @@ from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
 # Distributions, of SB3's policies, between which torch knows the KL
 KNOWN_KL = (th.distributions.Normal, th.distributions.Categorical, th.distributions.Bernoulli)
+
+RANDOM_NETWORK = (
+    "The policy's network is random: asked twice about the same states it gives {what}. What is measured of it differs from "
+    "draw to draw. target_kl limits the KL between two draws, their noise included: steps are shorter than they could be, or "
+    "refused, and the limit holds for these draws. The critic is fitted, but whether its fit has moved the policy cannot be "
+    "seen. Noise that ends in evaluation mode (nn.Dropout, or F.dropout(..., training=self.training)) has none of this"
+)
+
+
+def _std_of_noise(problem: PolicyProblem, *, of_new: bool) -> float:
+    """Return the mean standard deviation of actions whose noise depends on the state: the parameter is that of its weights."""
+    distributions = problem.new_distributions if of_new else problem.old_distributions
+    return float(th.cat([factor.stddev.flatten() for each in distributions for factor in factors_of(each)]).mean())
 
 
 class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
@@ -194,6 +208,8 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> Any:
         told: dict[str, Any] = {}
+        if reset_num_timesteps:
+            self._hints = None  # a run begins
         with self.processes.jointly(lambda: told, check_same):
             check_gradients(self.policy)  # before a rollout is collected for nothing
             check_wasted_steps(self.env, self.rollout_buffer)
@@ -256,7 +272,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         # Values that are random too are no news; a policy that is, after its values, is
         if found and (not self._warned_of_randomness or OF_ACTOR in set(found) - self._warned_of_randomness):
             self._warned_of_randomness |= frozenset(found)
-            warnings.warn(WARNING.format(what=" and ".join(found)), stacklevel=3)
+            warnings.warn(RANDOM_NETWORK.format(what=" and ".join(found)), stacklevel=3)
 
     def _normalized(self, advantages: th.Tensor, weights: th.Tensor) -> th.Tensor:
         """Return the advantages as the surrogate uses them, shape (n,)."""
@@ -335,16 +351,22 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     ) -> CriticFit | None:
         """Fit the values to the returns of the rollout, moving these parameters only."""
         batch_size = min(self.batch_size, len(batch.returns))
-        quick = mlp_critic(self.policy, parameters, batch, self._distribution, self._values, batch_size) if self.fast else None
-        if self._on_any(quick is None):
+        quick = mlp_critic(self.policy, parameters, batch, self._values, batch_size) if self.fast else None
+        alone = self._peers.size == 1
+        # What became of the policy is measured after the fit; of several processes that would be one more collective
+        if self._on_any(quick is None or not (alone or self._is_a_chain(batch))):
             quick = None
         self._note_path("critic fit", "plain" if quick is None else "written out")
         epochs = self._value_epochs(batch)
-        pool: PooledMinibatches | None = None if self._peers.size == 1 else PooledMinibatches(self._peers.total)
+        pool: PooledMinibatches | None = None if alone else PooledMinibatches(self._peers.total)
         if quick is not None:
             quick.pool = pool
-            return quick.fit(epochs)
+            return quick.fit(epochs, holds=lambda: not alone or self._is_a_chain(batch) or is_policy_kept())
         return fit_critic(self._values, self.policy.optimizer, parameters, epochs, holds=is_policy_kept, pool=pool)
+
+    def _is_a_chain(self, batch: Batch) -> bool:
+        """Whether the policy is what the actor's own layers give: then it depends on nothing else, seen or unseen."""
+        return actor_of(self.policy, batch, self._distribution) is not None
 
     def _is_kept(self, problem: PolicyProblem, step: TrustRegionStep) -> bool:
         """Whether the policy is still what the step made of it: a critic may move what no graph shows (detached features)."""
@@ -365,6 +387,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     ) -> UpdateReport:
         """Describe the update that led to the present policy."""
         log_std = getattr(self.policy, "log_std", None)
+        is_gsde = isinstance(getattr(self.policy, "action_dist", None), StateDependentNoiseDistribution)
         return UpdateReport(
             step=step,
             critic=critic,
@@ -379,6 +402,8 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             phase_seconds=phase_seconds,
             is_frozen=not problem.parameters,
             observation_spread=None if self._observations_are_normalized() else observation_spread(self.rollout_buffer),
+            noise_std=_std_of_noise(problem, of_new=step.accepted) if is_gsde else None,
+            is_rewarded=self._is_rewarded,
         )
 
     def _observations_are_normalized(self) -> bool:
@@ -388,14 +413,12 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     def _log(self, report: UpdateReport) -> None:
         """Hand the numbers of an update to the logger, and say in words what was not as usual."""
         report.record(self.logger)
-        remark = report.remark()
-        if remark and self.verbose >= 1:
-            self.logger.info(remark)
-        if self._hints is None or self.num_timesteps <= self.n_steps * self.n_envs * self.processes.size:
-            self._hints = Hints()  # a run begins
-        for line in self._hints.after(report, progress=1.0 - self._current_progress_remaining):
-            if self.verbose >= 1:
-                self.logger.info(line)
+        if self.verbose == 0:
+            return
+        self._hints = self._hints or Hints()
+        hints = self._hints.after(report, progress=1.0 - self._current_progress_remaining)
+        for line in filter(None, (report.remark(), *hints)):
+            self.logger.info(line)
 
     def _note_path(self, phase: str, path: str) -> None:
         """Keep which way a phase is going, and say so when it changes."""

@@ -214,6 +214,31 @@ def test_algorithm_refuses_the_zip_of_another(other: Any, saved: pathlib.Path, t
         TRPO.load(saved, device="cpu")
 
 
+class Bare(Clipped):
+    """An algorithm that says nothing of its zips."""
+
+    kind = ""
+    expected_in_zip: ClassVar[frozenset[str]] = frozenset()
+
+
+class Derived(Bare): ...
+
+
+def test_algorithm_that_says_nothing_of_its_zips_is_of_a_kind_of_its_own(tmp_path: pathlib.Path) -> None:
+    """It reads its own and those of its subclasses, and no other's; the error says whose they are, where that is known."""
+    for kind in (Bare, Derived):
+        kind("MlpPolicy", make_env(), device="cpu").save(tmp_path / "own")
+        assert Bare.load(tmp_path / "own", device="cpu").n_epochs == Derived.load(tmp_path / "own", device="cpu").n_epochs == 2
+    others = {"another algorithm": PPO("MlpPolicy", make_env(), device="cpu"), "Clipped": clipped()}
+    for name, other in others.items():
+        other.save(tmp_path / "other")
+        with pytest.raises(ValueError, match=f"holds a model of {name}, expected one of Bare"):
+            Bare.load(tmp_path / "other", device="cpu")
+    small_model().save(tmp_path / "other")
+    with pytest.raises(ValueError, match="expected one of Bare"):
+        Bare.load(tmp_path / "other", device="cpu")
+
+
 @pytest.mark.parametrize("policy", ["CnnPolicy", int, 3])
 def test_algorithm_refuses_a_policy_that_it_does_not_have(policy: Any) -> None:
     """The names are those of its own aliases."""

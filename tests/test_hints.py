@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_trpo.hints import Hints
 from sb3_trpo.inspect import check_health
@@ -91,6 +92,53 @@ def uneven_env() -> Any:
     env = make_env()
     env.envs = [Uneven()]  # type: ignore[attr-defined]
     return env
+
+
+def test_deviation_of_gsde_is_that_of_the_actions() -> None:
+    """Its parameter is the deviation of weights, of which each action adds up many."""
+    assert not any(said([update(std=1.0, noise_std=2.0), update(std=0.09, noise_std=0.5)]))
+    assert count(said([update(std=0.12, noise_std=0.4), update(std=0.05, noise_std=0.09)]), "from 0.4 to 0.09") == 1
+    model = small_model(use_sde=True).learn(64)
+    assert model.last_update is not None and model.last_update.noise_std is not None
+    with th.no_grad():
+        noise: Any = model.policy.get_distribution(model._full_batch().observations).distribution
+    assert model.last_update.noise_std == pytest.approx(float(noise.stddev.mean()), rel=1e-3)
+    assert small_model().learn(64).last_update.noise_std is None  # type: ignore[union-attr]
+
+
+class Unrewarded(RandomEnv):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, _, *rest = super().step(action)
+        return (observation, 0.0, *rest)
+
+
+@pytest.mark.parametrize(("kind", "n_hints"), [(Unrewarded, 0), (RandomEnv, 1)])
+@pytest.mark.parametrize("fast", [True, False])
+def test_critic_is_not_blamed_where_there_are_no_rewards(kind: type[RandomEnv], n_hints: int, fast: bool) -> None:
+    """Returns are then what it gave itself at time limits, and there is nothing to explain."""
+    env = DummyVecEnv([lambda: kind(episode_length=4)])
+    model = small_model(env=env, fast=fast).learn(64)
+    assert model.last_update is not None and model.last_update.is_rewarded is (kind is RandomEnv)
+    useless = model.last_update._replace(explained_variance=-1.0)
+    assert count(said([useless] * 60), "the critic explains nothing") == n_hints
+
+
+def test_run_begins_where_learn_is_told_to_begin_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also if a callback ends it in its first rollout; calls of train that nobody counts steps for are one run."""
+    model = small_model(env=uneven_env(), verbose=1).learn(64)
+    model.learn(64, callback=lambda *_: False)
+    model.learn(128, reset_num_timesteps=False)
+    assert capsys.readouterr().out.count("scales of the observations") == 2
+    model.num_timesteps = 0
+    model.train()
+    assert "scales of the observations" not in capsys.readouterr().out
+
+
+def test_what_nobody_was_told_is_told_once_somebody_listens(capsys: pytest.CaptureFixture[str]) -> None:
+    model = small_model(env=uneven_env(), verbose=0).learn(64)
+    model.verbose = 1
+    model.learn(128, reset_num_timesteps=False)
+    assert capsys.readouterr().out.count("scales of the observations") == 1
 
 
 @pytest.mark.parametrize(("verbose", "normalized", "n_hints"), [(1, False, 1), (0, False, 0), (1, True, 0)])

@@ -35,6 +35,8 @@ ROOMS_OF_OPTIONAL = {
 }
 # A type, no more
 NO_KNOWLEDGE_OF_TRPO = ("sb3_trpo.trust_region.fisher.Parameters",)
+# What its arguments and its parts are called
+WORDS_OF_TRPO = ("target_kl", "cg_", "line_search", "n_critic_updates", "KL", "Fisher", "trust region", "surrogate")
 MOST_LINES = {"sb3_trpo/trpo.py": 330}
 MOST_LINES_OF_A_TEST = 600
 
@@ -189,11 +191,12 @@ def package_loads_no_variant_and_no_adapter(sources: Sources) -> list[str]:
 
 
 def manners_know_nothing_of_trpo(sources: Sources) -> list[str]:
-    """What any careful algorithm does knows of ours only the guards, and rooms that know nothing of TRPO either."""
+    """What any careful algorithm does knows of ours only the guards, and rooms that know nothing of TRPO, by word either."""
     rooms = ("checked_algorithm", "guards", "policies", "randomness", "vec_env")
     own = (*(f"sb3_trpo.{name}" for name in rooms), *NO_KNOWLEDGE_OF_TRPO)
     manners = room(sources, "sb3_trpo/checked_algorithm.py", "sb3_trpo/guards/", "sb3_trpo/vec_env/")
-    return broken_by(manners, lambda name: is_in(name, *own) or top(name) != "sb3_trpo")
+    words = [f"{path}: {word}" for path, source in manners.items() for word in WORDS_OF_TRPO if word in source]
+    return words + broken_by(manners, lambda name: is_in(name, *own) or top(name) != "sb3_trpo")
 
 
 def modules_stand_in_no_circle(sources: Sources) -> list[str]:
@@ -313,6 +316,7 @@ WALLS: dict[Callable[[Sources], list[str]], list[dict[str, str]]] = {
         {"sb3_trpo/checked_algorithm.py": "from sb3_trpo.hyperparameters import TRPO_RULES"},
         {"sb3_trpo/guards/finite.py": "from sb3_trpo.trust_region.fisher import flatten"},
         {"sb3_trpo/guards/model_zip.py": "from sb3_trpo import TRPO"},
+        {"sb3_trpo/guards/finite.py": "message = 'target_kl limits the KL'"},
     ],
     modules_stand_in_no_circle: [
         {

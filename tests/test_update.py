@@ -55,7 +55,7 @@ class DoubledValues(TRPO):
 
 @pytest.mark.parametrize(
     ("cls", "fisher", "critic"),
-    [(SameAgain, "Gauss-Newton", "written out"), (Cooled, "plain", "plain"), (DoubledValues, "Gauss-Newton", "plain")],
+    [(SameAgain, "Gauss-Newton", "written out"), (Cooled, "plain", "written out"), (DoubledValues, "Gauss-Newton", "plain")],
 )
 def test_fast_paths_are_asked_of_what_they_cover_and_not_of_the_class(cls: type[TRPO], fisher: str, critic: str) -> None:
     """A subclass keeps each path that its hooks leave right, and each update is that of the plain ways."""

@@ -27,8 +27,8 @@ from torch import nn
 
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
 from sb3_trpo.fast.elementwise import in_place
-from sb3_trpo.fast.gauss_newton import CLOSED_FORM, N_COMPARED, agrees, learns_features
-from sb3_trpo.fast.masks import kind_of, masked_array
+from sb3_trpo.fast.gauss_newton import N_COMPARED, agrees, learns_features
+from sb3_trpo.fast.masks import CLOSED_FORM, kind_of, masked_array
 from sb3_trpo.fast.network import Network, is_as_read, is_as_sb3, is_quicker_on_gpu, read_actor, read_critic, run
 from sb3_trpo.fast.numpy_layers import forward
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
@@ -507,7 +507,7 @@ _AS_SB3 = {
 def _acts_as_sb3(policy: ActorCriticPolicy, network: Network, observations: Observations | None) -> bool:
     """Whether the policy makes its distribution of the chain's output, and samples it, as SB3 does: both may be patched."""
     distribution = policy.action_dist
-    own = {name for kind, name in _AS_SB3 if kind is type(distribution) and getattr(kind, name) is not _AS_SB3[kind, name]}
+    own = {name for kind, name in _AS_SB3 if isinstance(distribution, kind) and getattr(kind, name) is not _AS_SB3[kind, name]}
     if own or any(callable(value) for value in vars(distribution).values()):
         return False
     if observations is None:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch as th
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
-    CategoricalDistribution,
     DiagGaussianDistribution,
     Distribution,
     MultiCategoricalDistribution,
@@ -26,22 +25,13 @@ from torch.nn import functional as F
 
 from sb3_trpo.distributions import factors_of
 from sb3_trpo.fast.elementwise import apply, keeps_input, times_slope
-from sb3_trpo.fast.masks import kind_of, masked
+from sb3_trpo.fast.masks import CLOSED_FORM, kind_of, masked
 from sb3_trpo.fast.network import Network, Stage, as_given, inputs_of, is_as_read, network_input, read_actor, through
 from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatten, unflatten
 
 # Activations up to this size are kept from product to product; beyond it each product makes them anew
 KEPT_BYTES = 128 * 2**20
-
-# Distributions whose Fisher matrix is written out below
-CLOSED_FORM = (
-    DiagGaussianDistribution,
-    CategoricalDistribution,
-    MultiCategoricalDistribution,
-    BernoulliDistribution,
-    StateDependentNoiseDistribution,
-)
 
 # Transitions on which what is read of a network is compared with what the algorithm gets from it
 N_COMPARED = 16

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sb3_trpo.critic import CriticFit, Origin, Pass, PooledMinibatches, ValueBatch, step_on_minibatches, summarize
 from sb3_trpo.fast.elementwise import in_place, keeps_input, times_slope_in_place
-from sb3_trpo.fast.gauss_newton import N_COMPARED, actor_of
+from sb3_trpo.fast.gauss_newton import N_COMPARED
 from sb3_trpo.fast.network import Network, is_as_read, is_quicker_on_gpu, network_input, read_critic, run, through
 from sb3_trpo.fast.numpy_layers import forward, pull_back
 from sb3_trpo.fast.optimizers import WRITTEN_OUT
@@ -121,7 +120,9 @@ class MlpCritic:
         self.optimizer.step(self.flat, self.gradient, self.memory, self.n_steps)
 
     @th.no_grad()
-    def _write_back(self) -> None:
+    def _write_back(self, holds: Callable[[], bool]) -> bool:
+        """Put weights and memory in place, if something holds then; return whether it does."""
+        kept = False
         origin = Origin(self.policy.optimizer, self.parameters)
         try:
             for parameter, value in zip(self.parameters, self._views(self.flat), strict=True):
@@ -131,15 +132,18 @@ class MlpCritic:
             for name, vector in zip(self.optimizer.MEMORY, self.memory, strict=True):
                 for parameter, value in zip(self.parameters, self._views(vector), strict=True):
                     self.policy.optimizer.state[parameter][name] = th.tensor(value, device=parameter.device)
-        except BaseException:
-            origin.restore()  # after Ctrl-C too
-            raise
+            kept = holds()
+        finally:
+            if not kept:
+                origin.restore()  # after Ctrl-C too
+        return kept
 
-    def fit(self, epochs: Iterable[Iterable[ValueBatch]]) -> CriticFit | None:
+    def fit(self, epochs: Iterable[Iterable[ValueBatch]], *, holds: Callable[[], bool] = lambda: True) -> CriticFit | None:
         """
         Take one optimizer step on the mean squared error of each minibatch; the same steps as ``critic.fit_critic``.
 
         :param epochs: for each pass over the data its minibatches
+        :param holds: whether what must be true after the fit is true
         :return: the losses, ``None`` without a pass
         """
         # A minibatch is too small to share among threads. What is not finite is asked for
@@ -151,7 +155,7 @@ class MlpCritic:
                 still_finite is None or still_finite()
             )
         if kept and losses:
-            self._write_back()
+            kept = self._write_back(holds)
         return summarize(losses, n_skipped, undone=not kept)
 
     def _arrays(self, minibatches: Iterable[ValueBatch]) -> Iterator[Arrays]:
@@ -201,7 +205,6 @@ def mlp_critic(
     policy: ActorCriticPolicy,
     parameters: list[nn.Parameter],
     batch: Batch,
-    distribution_of: Callable[[Batch], Distribution],
     values_of: Callable[[ValueBatch], th.Tensor],
     batch_size: int,
 ) -> MlpCritic | None:
@@ -213,11 +216,10 @@ def mlp_critic(
     :param policy: the policy
     :param parameters: what the value fit may move
     :param batch: transitions, a few of which are looked at
-    :param distribution_of: maps a batch to the action distribution that the algorithm uses
     :param values_of: maps a minibatch to the values that the algorithm uses
     :param batch_size: minibatch size of the fit
     :return: ``None`` for what is not covered: other networks, large ones on a GPU, frozen layers among those that are fitted,
-        other optimizers or variants of these; and policies that could depend on the critic unseen, for all that is known here
+        other optimizers or variants of these
     """
     network = read_critic(policy)
     optimizer = policy.optimizer
@@ -249,7 +251,6 @@ def mlp_critic(
         or optimizer._optimizer_step_post_hooks
         or _global_optimizer_pre_hooks
         or _global_optimizer_post_hooks
-        or actor_of(policy, batch, distribution_of) is None
         or not _agrees(policy, network, batch, values_of)
     ):
         return None

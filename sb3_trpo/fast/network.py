@@ -13,6 +13,7 @@ from torch import nn
 from sb3_trpo.fast.elementwise import TABLE, apply
 from sb3_trpo.fast.masks import KNOWN_POLICIES
 from sb3_trpo.fast.traced import Layers, traced_layers
+from sb3_trpo.guards.overridden import known_kind
 from sb3_trpo.policies import from_zero
 
 # Weights times inputs up to which NumPy on the CPU is quicker than a GPU, which has to start its kernels: measured on an H100
@@ -163,7 +164,7 @@ def read_network(policy: ActorCriticPolicy, extractor: str, net: str, head: str)
     :param head: name of the last layer
     """
     # By name: a policy that goes its own way need not have them
-    if type(policy.mlp_extractor) is not MlpExtractor:
+    if known_kind(policy.mlp_extractor, {MlpExtractor}) is None:
         return None
     before = _extractor_modules(getattr(policy, extractor))
     if before is None:

@@ -14,12 +14,6 @@ N_ASKED = 16
 N_DOUBTS = 5
 # What differs
 OF_ACTOR, OF_VALUES = "another action distribution", "other values"
-WARNING = (
-    "The policy's network is random: asked twice about the same states it gives {what}. What is measured of it differs from "
-    "draw to draw. target_kl limits the KL between two draws, their noise included: steps are shorter than they could be, or "
-    "refused, and the limit holds for these draws. The critic is fitted, but whether its fit has moved the policy cannot be "
-    "seen. Noise that ends in evaluation mode (nn.Dropout, or F.dropout(..., training=self.training)) has none of this"
-)
 
 
 @th.no_grad()

@@ -35,6 +35,8 @@ class WatchedRollout(PassedOn):
         self.used = _used_at_a_step(model)
         self.wastes_steps = getattr(self.env, "wastes_steps", False)
         self.wasted: list[np.ndarray] = []
+        # Whether any reward was other than zero
+        self.is_rewarded = False
         # What the loop has in its variables
         self.told: dict[str, Any] = {}
         # Whether the policy acts, or the environment makes a step
@@ -59,6 +61,7 @@ class WatchedRollout(PassedOn):
         self.is_between_callbacks = False
         if self.looks_at_observations and not is_finite(locals_["new_obs"]):
             refuse_nonfinite("the observation of", locals_["new_obs"], step=locals_["n_steps"] + 1)
+        self.is_rewarded = self.is_rewarded or bool(np.any(locals_.get("rewards")))
         self.told = locals_
         locals_["callback"], locals_["self"] = self.callback, self.model
         self.callback.update_locals(locals_)

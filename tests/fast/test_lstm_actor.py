@@ -8,6 +8,8 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_trpo import MaskableRecurrentTRPO, RecurrentTRPO
+from sb3_trpo.maskable_recurrent import MaskableMlpLstmPolicy
+from sb3_trpo.recurrent import MlpLstmPolicy
 from tests.cases import shake
 from tests.masked_envs import masked_env
 from tests.scenarios import check_equal, collect, replay
@@ -39,8 +41,10 @@ def model_of(name: str = "box", **arguments: Any) -> Any:
     env = make(observation_space, action_space, n_envs=3)
     kwargs = {"lstm_hidden_size": 6, "net_arch": {"pi": [5], "vf": [5]}}
     kwargs |= own.get("policy_kwargs", {}) | arguments.pop("policy_kwargs", {})
-    cls = MaskableRecurrentTRPO if is_masked else RecurrentTRPO
-    model = small_model(cls, policy, env, **{"n_steps": 30, **own, "policy_kwargs": kwargs, **arguments})
+    cls = arguments.pop("cls", MaskableRecurrentTRPO if is_masked else RecurrentTRPO)
+    model = small_model(
+        cls, arguments.pop("policy", policy), env, **{"n_steps": 30, **own, "policy_kwargs": kwargs, **arguments}
+    )
     shake(list(model.policy.parameters()), scale=0.3, seed=1)
     return model
 
@@ -150,6 +154,25 @@ def test_what_is_not_covered_is_asked_itself(kwargs: dict[str, Any]) -> None:
     """Several layers, other functions, no biases."""
     model = model_of(policy_kwargs=kwargs).learn(90)
     assert model.paths_in_use["collection"] == "plain"
+
+
+@pytest.mark.parametrize(("cls", "policy"), [(RecurrentTRPO, MlpLstmPolicy), (MaskableRecurrentTRPO, MaskableMlpLstmPolicy)])
+def test_policy_of_an_algorithm_of_ones_own_is_asked_for_what_it_overrides(cls: Any, policy: Any) -> None:
+    """What is known is known of the policy: an algorithm may be for a class of policies that overrides methods."""
+
+    class Counting(policy):
+        n = 0
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            Counting.n += 1
+            return super().forward(*args, **kwargs)
+
+    class Own(cls):
+        policy_base = Counting
+
+    model = model_of("masked" if cls is MaskableRecurrentTRPO else "box", cls=Own, policy=Counting)
+    model.learn(model.n_steps * model.n_envs)
+    assert model.paths_in_use["collection"] == "plain" and Counting.n == model.n_steps
 
 
 def test_training_goes_on_as_on_the_plain_path() -> None:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from torch.nn import functional as F
 
-from sb3_trpo import MaskableTRPO
+from sb3_trpo import TRPO, MaskableTRPO, MlpPolicy
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
 from sb3_trpo.fast.masks import IMPOSSIBLE, masked, masked_array
 from sb3_trpo.maskable import MaskableMlpPolicy
@@ -18,7 +20,7 @@ from tests.masked_envs import masked_env
 from tests.one_rollout import check_same_steps, check_update, rolled_out
 from tests.oracles import relative_error
 from tests.scenarios import check_equal, collect, replay
-from tests.small_models import DICT, DISCRETE, IMAGE, MULTI_BINARY, MULTI_DISCRETE, VECTOR, policy_state, small_model
+from tests.small_models import DICT, DISCRETE, IMAGE, MULTI_BINARY, MULTI_DISCRETE, VECTOR, make_env, policy_state, small_model
 
 TWO_VECTORS = spaces.Dict({"one": VECTOR, "another": spaces.Box(-1.0, 1.0, (2,))})
 CASES: dict[str, tuple[str, spaces.Space, spaces.Space]] = {
@@ -134,3 +136,45 @@ def test_numbers_of_states_below_the_first_are_refused() -> None:
 
     with pytest.raises(IndexError, match="must be of Discrete"):
         model.learn(64, callback=below)
+
+
+class Larger(DiagGaussianDistribution):
+    """Has a method more than SB3's."""
+
+    def width(self) -> th.Tensor:
+        return self.distribution.stddev.sum()
+
+
+class Narrower(Larger):
+    """Samples in a way of its own."""
+
+    def sample(self) -> th.Tensor:
+        return super().sample().clamp(-0.1, 0.1)
+
+
+class MaskedLarger(MaskableCategoricalDistribution):
+    def n_possible(self) -> int:
+        return int((self.distribution.probs > 0).sum())
+
+
+@pytest.mark.parametrize(
+    ("policy", "kind", "fisher"),
+    [
+        (MlpPolicy, Larger, "Gauss-Newton"),
+        (MlpPolicy, Narrower, "plain"),
+        (MaskableMlpPolicy, MaskedLarger, "Gauss-Newton"),
+    ],
+)
+def test_distribution_of_the_users_own_is_covered_where_it_only_adds_something(policy: Any, kind: Any, fisher: str) -> None:
+    """One that overrides a method samples by it, and is differentiated in the plain way; the critic is fitted quickly."""
+
+    class Own(policy):
+        def _build(self, lr_schedule: Any) -> None:
+            self.action_dist = kind(vars(self)["action_dist"].action_dim)
+            super()._build(lr_schedule)
+
+    is_masked = policy is MaskableMlpPolicy
+    env = masked_env() if is_masked else make_env()
+    model = small_model(MaskableTRPO if is_masked else TRPO, Own, env).learn(128)
+    assert model.paths_in_use == {"collection": "lean", "Fisher products": fisher, "critic fit": "written out"}
+    assert (np.abs(model.rollout_buffer.actions).max() <= 0.1) is np.bool_(kind is Narrower)

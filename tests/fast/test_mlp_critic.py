@@ -1,5 +1,6 @@
 """The written-out critic fit beside the plain one: where it ends, what it skips and undoes, and what it leaves alone."""
 
+import copy
 import pathlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -481,3 +482,25 @@ def test_critic_undoes_what_the_plain_fit_undoes(rate: float) -> None:
         model.lr_schedule = lambda remaining: 1e-3
         fit(model, fast=fast)
     check_same_critics(ours, theirs)
+
+
+class Peeking(TRPO):
+    """Takes the critic into its distribution behind the back of autograd."""
+
+    def _distribution(self, batch: Batch) -> Any:
+        distribution: Any = copy.copy(super()._distribution(batch))
+        moved = distribution.distribution.mean + 5.0 * self.policy.value_net.bias.detach()
+        return distribution.proba_distribution(moved, self.policy.log_std)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_critic_whose_fit_moves_the_policy_is_undone(fast: bool) -> None:
+    """Of an algorithm whose distribution nobody can read, what became of it is measured, as on the plain path."""
+    model = rolled_out(cls=Peeking, learning_rate=0.1)
+    model.fast = fast
+    before, state = model.policy.value_net.bias.clone(), optimizer_state(model)
+    model.train()
+    assert model.paths_in_use["critic fit"] == ("written out" if fast else "plain")
+    assert model.last_update is not None and model.last_update.critic is not None
+    assert model.last_update.critic.status == "undone" and th.equal(model.policy.value_net.bias, before)
+    assert optimizer_state(model) == state

@@ -9,10 +9,10 @@ import torch as th
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO
 from sb3_trpo.inspect import change_of_probabilities, inspect_model
 from sb3_trpo.inspect.probe import sample
-from tests.small_models import EVERY_CASE, MULTI_BINARY, MULTI_DISCRETE, changed, make_env, policy_state, small_model
+from tests.small_models import DISCRETE, EVERY_CASE, MULTI_BINARY, MULTI_DISCRETE, changed, make_env, policy_state, small_model
 
 # One of each kind of action, observation and number of environments
 KINDS = (
@@ -129,3 +129,12 @@ def test_inspect_model_tells_of_a_policy_that_cannot_move() -> None:
         parameter.requires_grad = False
     run = inspect_model(model)
     assert run.updates[0].status == "gradient_zero" and run.slices == () and not run.states[0].kl.any()
+
+
+@pytest.mark.parametrize("cls, policy", [(MaskableTRPO, "MlpPolicy"), (MaskableRecurrentTRPO, "MlpLstmPolicy")])
+def test_environment_without_masks_is_refused_by_name(cls: type[TRPO], policy: str) -> None:
+    """As by ``learn``, and before anything is collected."""
+    model = small_model(cls, policy, make_env(action_space=DISCRETE))
+    with pytest.raises(ValueError, match=r"env must have a method action_masks\(\).*ActionMasker"):
+        inspect_model(model)
+    assert model.rollout_buffer.pos == 0

@@ -72,7 +72,9 @@ def test_default_reads_as_a_person_would_write_it() -> None:
     """Not 0.6000000000000001."""
     for n_dimensions in range(1, 100):
         space = spaces.Box(-1.0, 1.0, (n_dimensions,))
-        assert max(len(repr(default_of(name, space))) for name in PER_DIMENSION) <= 4
+        defaults = {name: default_of(name, space) for name in PER_DIMENSION}
+        assert max(len(repr(default)) for default in defaults.values()) <= 4
+        assert from_contrib({}, space) == defaults and to_contrib({}, space) == PER_DIMENSION
 
 
 def test_limit_by_default_is_kept_and_logged_and_saved() -> None:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -21,7 +22,21 @@ LINES = re.findall(r"^\| `(.+?)` \| (.+?) \| (.+?) \| (.+?) \|$", PAGE, re.MULTI
 
 
 class OwnBuffer(RolloutBuffer):
-    """A user's."""
+    """A user's, which overrides what is told of each step."""
+
+    def add(self, *args: Any, **kwargs: Any) -> None:
+        super().add(*args, **kwargs)
+
+
+class LargerBuffer(RolloutBuffer):
+    """A user's, which has something more, and leaves the rest as it is."""
+
+    def __init__(self, *args: Any, of_rewards: float = 0.5, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.of_rewards = of_rewards
+
+    def quantile(self) -> float:
+        return float(np.quantile(self.rewards, self.of_rewards))
 
 
 NAMES: dict[str, Any] = {
@@ -37,6 +52,7 @@ NAMES: dict[str, Any] = {
     "OwnLayers": Trunk,
     "OwnExtractor": Extractor,
     "OwnBuffer": OwnBuffer,
+    "LargerBuffer": LargerBuffer,
     "OwnForward": ForwardPolicy,
     "OwnDistribution": OtherDistribution,
 }

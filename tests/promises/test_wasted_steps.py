@@ -84,6 +84,9 @@ def test_critic_never_sees_a_wasted_step(fast: bool) -> None:
 class OwnBuffer(RolloutBuffer):
     """Yields its transitions in an order of its own, for all that is known."""
 
+    def get(self, batch_size: int | None = None) -> Any:
+        yield from super().get(batch_size)
+
 
 def test_buffer_of_the_users_own_is_refused_before_a_step_is_made() -> None:
     """With the way out."""

@@ -267,8 +267,8 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         if self.env is None:
             raise ValueError(
-                "the model has no environment to learn in, as one that was loaded without: give it one with load(path, env) or "
-                "model.set_env(env)"
+                "the model has no environment to learn in, as one that was loaded without: give it one with load(path, env), "
+                "or with model.set_env(env)"
             )
         self._logs_anything = log_interval is not None
         self._learning = id(self)

@@ -4,6 +4,7 @@
 import atexit
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -91,6 +92,7 @@ class TorchProcesses(Processes):
         self._group = self._meet(dist.new_group, backend=_backend(), timeout=timedelta(seconds=timeout))
         life = str(self.agree(time.time_ns()))  # what was written in an earlier one is of no account
         self._store = store and dist.PrefixStore(life, store)  # type: ignore[attr-defined]
+        _JOINED.add(self)
 
     def __reduce__(self) -> Any:
         return Processes, ()  # the copy of a model learns alone
@@ -215,8 +217,14 @@ def _backend() -> str:
     return "cpu:gloo,cuda:nccl" if has_gpus else "gloo"
 
 
+# Those that are in use: the threads of a group last for as long as anything refers to it
+_JOINED: "weakref.WeakSet[TorchProcesses]" = weakref.WeakSet()
+
+
 def _end() -> None:
-    """End the threads of the engine before the process ends, which they would abort."""
+    """End the threads of the engine before Python ends: one that is late with its last tensor would abort the process."""
+    for processes in _JOINED:
+        processes._group = None
     with suppress(Exception):
         dist.destroy_process_group()
 

@@ -20,6 +20,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
 from sb3_trpo.distributed import PeerError
 from sb3_trpo.guards.finite import running_statistics
@@ -41,18 +42,29 @@ SAME_ROLLOUTS = (
 # What must be the same
 
 
-def arguments_of(model: Any, **of_learn: Any) -> dict[str, str]:
-    """Return what must be the same on all processes as a model begins to learn, in words by name."""
+def arguments_of(model: Any, *, ask_schedules: bool = True, **of_learn: Any) -> dict[str, str]:
+    """
+    Return what must be the same on all processes that learn together, in words by name.
+
+    :param model: the algorithm
+    :param ask_schedules: whether to tell what schedules return, which are passed over otherwise
+    :param of_learn: what ``learn`` was given
+    """
     # Spaces first: some arguments follow from them
     names = ("observation_space", "action_space", "n_envs", *(name for name in model.rules if name not in OWN))
     found: dict[str, Any] = {name: getattr(model, name, None) for name in names}
-    found |= {name: [value(at) for at in (1.0, 0.5, 0.0)] for name, value in found.items() if _is_schedule(model, name)}
+    for name in [name for name in found if _is_schedule(model, name)]:
+        schedule = found.pop(name)
+        if ask_schedules:
+            found[name] = [schedule(at) for at in (1.0, 0.5, 0.0)]
     found["stats_window_size"] = model._stats_window_size
     found["use_masking"] = getattr(model, "_use_masking", None)
-    found["parameters"] = {name: tuple(parameter.shape) for name, parameter in model.policy.named_parameters()}
-    normalizer = model.get_vec_normalize_env()
-    settings = ("training", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
-    found["VecNormalize"] = normalizer and {name: getattr(normalizer, name) for name in settings}
+    found["parameters"] = {
+        name: f"{tuple(parameter.shape)} {parameter.dtype}{'' if parameter.requires_grad else ' frozen'}"
+        for name, parameter in model.policy.named_parameters()
+    }
+    settings = ("training", "norm_obs", "norm_obs_keys", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
+    found["VecNormalize"] = [{name: getattr(each, name) for name in settings} for each in _normalizers(model)] or None
     # Where an object lies in memory says nothing
     return {name: re.sub(r" at 0x[0-9a-fA-F]+", "", f"{value}") for name, value in (found | of_learn).items()}
 
@@ -95,9 +107,17 @@ def checksum(model: OnPolicyAlgorithm) -> int:
     return found
 
 
+def _normalizers(model: OnPolicyAlgorithm) -> Iterator[VecNormalize]:
+    """Yield each ``VecNormalize`` of a model's environment, of which there may be several, the outermost first."""
+    layer: Any = model.env
+    while isinstance(layer, VecEnvWrapper):
+        if isinstance(layer, VecNormalize):
+            yield layer
+        layer = layer.venv
+
+
 def _statistics(model: OnPolicyAlgorithm) -> list[RunningMeanStd]:
-    normalizer = model.get_vec_normalize_env()
-    return [] if normalizer is None else running_statistics(normalizer)
+    return [*chain.from_iterable(map(running_statistics, _normalizers(model)))]
 
 
 def share(model: Any) -> None:
@@ -209,6 +229,9 @@ class JointRollout:
         self.before = [list(buffer) for buffer in self._windows()]
         self.own: list[list[Any]] = [[], []]
         self.goes_on = False
+
+    def __reduce__(self) -> Any:
+        return type(None), ()  # the copy of a model that a callback makes learns alone
 
     def _windows(self) -> tuple[deque, deque]:
         return self.model.ep_info_buffer, self.model.ep_success_buffer

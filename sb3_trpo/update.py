@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch as th
@@ -63,6 +62,12 @@ def _std_of_noise(problem: PolicyProblem, *, of_new: bool) -> float:
     return float(th.cat([factor.stddev.flatten() for each in distributions for factor in factors_of(each)]).mean())
 
 
+def _numbers_of(some: Iterable[th.nn.Parameter], everything: Iterable[th.nn.Parameter]) -> list[int]:
+    """Return the places at which some parameters stand among all."""
+    wanted = set(some)
+    return [i for i, parameter in enumerate(everything) if parameter in wanted]
+
+
 class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     """
     What an update is made of. It reads the arguments of the algorithm, and asks its hooks: see :class:`sb3_trpo.trpo.TRPO`.
@@ -86,6 +91,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     _joint_rollout: JointRollout | None = None
     _agreed_statistics: Sequence[Any] = ()
     _status_of_all: str | None = None
+    _all_are_chains = False
     _warned_of_same_rollouts = False
 
     # What was found out about the policy: whether its distribution is random, and how Fisher products are made for which parts
@@ -177,19 +183,23 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
 
     def _check_before_update(self) -> None:
         told: dict[str, Any] = {}
-        status: list[str | None] = []
+        found: dict[str, Any] = {}
 
-        def settle(reports: list[tuple[dict[str, Any], list[str | None]]]) -> None:
+        def settle(reports: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
             check_same([facts for facts, _ in reports])
-            self._status_of_all = first_cause(chain.from_iterable(statuses for _, statuses in reports))
+            self._status_of_all = first_cause(own.get("status") for _, own in reports)
+            self._all_are_chains = all(own.get("is_a_chain") for _, own in reports)
 
-        with self.processes.jointly(lambda: (told, status), settle):
+        with self.processes.jointly(lambda: (told, found), settle):
             super()._check_before_update()
             if self.processes.size > 1:
+                # What a callback has set on one process alone would have it meet the others for something else than they do
+                told |= arguments_of(self, ask_schedules=False)
                 told |= {name: self._now(name) for name in ("target_kl", "cg_damping")}
                 told["learning_rate"] = self.lr_schedule(self._current_progress_remaining)
                 told[CHECKSUM] = checksum(self)
-                status.append(unusable_rollout(self.rollout_buffer))
+                # A module may have a hook on one process alone, where somebody looks at it
+                found |= {"status": unusable_rollout(self.rollout_buffer), "is_a_chain": is_a_chain(self.policy)}
 
     def _check_attributes(self) -> None:
         super()._check_attributes()
@@ -228,8 +238,8 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         found_out = ["_is_random", "_warned_of_randomness", "_known_fisher_path", "last_update", "paths_in_use", "_hints"]
-        of_processes = ["processes", "_joint_rollout", "_agreed_statistics", "_status_of_all", "_warned_of_same_rollouts"]
-        return [*super()._excluded_save_params(), *found_out, *of_processes]
+        of_all = ["_agreed_statistics", "_status_of_all", "_all_are_chains", "_warned_of_same_rollouts"]
+        return [*super()._excluded_save_params(), *found_out, "processes", "_joint_rollout", *of_all]
 
     def _split_parameters(self, batch: Batch) -> tuple[list[th.nn.Parameter], list[th.nn.Parameter]]:
         """
@@ -238,7 +248,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         A parameter of both is the actor's: if the value fit moved it, the policy would leave the trust region.
         """
         # What a chain of layers depends on does not depend on the state; other networks may take a branch
-        is_chain = is_a_chain(self.policy)
+        is_chain = is_a_chain(self.policy) if self._peers.size == 1 else self._all_are_chains
         probe = batch.few(1 if is_chain else self._chunk_size())
         everything = list(self.policy.parameters())
         distribution = self._distribution(probe)
@@ -249,15 +259,13 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         check_actor(self.policy, actor, values, lambda: self._distribution(probe).log_prob(probe.actions))
         if not is_chain:
             # For good: a network that drops a layer now and then is the same many times
-            self._is_random = self._on_any(self._notice_randomness(batch.few(N_ASKED)) or self._is_random)
-            actor, values = (self._reached_on_any(found, everything) for found in (actor, values))
+            is_random_here = self._notice_randomness(batch.few(N_ASKED)) or self._is_random
+            numbers = [_numbers_of(found, everything) for found in (actor, values)]
+            are_random, *reached = zip(*self._peers.gather((is_random_here, *numbers)), strict=True)
+            self._is_random = any(are_random)
+            actor, values = ([everything[i] for i in sorted(set().union(*found))] for found in reached)
         actors = set(actor)
         return actor, [parameter for parameter in values if parameter not in actors]
-
-    def _reached_on_any(self, reached: list[th.nn.Parameter], everything: list[th.nn.Parameter]) -> list[th.nn.Parameter]:
-        found = {id(parameter) for parameter in reached}
-        numbers = self._peers.gather([i for i, parameter in enumerate(everything) if id(parameter) in found])
-        return [everything[i] for i in sorted(set().union(*numbers))]
 
     def _notice_randomness(self, few: Batch) -> bool:
         """Return whether the action distribution is random; warn once of it, and once of the values."""

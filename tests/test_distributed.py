@@ -171,6 +171,7 @@ def test_step_that_fails_ends_at_once_on_all(three: list[dict[str, Any]]) -> Non
         assert second.startswith(f"PeerError: process {rank} has left the others (")
         assert second.endswith("begin again with join() on all")
         assert found["again"] == 3.0
+        assert found["threads"] == (True, 0)  # at the end of the process: one that is late would abort it
 
 
 @pytest.mark.parametrize("who", [0, 1])

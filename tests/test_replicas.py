@@ -1,15 +1,17 @@
 """What keeps the copies of a model the same, one piece at a time; whole trainings are in promises/test_many_processes.py."""
 
+import copy
 from functools import partial
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_trpo import TRPO, MaskableTRPO
 from sb3_trpo.distributed import PeerError
@@ -207,3 +209,63 @@ def test_what_differs_is_refused_before_anything_moves() -> None:
     for outcome in learn(models, 128, (None, shift)):
         assert isinstance(outcome, PeerError) and "the checksum of weights, optimizer and running" in str(outcome)
     assert models[0]._n_updates == 0 and learn(models, 128) == models
+
+
+@pytest.mark.parametrize("name, value", {"cg_max_steps": 2, "sub_sampling_factor": 2}.items())
+def test_argument_that_a_callback_sets_on_one_is_refused_before_anything_moves(name: str, value: int) -> None:
+    """Else the processes would meet for different things, which ends them without a word."""
+    models = pair()
+
+    def sets(*_: Any) -> bool:
+        setattr(models[1], name, value)
+        return True
+
+    for outcome in learn(models, 128, (None, sets)):
+        assert isinstance(outcome, PeerError) and f"{name} must be the same on all processes" in str(outcome)
+    assert models[0]._n_updates == models[1]._n_updates == 0
+
+
+@pytest.mark.parametrize("change", [lambda layer: layer.requires_grad_(False), lambda layer: layer.double()])
+def test_parameters_of_another_kind_are_refused(change: Any) -> None:
+    """Frozen, or of another precision."""
+    models = pair()
+    change(models[1].policy.action_net)
+    for outcome in learn(models, 128):
+        assert isinstance(outcome, PeerError) and "parameters must be the same on all processes" in str(outcome)
+    assert models[0].num_timesteps == models[1].num_timesteps == 0
+
+
+def test_hook_on_one_process_changes_nothing() -> None:
+    """Whoever watches the networks of rank 0 alone does not have it meet the others more often than they do."""
+    models = pair()
+    seen: list[Any] = []
+    models[0].policy.mlp_extractor.register_forward_hook(lambda *of_call: seen.append(of_call))
+    assert learn(models, 256) == models and seen
+    assert models[0]._n_updates == models[1]._n_updates == 2 and checksum(models[0]) == checksum(models[1])
+
+
+def test_model_can_be_copied_in_the_midst_of_a_rollout() -> None:
+    """By a callback, and for another process too; the copy is alone, and its episodes are its own."""
+    models = pair()
+    copies: list[TRPO] = []
+
+    def copies_it(*_: Any) -> bool:
+        if models[0].num_timesteps == 100:
+            copies.extend((copy.deepcopy(models[0]), cloudpickle.loads(cloudpickle.dumps(models[0]))))
+        return True
+
+    assert learn(models, 128, (copies_it, None)) == models
+    assert all(one.processes.size == 1 and one._joint_rollout is None for one in copies)
+    assert len(copies) == 2 and checksum(models[0]) == checksum(models[1])
+
+
+def test_every_layer_of_running_statistics_is_that_of_all() -> None:
+    """There may be several in a stack, and other layers around and between."""
+    models = pair()
+    for model in models:
+        model.env = VecNormalize(VecFrameStack(model.env, 1), norm_reward=False)  # type: ignore[arg-type]
+        model._vec_normalize_env = model.env
+    assert learn(models, 256) == models
+    for one, other in zip(*([env, env.venv.venv] for env in (model.env for model in models)), strict=True):  # type: ignore[union-attr]
+        np.testing.assert_array_equal(one.obs_rms.mean, other.obs_rms.mean)
+        assert one.obs_rms.count == other.obs_rms.count > 256

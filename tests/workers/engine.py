@@ -5,17 +5,28 @@ import os
 import pickle
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import torch as th
 
+from sb3_trpo import distributed
 from sb3_trpo.distributed import PeerError, Processes, join
 
 
 def meet_and_part(processes: Processes) -> dict[str, Any]:
     """All of it one after the other: starting a process takes longer than what it does here."""
-    found = {part.__name__: part(processes) for part in (everything, fails_jointly, disagree, copies)}
-    return found | {"fails_in_step": fails_in_step(processes), "again": float(join(timeout=20.0).total(th.ones(())))}
+    found: dict[str, Any] = {part.__name__: part(processes) for part in (everything, fails_jointly, disagree, copies)}
+    found["fails_in_step"] = fails_in_step(processes)
+    again = join(timeout=20.0)
+    found["again"] = float(again.total(th.ones(())))
+    n_threads = _threads_of_the_engine()
+    distributed._end()
+    return found | {"threads": (n_threads > 0, _threads_of_the_engine())}
+
+
+def _threads_of_the_engine() -> int:
+    return sum("gloo" in path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
 
 
 def everything(processes: Processes) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
-from sb3_trpo.distributed import PeerError
+from sb3_trpo.distributed import PeerError, Processes
 from sb3_trpo.guards.finite import running_statistics
 from sb3_trpo.guards.passed_on import PassedOn
 from sb3_trpo.trust_region import flatten, unflatten
@@ -181,6 +181,30 @@ def quiet(model: Any) -> Iterator[None]:
 
 
 # Rollouts
+
+
+class ToldJointly(PassedOn):
+    """
+    Begin and end a training together: what a callback raises there on one process is an error on all, and nothing is lost.
+
+    :param callback: the user's
+    :param processes: all of them
+    """
+
+    def __init__(self, callback: BaseCallback, processes: Processes):
+        super().__init__(callback)
+        self.processes = processes
+
+    def on_training_start(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        """Pass the start of the training on."""
+        locals_["callback"] = self.callback
+        with self.processes.jointly():
+            self.callback.on_training_start(locals_, globals_)  # type: ignore[union-attr]
+
+    def on_training_end(self) -> None:
+        """Pass the end of the training on."""
+        with self.processes.jointly():
+            self.callback.on_training_end()  # type: ignore[union-attr]
 
 
 class CountedOnAll(PassedOn):

@@ -33,6 +33,7 @@ from sb3_trpo.randomness import RandomNumbers
 from sb3_trpo.replicas import (
     CHECKSUM,
     JointRollout,
+    ToldJointly,
     arguments_of,
     check_same,
     checksum,
@@ -172,6 +173,8 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         check_arguments({"processes": self.rules["processes"]}, vars(self))  # asked before anything else is
         if self.processes.size == 1:
             return collect(env, callback, rollout_buffer, n_rollout_steps)
+        if isinstance(callback, ToldJointly):
+            callback = callback.callback
         self._joint_rollout = JointRollout(self)
         try:
             goes_on = self._joint_rollout.collect(lambda own: collect(env, own, rollout_buffer, n_rollout_steps), callback)
@@ -228,13 +231,14 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         share(self)
         with self.processes.jointly(), quiet(self):
             bar = progress_bar and self.processes.rank == 0
-            result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, bar)
+            total_timesteps, callback = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, bar)
         if self.processes.size > 1:
+            callback = ToldJointly(callback, self.processes)
             # The episodes of one process would fill a window that is as large as that of one
             size = self._stats_window_size * self.processes.size
             self.ep_info_buffer = deque(self.ep_info_buffer or (), maxlen=size)
             self.ep_success_buffer = deque(self.ep_success_buffer or (), maxlen=size)
-        return result
+        return total_timesteps, callback
 
     def _excluded_save_params(self) -> list[str]:
         found_out = ["_is_random", "_warned_of_randomness", "_known_fisher_path", "last_update", "paths_in_use", "_hints"]

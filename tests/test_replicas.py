@@ -164,6 +164,24 @@ def test_rollout_that_fails_on_one_is_an_error_on_both(fast: bool) -> None:
     assert learn(models, 100) == models and checksum(models[0]) == checksum(models[1])
 
 
+@pytest.mark.parametrize("when, n", {"_on_training_start": 0, "_on_training_end": 256}.items())
+def test_callback_that_fails_around_the_rollouts_is_an_error_on_both(when: str, n: int) -> None:
+    """They count the same steps, and can go on: nothing is lost."""
+    models = pair()
+    callback = CallbackList([])
+
+    def fails() -> None:
+        assert callback.locals["callback"] is callback
+        raise ArithmeticError("one too many")
+
+    setattr(callback, when, fails)
+    here, there = learn(models, 256, (None, callback))
+    assert isinstance(here, PeerError) and str(here) == "process 1 of 2: ArithmeticError: one too many"
+    assert isinstance(there, ArithmeticError)
+    assert models[0].num_timesteps == models[1].num_timesteps == n
+    assert learn(models, 100) == models and checksum(models[0]) == checksum(models[1])
+
+
 def test_callback_that_ends_one_ends_both() -> None:
     models = pair()
     assert learn(models, 400, (lambda *_: models[0].num_timesteps < 150, None)) == models

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 
 from sb3_trpo import TRPO, MaskableTRPO
 from sb3_trpo.distributed import PeerError
+from sb3_trpo.inspect import inspect_model
 from sb3_trpo.replicas import arguments_of, check_same, checksum, digest, since
 from tests.in_threads import InThreads, Table, together
 from tests.masked_envs import masked_env
@@ -275,6 +276,18 @@ def test_model_can_be_copied_in_the_midst_of_a_rollout() -> None:
     assert learn(models, 128, (copies_it, None)) == models
     assert all(one.processes.size == 1 and one._joint_rollout is None for one in copies)
     assert len(copies) == 2 and checksum(models[0]) == checksum(models[1])
+
+
+def test_model_can_be_inspected_on_one_process_alone() -> None:
+    """The others do not wait, and nothing of the model is another afterwards."""
+    models = pair()
+    assert learn(models, 256) == models
+    before = checksum(models[0]), models[0].num_timesteps, list(models[0].ep_info_buffer or ())
+    (update,) = inspect_model(models[0]).updates
+    assert update.status == "accepted"
+    assert before == (checksum(models[0]), models[0].num_timesteps, list(models[0].ep_info_buffer or ()))
+    assert models[0].processes.size == 2 and learn(models, 128, reset_num_timesteps=False) == models
+    assert checksum(models[0]) == checksum(models[1])
 
 
 def test_every_layer_of_running_statistics_is_that_of_all() -> None:

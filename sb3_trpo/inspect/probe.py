@@ -247,6 +247,7 @@ def _state_kept(model: TRPO) -> Iterator[None]:
         if normalizer is not None:
             normalizer.training = False
         model.tensorboard_log = None  # else there would be an empty run
+        model.processes, model._joint_rollout = None, None  # the others do not know that anybody looks
         yield
     finally:
         if normalizer is not None:

@@ -88,7 +88,7 @@ def test_page_for_contributors_names_commands_that_exist() -> None:
 
 
 def test_page_for_contributors_names_the_hooks() -> None:
-    """Every hook below the heading in ``trpo.py``, in the same order, after what builds the policy; and the example is a variant."""
+    """Every hook below the heading in ``trpo.py``, in its order, after what builds the policy. The example is a variant."""
     source = (ROOT / "sb3_trpo" / "trpo.py").read_text(encoding="utf-8")
     hooks = re.findall(r"    def (_\w+)", source.split("# Hooks:")[1])
     named = re.findall(r"^\| `(_\w+)` \|", CONTRIBUTING, flags=re.MULTILINE)

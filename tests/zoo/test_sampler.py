@@ -23,7 +23,7 @@ def test_zoo_optimises_hyperparameters_in_our_units(tmp_path: pathlib.Path) -> N
     assert {"params_target_kl", "params_cg_damping", "params_cg_max_steps"} <= {*header.split(",")}
     run(tmp_path, "sb3_trpo.zoo", "train", "--env", "CartPole-v1", "-n", "64", "--trial-id", "1", *study)
     model = load(sorted(tmp_path.glob("logs/trpo/CartPole-v1_*/CartPole-v1.zip"))[-1])
-    assert isinstance(model.target_kl, float) and 0.002 <= model.target_kl <= 0.2
+    assert isinstance(model.target_kl, float) and 0.002 <= model.target_kl <= 0.5
 
 
 def test_sampler_draws_what_the_constructor_takes() -> None:

@@ -150,13 +150,14 @@ class SequenceBatch(Batch):
 
     def select(self, rows: slice | th.Tensor) -> "SequenceBatch":
         """Return some of the sequences; their weights no longer sum to one."""
-        chosen = th.arange(len(self.lengths), device=self.lengths.device)[rows]
-        starts = self.lengths.cumsum(0) - self.lengths
-        parts = [th.arange(int(starts[i]), int(starts[i] + self.lengths[i]), device=starts.device) for i in chosen.tolist()]
-        return self.of(th.cat(parts), self.lengths[chosen], self._states_of(chosen))
+        return self._beginnings(th.arange(len(self.lengths), device=self.lengths.device)[rows], self.lengths)
 
-    def _states_of(self, chosen: th.Tensor) -> RNNStates:
-        return RNNStates(*(tuple(part[:, chosen].contiguous() for part in pair) for pair in self.states))
+    def _beginnings(self, chosen: th.Tensor, lengths: th.Tensor) -> "SequenceBatch":
+        """Return so many steps of each sequence, of those that are chosen."""
+        starts = self.lengths.cumsum(0) - self.lengths
+        parts = [th.arange(int(starts[i]), int(starts[i] + lengths[i]), device=starts.device) for i in chosen.tolist()]
+        states = RNNStates(*(tuple(part[:, chosen].contiguous() for part in pair) for pair in self.states))
+        return self.of(th.cat(parts), lengths[chosen], states)
 
     def of(self, rows: th.Tensor, lengths: th.Tensor, states: RNNStates) -> "SequenceBatch":
         """
@@ -174,10 +175,7 @@ class SequenceBatch(Batch):
         """Return about n transitions for a look at them: the beginnings of the first sequences."""
         lengths = self.lengths.clamp(max=n)
         n_sequences = int((lengths.cumsum(0) < n).sum()) + 1
-        chosen = th.arange(len(lengths), device=lengths.device)[:n_sequences]
-        starts = self.lengths.cumsum(0) - self.lengths
-        parts = [th.arange(int(starts[i]), int(starts[i] + lengths[i]), device=starts.device) for i in chosen.tolist()]
-        return self.of(th.cat(parts), lengths[chosen], self._states_of(chosen))
+        return self._beginnings(th.arange(len(lengths), device=lengths.device)[:n_sequences], lengths)
 
     def thinned(self, factor: int, permutation: Callable[[int], np.ndarray] = np.random.permutation) -> "SequenceBatch":
         """Return one in ``factor`` of the sequences, drawn at random, with the same sum of weights."""

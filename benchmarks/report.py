@@ -179,17 +179,18 @@ def table_of_scores(scores: Scores) -> str:
     return text
 
 
-def mean_curve(curves: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def mean_curve(curves: pd.DataFrame, over: str = "timesteps") -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """
     Return steps, mean over seeds and its 95 % percentile bootstrap interval.
 
     :param curves: the rows of one task and algorithm
+    :param over: the column with the steps, or with what stands in their place
     :return: arrays of shape (100,); with one seed the interval is the mean
     """
-    seeds = [curve.sort_values("timesteps") for _, curve in curves.groupby("seed")]
-    first, last = max(curve["timesteps"].min() for curve in seeds), min(curve["timesteps"].max() for curve in seeds)
+    seeds = [curve.sort_values(over) for _, curve in curves.groupby("seed")]
+    first, last = max(curve[over].min() for curve in seeds), min(curve[over].max() for curve in seeds)
     steps = np.linspace(first, last, 100)
-    returns = np.stack([np.interp(steps, curve["timesteps"], curve["train_mean_last_100"]) for curve in seeds])
+    returns = np.stack([np.interp(steps, curve[over], curve["train_mean_last_100"]) for curve in seeds])
     mean = returns.mean(axis=0)
     if len(seeds) == 1:
         return steps, mean, mean, mean
@@ -198,8 +199,15 @@ def mean_curve(curves: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return steps, mean, low, high
 
 
-def draw_curves(curves: pd.DataFrame, path: Path) -> None:
-    """Draw a panel per task with the learning curve of each algorithm."""
+def draw_curves(curves: pd.DataFrame, path: Path, over: str = "timesteps", label: str = "environment steps") -> None:
+    """
+    Draw a panel per task with the learning curve of each algorithm.
+
+    :param curves: their points
+    :param path: where to
+    :param over: the column along the horizontal axis
+    :param label: of that axis
+    """
     tasks = sorted_tasks(set(curves["env"]))
     n_columns = min(3, len(tasks))
     n_rows = -(-len(tasks) // n_columns)
@@ -210,7 +218,7 @@ def draw_curves(curves: pd.DataFrame, path: Path) -> None:
         for name in ALGORITHMS:
             part = curves[(curves["env"] == task) & (curves["algorithm"] == name)]
             if len(part):
-                steps, mean, low, high = mean_curve(part)
+                steps, mean, low, high = mean_curve(part, over)
                 axis.plot(steps, mean, color=COLOURS[name], label=LABELS[name])
                 axis.fill_between(steps, low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
         axis.set_title(task, loc="left", fontsize="medium")
@@ -218,7 +226,7 @@ def draw_curves(curves: pd.DataFrame, path: Path) -> None:
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     for axis in axes.flat[len(tasks) :]:
         axis.set_visible(False)
-    figure.supxlabel("environment steps", fontsize="medium")
+    figure.supxlabel(label, fontsize="medium")
     figure.supylabel("mean return of the last 100 episodes", fontsize="medium")
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False)
@@ -403,9 +411,9 @@ def table_of_effects(runs: pd.DataFrame) -> str:
     return markdown(header, rows)
 
 
-def write_tables(runs: pd.DataFrame, groups: Mapping[str, Scores], path: Path) -> None:
+def write_tables(runs: pd.DataFrame, groups: Mapping[str, Scores], path: Path, command: str = "benchmarks.report") -> None:
     """Write ``tables.md``."""
-    text = "# Returns\n\nWritten by `python -m benchmarks.report`. 20 deterministic episodes of the final policy; "
+    text = f"# Returns\n\nWritten by `python -m {command}`. 20 deterministic episodes of the final policy; "
     text += "mean ± standard error over seeds (number of seeds). "
     text += f"Where there are several numbers of steps, they are in the order of the columns.\n\n{table_of_returns(runs)}"
     for name, scores in groups.items():

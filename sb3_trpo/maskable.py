@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_trpo.fast.actors import lean_actor
-from sb3_trpo.fast.masks import KNOWN_POLICIES, MASKED_KINDS
+from sb3_trpo.fast.kinds import KNOWN_POLICIES, MASKED_KINDS
 from sb3_trpo.guards.passed_on import AsGiven
 from sb3_trpo.objective import Batch
 from sb3_trpo.policies import CountsFromZero

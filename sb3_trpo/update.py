@@ -366,17 +366,17 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         quick = mlp_critic(self.policy, parameters, batch, self._values, batch_size) if self.fast else None
         alone = self._peers.size == 1
         # What became of the policy is measured after the fit; of several processes that would be one more collective
-        if self._on_any(quick is None or not (alone or self._is_a_chain(batch))):
+        if self._on_any(quick is None or not (alone or self._is_of_layers_alone(batch))):
             quick = None
         self._note_path("critic fit", "plain" if quick is None else "written out")
         epochs = self._value_epochs(batch)
         pool: PooledMinibatches | None = None if alone else PooledMinibatches(self._peers.total)
         if quick is not None:
             quick.pool = pool
-            return quick.fit(epochs, holds=lambda: not alone or self._is_a_chain(batch) or is_policy_kept())
+            return quick.fit(epochs, holds=lambda: not alone or self._is_of_layers_alone(batch) or is_policy_kept())
         return fit_critic(self._values, self.policy.optimizer, parameters, epochs, holds=is_policy_kept, pool=pool)
 
-    def _is_a_chain(self, batch: Batch) -> bool:
+    def _is_of_layers_alone(self, batch: Batch) -> bool:
         """Whether the policy is what the actor's own layers give: then it depends on nothing else, seen or unseen."""
         return actor_of(self.policy, batch, self._distribution) is not None
 

@@ -28,7 +28,8 @@ from torch import nn
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
 from sb3_trpo.fast.elementwise import in_place
 from sb3_trpo.fast.gauss_newton import N_COMPARED, agrees, learns_features
-from sb3_trpo.fast.masks import CLOSED_FORM, kind_of, masked_array
+from sb3_trpo.fast.kinds import CLOSED_FORM, kind_of
+from sb3_trpo.fast.masks import masked_array
 from sb3_trpo.fast.network import Network, is_as_read, is_as_sb3, is_quicker_on_gpu, read_actor, read_critic, run
 from sb3_trpo.fast.numpy_layers import forward
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters

@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 from sb3_trpo.distributions import factors_of
 from sb3_trpo.fast.elementwise import apply, keeps_input, times_slope
-from sb3_trpo.fast.masks import CLOSED_FORM, kind_of, masked
+from sb3_trpo.fast.kinds import CLOSED_FORM, kind_of
+from sb3_trpo.fast.masks import masked
 from sb3_trpo.fast.network import Network, Stage, as_given, inputs_of, is_as_read, network_input, read_actor, through
 from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flatten, unflatten

@@ -14,8 +14,9 @@ from torch import nn
 from sb3_trpo.fast import lstm
 from sb3_trpo.fast.actors import Forward, covers_in_numpy, encoder, sampler_of
 from sb3_trpo.fast.gauss_newton import is_made_of
+from sb3_trpo.fast.kinds import CLOSED_FORM, kind_of
 from sb3_trpo.fast.lstm_fisher import read_around
-from sb3_trpo.fast.masks import CLOSED_FORM, kind_of, masked_array
+from sb3_trpo.fast.masks import masked_array
 from sb3_trpo.fast.network import Network, is_as_read, read_network, read_stages
 from sb3_trpo.guards.passed_on import StandIn, runs_user_code, steps_through_user_code
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.distributions import Distribution
 
 from sb3_trpo.fast import lstm
 from sb3_trpo.fast.gauss_newton import N_COMPARED, GaussNewtonFisher, covers, is_made_of
-from sb3_trpo.fast.masks import CLOSED_FORM, kind_of
+from sb3_trpo.fast.kinds import CLOSED_FORM, kind_of
 from sb3_trpo.fast.network import Network, network_input, read_network
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_trpo.fast.elementwise import TABLE, apply
-from sb3_trpo.fast.masks import KNOWN_POLICIES
+from sb3_trpo.fast.kinds import KNOWN_POLICIES
 from sb3_trpo.fast.traced import Layers, traced_layers
 from sb3_trpo.guards.overridden import known_kind
 from sb3_trpo.policies import from_zero

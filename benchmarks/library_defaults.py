@@ -146,7 +146,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="*", default=["20-24"], help="numbers and ranges, both ends included")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7, help="rollouts and updates that are timed")
-    parser.add_argument("--runs", type=Path, default=RUNS)
+    parser.add_argument("--runs", type=Path, default=RUNS / "defaults")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the workers too

@@ -4,7 +4,7 @@ Tables and figures of what is on record: ``python -m benchmarks.report``.
 Writes to ``benchmarks/results/returns``, for the setting ``tuned`` of each algorithm, ``tables.md`` (the returns on each task
 with every seed, interquartile mean of the scores, probability of improvement), ``curves.png`` (learning curves with 95 %
 bootstrap intervals over seeds) and ``scores.png`` (the score of every seed, interquartile means and performance profiles); and
-``ablations.md``, with what each other setting does beside ``screen`` on the same tasks and seeds, and the effects of the
+``ablations.md``, with what each other setting does beside ``--base`` on the same tasks and seeds, and the effects of the
 changes in the screening design.
 ``held_out.png`` shows what ``benchmarks.held_out`` has put on record.
 """
@@ -352,7 +352,7 @@ def with_scores(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(score=(runs["eval_mean"] - zero) / (one - zero))
 
 
-def table_of_ablations(runs: pd.DataFrame, base: str = "screen") -> str:
+def table_of_ablations(runs: pd.DataFrame, base: str) -> str:
     """
     Return a row per setting: the return of each seed, and how its mean score differs from the base's.
 
@@ -422,18 +422,18 @@ def write_tables(runs: pd.DataFrame, groups: Mapping[str, Scores], path: Path, c
     path.write_text(f"{text}\n## Every seed\n\n{table_of_seeds(runs)}", encoding="utf-8")
 
 
-def write_ablations(runs: pd.DataFrame, path: Path) -> None:
+def write_ablations(runs: pd.DataFrame, path: Path, base: str) -> None:
     """Write ``ablations.md``."""
     text = "# Settings tried\n\nWritten by `python -m benchmarks.report`. Mean of 20 deterministic episodes, for each seed; "
-    text += f"scores are on the scale of `settings/scores.yml`.\n\n{table_of_ablations(runs)}"
+    text += f"scores are on the scale of `settings/scores.yml`.\n\n{table_of_ablations(runs, base)}"
     effects = table_of_effects(runs)
     if effects:
         text += f"\n## What each change of the screening design does to the score\n\n{effects}"
     path.write_text(text, encoding="utf-8")
 
 
-def report(results: Path = RESULTS) -> None:
-    """Write every table and figure that the record allows."""
+def report(results: Path = RESULTS, base: str = "screen") -> None:
+    """Write every table and figure that the record allows; settings that were tried are held against the base."""
     runs, curves = read("runs", results), read("curves", results)
     tuned, other = runs[runs["setting"] == settings.TUNED], runs[runs["setting"] != settings.TUNED]
     if len(tuned):
@@ -443,7 +443,7 @@ def report(results: Path = RESULTS) -> None:
         if groups:
             draw_scores(tuned, groups, results / "scores.png")
     if len(other):
-        write_ablations(other, results / "ablations.md")
+        write_ablations(other, results / "ablations.md", base)
     if (results / HELD_OUT).exists():
         draw_held_out(pd.read_csv(results / HELD_OUT), results / "held_out.png")
     for name in ("tables.md", "ablations.md"):
@@ -456,9 +456,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--base", default="screen", help="the setting that the others are held against")
     arguments = parser.parse_args()
     collect(arguments.runs, arguments.results)
-    report(arguments.results)
+    report(arguments.results, arguments.base)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ What is in it need not be run again, on whatever machine.
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +109,13 @@ def known_arguments(results: Path = RESULTS) -> dict[Run, dict[str, Any]]:
     return {run: json.loads(hyperparameters) for run, hyperparameters in zip(runs, frame["hyperparameters"], strict=True)}
 
 
-def collect(runs: Path, results: Path = RESULTS) -> int:
+def collect(runs: Path, results: Path = RESULTS, wanted: Collection[Run] | None = None) -> int:
     """
     Put the finished runs of a folder on record; what is there already stays as it is.
 
     :param runs: folder of all runs; those under names that are no setting's are left out
     :param results: folder of the record
+    :param wanted: the runs that belong there; all if it is ``None``
     :return: number of runs that were new
     """
     known, names = known_arguments(results), settings.names()
@@ -121,7 +123,7 @@ def collect(runs: Path, results: Path = RESULTS) -> int:
     for path in sorted(runs.glob("*/*/*/[!.]*/run.json")):  # a folder with a dot is of a run that is under way
         result = json.loads(path.read_text(encoding="utf-8"))
         run = Run(*(result[name] for name in IDENTITY))
-        if run not in known and run.setting in names:
+        if run not in known and run.setting in names and (wanted is None or run in wanted):
             rows.append(run_row(result) | {"updates": json.dumps(summary_of_updates(path.parent))})
             curves.append(curve_rows(path.parent).assign(**run._asdict()))
     if rows:

@@ -89,7 +89,7 @@ def sweep(jobs: Sequence[Run], *, workers: int = 1, runs: Path = RUNS, results: 
     :param results: folder of the record
     :return: the runs that failed; what they wrote is printed, and the others go on
     """
-    collect(runs, results)
+    collect(runs, results, jobs)
     waiting = deque(missing(jobs, results))
     print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished before", flush=True)
     busy: list[Worker] = []
@@ -102,7 +102,7 @@ def sweep(jobs: Sequence[Run], *, workers: int = 1, runs: Path = RUNS, results: 
                 busy.remove(worker)
                 if not worker.report():
                     failed.append(worker.run)
-                collect(runs, results)
+                collect(runs, results, jobs)
             time.sleep(0.2)
     finally:
         for worker in busy:

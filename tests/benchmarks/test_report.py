@@ -79,7 +79,7 @@ def test_ablations_are_held_against_the_same_tasks_and_seeds(tmp_path: Path) -> 
     twice = {**QUICK, "n_timesteps": 2048}
     write_run(Run("fourth", "Hopper-v5", "trpo", 100), tmp_path / "runs", eval_returns=[3372.0], hyperparameters=twice)
     collect(tmp_path / "runs", tmp_path)
-    lines = report.table_of_ablations(read("runs", tmp_path)).splitlines()
+    lines = report.table_of_ablations(read("runs", tmp_path), "screen").splitlines()
     assert lines[2:] == [
         "| `screen` | 1.024k | 100: 0.0, 101: 3,372 | +0.000 (2) |",
         "| `fourth` | 2.048k | 100: 3,372 |  |",

@@ -18,11 +18,12 @@ from tests.benchmarks.fake_runs import QUICK, write_run
 
 
 def test_sweep_runs_what_is_missing_and_goes_on_after_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One that is finished, one to run and one that cannot: the good ones are on record, and another machine skips them."""
+    """One that is finished, one to run and one that cannot: the good ones are on record, and no run of another sweep."""
     jobs = [Run("quick", "CartPole-v1", "trpo", seed) for seed in (0, 1)]
     broken = Run("quick", "CartPole-v1", "trpo", -1)
     results = tmp_path / "results"
     write_run(jobs[0], tmp_path / "runs")
+    write_run(jobs[0]._replace(seed=7), tmp_path / "runs")
     assert sweep([broken, *jobs], workers=2, runs=tmp_path / "runs", results=results) == [broken]
     assert "quick/CartPole-v1/trpo/-1 failed" in capsys.readouterr().out
     assert set(known_arguments(results)) == set(jobs)

@@ -129,6 +129,10 @@ bench-returns: $(TESTS)
 	$(BIN)/python -m benchmarks.sweep --envs mujoco classic box2d --algorithms contrib ppo --seeds 0-2 --workers $(WORKERS)
 	$(BIN)/python -m benchmarks.report
 
+# Hours of computing. Skips what is on record
+bench-defaults: $(TESTS)
+	$(BIN)/python -m benchmarks.library_defaults --seeds 20-24 --workers $(WORKERS)
+
 commit-checks: format lint type
 
 # What is published, in dist/
@@ -138,4 +142,4 @@ dist: $(TESTS)
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
-.PHONY: install demo format lint type quick docs docs-links dist test test-slow test-examples test-docs test-matrix test-imitation test-contrib test-gym mutation bench bench-scale bench-returns commit-checks
+.PHONY: install demo format lint type quick docs docs-links dist test test-slow test-examples test-docs test-matrix test-imitation test-contrib test-gym mutation bench bench-scale bench-returns bench-defaults commit-checks

@@ -56,14 +56,11 @@ def milliseconds_per_step(env_id: str, rounds: int) -> dict[str, float]:
     :param env_id: task
     :param rounds: number of rollouts and updates; the algorithms take turns. The median counts, and the first is a warm-up
     """
-    runs = [Run(SETTINGS[env_id], env_id, name, 0) for name in ALGORITHMS]
-    written = {run.algorithm: settings.load(run.algorithm, run.setting, env_id) for run in runs}
-    models = {
-        run.algorithm: make_model(
-            run.algorithm, written[run.algorithm], env=make_training_env(run, written[run.algorithm]), seed=run.seed
-        )
-        for run in runs
-    }
+    models = {}
+    for name in ALGORITHMS:
+        run = Run(SETTINGS[env_id], env_id, name, seed=0)
+        hyperparameters = settings.load(name, run.setting, env_id)
+        models[name] = make_model(name, hyperparameters, env=make_training_env(run, hyperparameters), seed=run.seed)
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds + 1):
         for name, model in models.items():

@@ -2,10 +2,10 @@
 Tables and figures of what is on record: ``python -m benchmarks.report``.
 
 Writes to ``benchmarks/results/returns``, for the setting ``tuned`` of each algorithm, ``tables.md`` (the returns on each task
-with every seed, interquartile mean of the scores, probability of improvement), ``curves.png`` (learning curves with 95 %
-bootstrap intervals over seeds) and ``scores.png`` (the score of every seed, interquartile means and performance profiles); and
-``ablations.md``, with what each other setting does beside ``--base`` on the same tasks and seeds, and the effects of the
-changes in the screening design.
+with every seed, the worst and the median one, interquartile mean of the scores, probability of improvement), ``curves.png``
+(learning curves with 95 % bootstrap intervals over seeds) and ``scores.png`` (the score of every seed, interquartile means and
+performance profiles); and ``ablations.md``, with what each other setting does beside ``--base`` on the same tasks and seeds,
+and the effects of the changes in the screening design.
 ``held_out.png`` shows what ``benchmarks.held_out`` has put on record.
 """
 
@@ -122,6 +122,17 @@ def table_of_seeds(runs: pd.DataFrame) -> str:
                 )
                 rows.append([task, LABELS[name], seeds])
     return markdown(["task", "algorithm", "seed: mean ± standard deviation of 20 episodes"], rows)
+
+
+def table_of_spread(runs: pd.DataFrame) -> str:
+    """Return a row per task with the evaluation return of the worst and of the median seed of each algorithm."""
+    algorithms = algorithms_in(runs)
+    rows = []
+    for task in sorted_tasks(set(runs["env"])):
+        of_task = runs[runs["env"] == task].groupby("algorithm")["eval_mean"]
+        both = {name: f"{in_digits(each.min())}, {in_digits(each.median())}" for name, each in of_task}
+        rows.append([task, *(both.get(name, "") for name in algorithms)])
+    return markdown(["task", *(f"{LABELS[name]}: worst, median" for name in algorithms)], rows)
 
 
 def complete_scores(runs: pd.DataFrame) -> Scores:
@@ -416,6 +427,7 @@ def write_tables(runs: pd.DataFrame, groups: Mapping[str, Scores], path: Path, c
     text = f"# Returns\n\nWritten by `python -m {command}`. 20 deterministic episodes of the final policy; "
     text += "mean ± standard error over seeds (number of seeds). "
     text += f"Where there are several numbers of steps, they are in the order of the columns.\n\n{table_of_returns(runs)}"
+    text += f"\n## Worst and median seed\n\n{table_of_spread(runs)}"
     for name, scores in groups.items():
         text += f"\n## Scores over {name}\n\n{', '.join(scores.tasks)}; the scale is `settings/scores.yml`."
         text += "\n\n" + table_of_scores(scores)

@@ -23,6 +23,16 @@ def test_report_averages_over_seeds_with_their_standard_error(tmp_path: Path) ->
     assert "0: 1,000 ± 1.0, 1: 2,000 ± 1.0, 2: 3,000 ± 1.0" in report.table_of_seeds(runs)
 
 
+def test_report_tells_the_worst_and_the_median_seed(tmp_path: Path) -> None:
+    """A mean hides a seed that failed; who has not run a task has no cell."""
+    runs = record(
+        {("trpo", "Hopper-v5"): [1000.0, 9.0, 3000.0], ("ppo", "Hopper-v5"): [5.0, 6.0], ("ppo", "Ant-v5"): [7.0]}, tmp_path
+    )
+    lines = report.table_of_spread(runs).splitlines()
+    assert lines[0] == "| task | sb3_trpo.TRPO: worst, median | stable_baselines3.PPO: worst, median |"
+    assert lines[2:] == ["| Hopper-v5 | 9.0, 1,000 | 5.0, 5.5 |", "| Ant-v5 |  | 7.0, 7.0 |"]
+
+
 def test_scores_are_of_tasks_and_seeds_that_are_complete(tmp_path: Path) -> None:
     """A task that one algorithm has not run, and a seed that has not run every task, do not enter an average."""
     returns = {

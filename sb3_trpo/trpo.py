@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
@@ -31,6 +31,11 @@ from sb3_trpo.update import TrustRegionUpdate
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
 
+def _has_own_std(policy: BasePolicy) -> bool:
+    """Whether the standard deviation of the actions is a parameter by itself, the same in every state."""
+    return isinstance(getattr(policy, "action_dist", None), DiagGaussianDistribution) and hasattr(policy, "log_std")
+
+
 class TRPO(TrustRegionUpdate):
     """
     Trust Region Policy Optimization (TRPO).
@@ -50,7 +55,8 @@ class TRPO(TrustRegionUpdate):
     :param cg_max_steps: Largest number of conjugate gradient iterations for the direction of the step
     :param cg_damping: Added to the diagonal of the Fisher matrix for the direction; the length of the step is that of the
         undamped matrix. It can be a function of the current progress remaining (from 1 to 0). ``None`` is 0.1 for each
-        dimension of a Box or MultiBinary action, and 0.1 for Discrete and MultiDiscrete ones: sb3-contrib's default
+        dimension of a Box or MultiBinary action, and 0.1 for Discrete and MultiDiscrete ones: sb3-contrib's default. See
+        ``std_damping`` for standard deviations
     :param line_search_shrinking_factor: Step-size reduction factor α of the line search (the candidates are
         ``theta_old + α^j * full_step``)
     :param line_search_max_iter: Largest number of candidates of the line search
@@ -86,7 +92,7 @@ class TRPO(TrustRegionUpdate):
         from such a rollout leaves the policy as it is
     :param std_damping: What is added to the Fisher matrix for the standard deviations of continuous actions, in place of
         ``cg_damping``. That of a Gaussian is 2 there: at 4 they learn half as fast as at 1, and explore longer. ``None`` adds
-        ``cg_damping`` there too
+        a ``cg_damping`` that is given there too; without one it is 0, but for gSDE
     :param critic_gae_lambda: λ of the returns that the value function is fitted to, in place of ``gae_lambda`` (decoupled
         GAE; Yuan et al. 2025, https://arxiv.org/abs/2503.01491). Closer to 1 than that of the advantages it sees far rewards
         sooner, while the gradient keeps the small variance of short ones. ``None`` takes ``gae_lambda`` there too
@@ -212,9 +218,13 @@ class TRPO(TrustRegionUpdate):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        for name in [name for name in PER_DIMENSION if getattr(self, name) is None]:
-            setattr(self, name, default_of(name, self.action_space))
-            self._say(f"{name}={getattr(self, name):g}, the default for {self.action_space}")
+        defaults = {name: default_of(name, self.action_space) for name in PER_DIMENSION if getattr(self, name) is None}
+        # The Fisher information of a standard deviation is known, and large: where nobody asks for damping it needs none
+        if self.cg_damping is None and self.std_damping is None and _has_own_std(self.policy):
+            defaults["std_damping"] = 0.0
+        for name, default in defaults.items():
+            setattr(self, name, default)
+            self._say(f"{name}={default:g}, the default for {self.action_space}")
 
     def _collect(self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         if self.critic_gae_lambda is not None:

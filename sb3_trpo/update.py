@@ -353,9 +353,9 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     def _damping(self, parameters: Parameters) -> float | th.Tensor:
         """Return what to add to the diagonal of the Fisher matrix: a number, or one for each variable, shape (n_params,)."""
         damping = self._now("cg_damping")
-        if self.std_damping is None:
+        log_std = getattr(self.policy, "log_std", None)
+        if self.std_damping is None or not any(p is log_std for p in parameters):
             return damping
-        log_std = self.policy.log_std
         return flatten([th.full_like(p, self.std_damping if p is log_std else damping) for p in parameters])
 
     def _fit_critic(

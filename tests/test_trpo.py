@@ -260,6 +260,15 @@ def test_standard_deviation_has_a_damping_of_its_own(fast: bool) -> None:
         th.testing.assert_close(log_std_step(std_damping), expected, rtol=5e-3, atol=1e-6)
 
 
+def test_default_damping_leaves_the_standard_deviation_its_whole_step() -> None:
+    """Without any damping asked for, the update is that of ``std_damping=0`` beside the default of ``cg_damping``."""
+    left_out, written_out, damped = (
+        policy_state(small_model(**arguments).learn(64))
+        for arguments in ({}, {"cg_damping": 0.3, "std_damping": 0.0}, {"cg_damping": 0.3})
+    )
+    assert changed(left_out, written_out) == set() and "log_std" in changed(left_out, damped)
+
+
 def test_damping_of_the_standard_deviation_survives_the_zip_and_goes_with_gsde(tmp_path: pathlib.Path) -> None:
     """It is there after loading, can be replaced, and works where the standard deviation is that of a matrix."""
     model = small_model(use_sde=True, std_damping=4.0).learn(64)

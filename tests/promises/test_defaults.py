@@ -1,6 +1,7 @@
 """Whoever changes the import line and nothing else gets the trust region that sb3-contrib's default means."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,3 +132,30 @@ def test_default_depends_on_nothing_but_the_action_space() -> None:
     wide = spaces.Box(-np.arange(1, 7, dtype=np.float32), np.arange(1, 7, dtype=np.float32))
     for arguments in ({}, {"use_sde": True}, {"policy_kwargs": {"activation_fn": th.nn.ReLU}}):
         assert TRPO("MlpPolicy", make_env(action_space=wide), device="cpu", **arguments).target_kl == pytest.approx(0.06)
+
+
+def test_standard_deviation_is_damped_only_where_somebody_asks(tmp_path: Path) -> None:
+    """Left out with ``cg_damping``, it is 0 for a Gaussian and nothing for what has none of its own, also after load."""
+    box = make_env(action_space=SPACES["six dimensions"][0])
+    cases: list[tuple[Any, dict[str, Any], float | None]] = [
+        (box, {}, 0.0),
+        (box, {"target_kl": 0.02}, 0.0),
+        (box, {"std_damping": 4.0}, 4.0),
+        (box, {"cg_damping": 0.6}, None),  # sb3-contrib's direction, as converted
+        (box, {"cg_damping": 0.6, "std_damping": 0.0}, 0.0),
+        (box, {"use_sde": True}, None),
+        *((make_env(action_space=SPACES[name][0]), {}, None) for name in ("binary", "discrete", "several discrete")),
+    ]
+    for env, arguments, expected in cases:
+        model = TRPO("MlpPolicy", env, device="cpu", **arguments)
+        assert model.std_damping == expected, arguments
+        model.save(tmp_path / "model")
+        assert TRPO.load(tmp_path / "model", device="cpu").std_damping == expected, arguments
+
+
+def test_zip_of_contrib_goes_on_in_contribs_direction(tmp_path: Path) -> None:
+    """Its damping is that of everything, as it was."""
+    sb3_contrib.TRPO("MlpPolicy", make_env(action_space=SPACES["six dimensions"][0]), device="cpu").save(tmp_path / "model")
+    with pytest.warns(UserWarning, match=r"cg_damping=0\.1 is 0\.6 here"):
+        model = TRPO.load(tmp_path / "model", device="cpu")
+    assert (model.cg_damping, model.std_damping) == (pytest.approx(0.6), None)

@@ -1,10 +1,14 @@
-"""What each hyperparameter of TRPO may be, beside those of every on-policy algorithm, and what two of them are by default."""
+"""What each hyperparameter of TRPO may be, beside those of every on-policy algorithm, and the defaults of three."""
 
 import math
+from collections.abc import Mapping
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution
+from stable_baselines3.common.policies import BasePolicy
 
 from sb3_trpo.distributed import Processes
 from sb3_trpo.guards.arguments import COUNT, FLAG, RULES, UNIT_INTERVAL, Rule, Rules
@@ -38,6 +42,10 @@ SCHEDULES = [name for name, rule in TRPO_RULES.items() if rule.schedule]
 # In nats for each of the dimensions that sb3-contrib averages the KL over: there the numbers are the defaults as they stand
 PER_DIMENSION = {"target_kl": 0.01, "cg_damping": 0.1}
 
+# Where nobody asks for damping. The Fisher information about the logarithm of a standard deviation is 2 whatever the rollout:
+# there is nothing to make steadier
+STD_DAMPING = 0.0
+
 
 def n_averaged_dimensions(action_space: spaces.Space) -> int:
     """
@@ -50,6 +58,15 @@ def n_averaged_dimensions(action_space: spaces.Space) -> int:
     return int(np.prod(action_space.shape)) if isinstance(action_space, spaces.Box | spaces.MultiBinary) else 1
 
 
+def has_own_std(policy: BasePolicy) -> bool:
+    """
+    Return whether the standard deviation of the actions is a parameter by itself, the same in every state.
+
+    :param policy: whichever
+    """
+    return isinstance(getattr(policy, "action_dist", None), DiagGaussianDistribution) and hasattr(policy, "log_std")
+
+
 def default_of(name: str, action_space: spaces.Space) -> float:
     """
     Return what ``target_kl`` or ``cg_damping`` is where it is left out: sb3-contrib's default in our unit.
@@ -60,3 +77,18 @@ def default_of(name: str, action_space: spaces.Space) -> float:
     """
     # Six times 0.1 shall be 0.6, as one reads it
     return round(PER_DIMENSION[name] * n_averaged_dimensions(action_space), 12)
+
+
+def defaults_of(given: Mapping[str, Any], action_space: spaces.Space, policy: BasePolicy) -> dict[str, float]:
+    """
+    Return what stands for the arguments that are left out and have a default by the model.
+
+    :param given: arguments by name; one that is not there, or ``None``, is left out
+    :param action_space: that of the environment
+    :param policy: that of the model
+    :return: by name. ``std_damping`` is among them if there is no ``cg_damping`` either, which else damps everything
+    """
+    defaults = {name: default_of(name, action_space) for name in PER_DIMENSION if given.get(name) is None}
+    if "cg_damping" in defaults and given.get("std_damping") is None and has_own_std(policy):
+        defaults["std_damping"] = STD_DAMPING
+    return defaults

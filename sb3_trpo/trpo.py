@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
@@ -20,7 +20,7 @@ from sb3_trpo.fast.actors import lean_actor
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
 from sb3_trpo.guards.arguments import Rules, check_arguments
 from sb3_trpo.guards.environments import AnyEnv
-from sb3_trpo.hyperparameters import OF_EVERY_TRPO, PER_DIMENSION, TRPO_RULES, default_of
+from sb3_trpo.hyperparameters import OF_EVERY_TRPO, TRPO_RULES, defaults_of
 from sb3_trpo.metrics import PhaseClock, UpdateReport
 from sb3_trpo.objective import Batch
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -29,11 +29,6 @@ from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 from sb3_trpo.update import TrustRegionUpdate
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
-
-
-def _has_own_std(policy: BasePolicy) -> bool:
-    """Whether the standard deviation of the actions is a parameter by itself, the same in every state."""
-    return isinstance(getattr(policy, "action_dist", None), DiagGaussianDistribution) and hasattr(policy, "log_std")
 
 
 class TRPO(TrustRegionUpdate):
@@ -218,11 +213,7 @@ class TRPO(TrustRegionUpdate):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        defaults = {name: default_of(name, self.action_space) for name in PER_DIMENSION if getattr(self, name) is None}
-        # The Fisher information of a standard deviation is known, and large: where nobody asks for damping it needs none
-        if self.cg_damping is None and self.std_damping is None and _has_own_std(self.policy):
-            defaults["std_damping"] = 0.0
-        for name, default in defaults.items():
+        for name, default in defaults_of(vars(self), self.action_space, self.policy).items():
             setattr(self, name, default)
             self._say(f"{name}={default:g}, the default for {self.action_space}")
 

@@ -262,10 +262,8 @@ def test_standard_deviation_has_a_damping_of_its_own(fast: bool) -> None:
 
 def test_default_damping_leaves_the_standard_deviation_its_whole_step() -> None:
     """Without any damping asked for, the update is that of ``std_damping=0`` beside the default of ``cg_damping``."""
-    left_out, written_out, damped = (
-        policy_state(small_model(**arguments).learn(64))
-        for arguments in ({}, {"cg_damping": 0.3, "std_damping": 0.0}, {"cg_damping": 0.3})
-    )
+    models = small_model(), small_model(cg_damping=0.3, std_damping=0.0), small_model(cg_damping=0.3)
+    left_out, written_out, damped = (policy_state(model.learn(64)) for model in models)
     assert changed(left_out, written_out) == set() and "log_std" in changed(left_out, damped)
 
 

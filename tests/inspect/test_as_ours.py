@@ -65,6 +65,15 @@ def test_limit_is_in_nats_for_the_whole_action() -> None:
     assert np.isnan(limit_of(OTHERS["ppo-limited"]())) and np.isnan(limit_of(OTHERS["a2c"]()))
 
 
+def test_direction_is_damped_as_a_trpo_of_the_same_policy_is() -> None:
+    """By our defaults where the algorithm has no damping, and as sb3-contrib damps where it is sb3-contrib's."""
+    for model in (OTHERS["ppo"](), small_model()):
+        view = seen_as_ours(model, copy_of(model.policy))
+        assert view.cg_damping == pytest.approx(0.3) and view.std_damping == 0.0
+    view = seen_as_ours(OTHERS["contrib-trpo"](), copy_of(OTHERS["contrib-trpo"]().policy))
+    assert view.cg_damping == pytest.approx(0.3) and view.std_damping is None
+
+
 def test_names() -> None:
     """Two algorithms are called TRPO."""
     assert name_of(small_model()) == "TRPO" and name_of(OTHERS["contrib-trpo"]()) == "sb3_contrib.TRPO"

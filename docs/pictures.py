@@ -163,13 +163,13 @@ GALLERY: dict[str, tuple[tuple[Any, ...], tuple[Panel, ...]]] = {
     "n_steps": ((64, 512, 2048), (TRIED, PREDICTED, EXPLAINED, RETURN)),
     "cg_damping": ((0.006, 0.6, 6.0), (RESIDUAL, TRIED, STD, RETURN)),
     "cg_max_steps": ((3, 15, 50), (RESIDUAL, PREDICTED, TRIED, RETURN)),
-    "std_damping": ((None, 4.0, 20.0), (STD, KL, PREDICTED, RETURN)),
+    "std_damping": ((0.0, 4.0, 20.0), (STD, KL, PREDICTED, RETURN)),
     "n_critic_updates": ((1, 10, 50), (EXPLAINED, PREDICTED, STD, RETURN)),
     "learning_rate": ((1e-5, 1e-3, 3e-2), (EXPLAINED, PREDICTED, STD, RETURN)),
     "gae_lambda": ((0.5, 0.95, 1.0), (EXPLAINED, PREDICTED, STD, RETURN)),
 }
 RUNS: dict[tuple[tuple[str, Any], ...], Sequence[UpdateRecord]] = {}
-DEFAULTS = {"target_kl": 0.06, "n_steps": 512, "cg_damping": 0.6, "cg_max_steps": 15, "std_damping": None}
+DEFAULTS = {"target_kl": 0.06, "n_steps": 512, "cg_damping": 0.6, "cg_max_steps": 15, "std_damping": 0.0}
 DEFAULTS |= {"n_critic_updates": 10, "learning_rate": 1e-3, "gae_lambda": 0.95}
 
 

@@ -71,7 +71,8 @@ def from_contrib(arguments: Mapping[str, Any], action_space: spaces.Space) -> di
     :param arguments: keyword arguments; ``target_kl`` and ``cg_damping``, floats or schedules, are converted, or their
         defaults if they are not among them
     :param action_space: that of the environment
-    :return: a new dictionary, with both converted and the rest as it was
+    :return: a new dictionary, with both converted and the rest as it was. With a ``cg_damping``, which is among them, standard
+        deviations are damped as sb3-contrib damps them
     :raises TypeError: naming the argument, if one is not of the right type
     :raises ValueError: naming the argument, if one cannot work, or if no TRPO has such actions
     """

@@ -174,8 +174,8 @@ DEFAULTS |= {"n_critic_updates": 10, "learning_rate": 1e-3, "gae_lambda": 0.95}
 
 
 def updates_of(**arguments: Any) -> Sequence[UpdateRecord]:
-    """Train once with each combination of arguments."""
-    arguments = DEFAULTS | arguments
+    """Train once with each combination of arguments; a default is left out, since it may depend on what else is given."""
+    arguments = {name: value for name, value in arguments.items() if value != DEFAULTS[name]}
     key = tuple(sorted(arguments.items()))
     if key not in RUNS:
         with tempfile.TemporaryDirectory() as folder:

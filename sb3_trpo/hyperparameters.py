@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import BasePolicy
+from torch import nn
 
 from sb3_trpo.distributed import Processes
 from sb3_trpo.guards.arguments import COUNT, FLAG, RULES, UNIT_INTERVAL, Rule, Rules
@@ -64,7 +65,8 @@ def has_own_std(policy: BasePolicy) -> bool:
 
     :param policy: whichever
     """
-    return isinstance(getattr(policy, "action_dist", None), DiagGaussianDistribution) and hasattr(policy, "log_std")
+    log_std = getattr(policy, "log_std", None)
+    return isinstance(getattr(policy, "action_dist", None), DiagGaussianDistribution) and isinstance(log_std, nn.Parameter)
 
 
 def default_of(name: str, action_space: spaces.Space) -> float:

@@ -86,8 +86,9 @@ class TRPO(TrustRegionUpdate):
         before anything is updated. Otherwise, or if a ``VecCheckNan`` wraps the environment, training goes on, and an update
         from such a rollout leaves the policy as it is
     :param std_damping: What is added to the Fisher matrix for the standard deviations of continuous actions, in place of
-        ``cg_damping``. That of a Gaussian is 2 there: at 4 they learn half as fast as at 1, and explore longer. ``None`` adds
-        a ``cg_damping`` that is given there too; without one it is 0, but for gSDE
+        ``cg_damping``. That of a Gaussian is 2 there: at 4 they learn half as fast as at 1, and explore longer. ``None`` is
+        0 if ``cg_damping`` is left out too and they are a parameter by themselves, as without gSDE. Otherwise, and on a model
+        that is built, it is ``cg_damping``
     :param critic_gae_lambda: λ of the returns that the value function is fitted to, in place of ``gae_lambda`` (decoupled
         GAE; Yuan et al. 2025, https://arxiv.org/abs/2503.01491). Closer to 1 than that of the advantages it sees far rewards
         sooner, while the gradient keeps the small variance of short ones. ``None`` takes ``gae_lambda`` there too

@@ -206,7 +206,8 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
 
     def _check_attributes(self) -> None:
         super()._check_attributes()
-        if self.std_damping is not None and not hasattr(self.policy, "log_std"):
+        # Nothing to damp, and nothing added: a default goes with whatever policy takes the place of the one that it was for
+        if self.std_damping and not hasattr(self.policy, "log_std"):
             raise ValueError(
                 f"std_damping is for actions with a standard deviation, those of a Box, got {self.std_damping} for "
                 f"{self.action_space}"

@@ -159,7 +159,7 @@ def slice_with_step(
     step: th.Tensor,
     *,
     max_kl: float,
-    damping: float,
+    damping: float | th.Tensor,
     n_updates: int,
     measured: TrustRegionProblem | None = None,
     n_points: int | None = None,
@@ -171,7 +171,8 @@ def slice_with_step(
     :param problem: around the old policy, whose parameters are given back bit for bit
     :param step: what the update moved them by, shape (n_params,)
     :param max_kl: δ: where the natural step ends, in nats
-    :param damping: added to the diagonal of the Fisher matrix for the direction of the natural gradient
+    :param damping: added to the diagonal of the Fisher matrix for the direction of the natural gradient: a number, or one for
+        each variable, shape (n_params,)
     :param n_updates: number of the update
     :param measured: the problem to measure on, by default the same; with fewer states it is quicker
     :param n_points: how many policies to measure along each side, ``SLICE_POINTS`` by default

@@ -176,7 +176,7 @@ class OtherUpdate:
                 problem,
                 step_between(self.before, self.after, parameters),
                 max_kl=self.measured[0].mean_kl if math.isnan(limit) else limit,
-                damping=self.before._now("cg_damping"),
+                damping=self.before._damping(parameters),
                 n_updates=self.n_updates,
                 algorithm=name_of(self.model),
                 has_limit=not math.isnan(limit),

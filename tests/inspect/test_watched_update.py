@@ -1,11 +1,14 @@
 """One update from before it to after it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch as th
 
+from sb3_trpo.inspect import TrustRegionRecorder, watched_update
 from sb3_trpo.inspect.watched_update import OtherUpdate, OwnUpdate, record_from_outside
+from sb3_trpo.trust_region import unflatten
 from tests.other_algorithms import OTHERS
 from tests.small_models import small_model
 
@@ -25,6 +28,22 @@ def test_other_update_is_what_happened_between_prepare_and_measure() -> None:
     assert record.step_norm == pytest.approx(0.3 * 3**0.5, rel=1e-5) and record.n_updates == 2 and record.accepted
     # Each mean by 0.3 at a standard deviation of nearly one
     assert record.mean_kl == pytest.approx(3 * 0.3**2 / 2 / record.std**2, rel=1e-2)
+
+
+def test_plane_is_that_of_the_step_that_ours_would_take(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With our default damping: none for the standard deviation, 0.1 for each of three dimensions for the means."""
+    found: list[tuple[Any, th.Tensor]] = []
+    spy = lambda problem, step, *, damping, **others: found.append((problem, damping))  # noqa: E731
+    monkeypatch.setattr(watched_update, "slice_with_step", spy)
+    model: Any = OTHERS["ppo"]()
+    assert next(iter(dict(model.policy.named_parameters()))) == "log_std"
+    model.learn(64, callback=TrustRegionRecorder(tmp_path, pictures_every=1))
+    assert len(found) >= 1
+    for problem, damping in found:
+        first, *others = unflatten(damping, problem.parameters)
+        assert first.shape == (3,) and not first.any()
+        for part in others:
+            th.testing.assert_close(part, th.full_like(part, 0.3))
 
 
 def test_own_update_is_none_until_it_is_made() -> None:

@@ -10,6 +10,7 @@ import sb3_contrib
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 import sb3_trpo
 from sb3_trpo import TRPO
@@ -151,6 +152,8 @@ def test_standard_deviation_is_damped_only_where_somebody_asks(tmp_path: Path) -
         assert model.std_damping == expected, arguments
         model.save(tmp_path / "model")
         assert TRPO.load(tmp_path / "model", device="cpu").std_damping == expected, arguments
+        # What is in force is what was decided when the model was built
+        assert TRPO.load(tmp_path / "model", device="cpu", cg_damping=1.0).std_damping == expected, arguments
 
 
 def test_zip_of_contrib_goes_on_in_contribs_direction(tmp_path: Path) -> None:
@@ -159,3 +162,26 @@ def test_zip_of_contrib_goes_on_in_contribs_direction(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"cg_damping=0\.1 is 0\.6 here"):
         model = TRPO.load(tmp_path / "model", device="cpu")
     assert model.cg_damping == pytest.approx(0.6) and model.std_damping is None
+
+
+def test_default_of_the_standard_deviation_goes_with_another_policy() -> None:
+    """A policy without one takes the place of the first: nobody has asked for anything that it lacks."""
+
+    class Wide(ActorCriticPolicy):
+        """The layer gives means and logarithms of standard deviations."""
+
+        def _build(self, lr_schedule: Any) -> None:
+            super()._build(lr_schedule)
+            del self.log_std
+            self.action_net = th.nn.Linear(self.mlp_extractor.latent_dim_pi, 2 * spaces.flatdim(self.action_space))
+
+        def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Any:
+            means, log_std = self.action_net(latent_pi).chunk(2, dim=-1)
+            return self.action_dist.proba_distribution(means, log_std)
+
+    env = make_env()
+    model = TRPO("MlpPolicy", env, n_steps=64, device="cpu")
+    assert model.std_damping == 0.0
+    model.policy = TRPO(Wide, env, n_steps=64, device="cpu").policy
+    model.learn(64)
+    assert model.last_update is not None and model.last_update.step.accepted

@@ -43,10 +43,6 @@ SCHEDULES = [name for name, rule in TRPO_RULES.items() if rule.schedule]
 # In nats for each of the dimensions that sb3-contrib averages the KL over: there the numbers are the defaults as they stand
 PER_DIMENSION = {"target_kl": 0.01, "cg_damping": 0.1}
 
-# Where nobody asks for damping. The Fisher information about the logarithm of a standard deviation is 2 whatever the rollout:
-# there is nothing to make steadier
-STD_DAMPING = 0.0
-
 
 def n_averaged_dimensions(action_space: spaces.Space) -> int:
     """
@@ -81,7 +77,7 @@ def default_of(name: str, action_space: spaces.Space) -> float:
     return round(PER_DIMENSION[name] * n_averaged_dimensions(action_space), 12)
 
 
-def defaults_of(given: Mapping[str, Any], action_space: spaces.Space, policy: BasePolicy) -> dict[str, float]:
+def defaults_by_model(given: Mapping[str, Any], action_space: spaces.Space, policy: BasePolicy) -> dict[str, float]:
     """
     Return what stands for the arguments that are left out and have a default by the model.
 
@@ -92,5 +88,6 @@ def defaults_of(given: Mapping[str, Any], action_space: spaces.Space, policy: Ba
     """
     defaults = {name: default_of(name, action_space) for name in PER_DIMENSION if given.get(name) is None}
     if "cg_damping" in defaults and given.get("std_damping") is None and has_own_std(policy):
-        defaults["std_damping"] = STD_DAMPING
+        # Fisher information about the logarithm of a standard deviation is 2 whatever the rollout: nothing to make steadier
+        defaults["std_damping"] = 0.0
     return defaults

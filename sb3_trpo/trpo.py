@@ -20,7 +20,7 @@ from sb3_trpo.fast.actors import lean_actor
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
 from sb3_trpo.guards.arguments import Rules, check_arguments
 from sb3_trpo.guards.environments import AnyEnv
-from sb3_trpo.hyperparameters import OF_EVERY_TRPO, TRPO_RULES, defaults_of
+from sb3_trpo.hyperparameters import OF_EVERY_TRPO, TRPO_RULES, defaults_by_model
 from sb3_trpo.metrics import PhaseClock, UpdateReport
 from sb3_trpo.objective import Batch
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -214,7 +214,7 @@ class TRPO(TrustRegionUpdate):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        for name, default in defaults_of(vars(self), self.action_space, self.policy).items():
+        for name, default in defaults_by_model(vars(self), self.action_space, self.policy).items():
             setattr(self, name, default)
             self._say(f"{name}={default:g}, the default for {self.action_space}")
 

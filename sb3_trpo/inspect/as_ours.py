@@ -12,7 +12,7 @@ import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
-from sb3_trpo.hyperparameters import OF_EVERY_TRPO, PER_DIMENSION, defaults_of, n_averaged_dimensions
+from sb3_trpo.hyperparameters import OF_EVERY_TRPO, PER_DIMENSION, defaults_by_model, n_averaged_dimensions
 from sb3_trpo.inspect.run_files import OF_ADVANTAGE, OF_RETURN
 from sb3_trpo.randomness import RandomNumbers
 from sb3_trpo.trpo import TRPO
@@ -92,7 +92,7 @@ def _arguments_of_ours(model: OnPolicyAlgorithm) -> dict[str, Any]:
         arguments |= {name: n_dimensions * getattr(model, name) for name in PER_DIMENSION}
     else:
         # PPO's target_kl is another thing
-        arguments |= defaults_of({}, model.action_space, model.policy)
+        arguments |= defaults_by_model({}, model.action_space, model.policy)
     # The gain in one unit for all of them; one number alone has no standard deviation
     arguments["normalize_advantage"] = model.n_steps * model.n_envs > 1
     return arguments | {"sub_sampling_factor": 1, "verbose": 0, "paths_in_use": {}, "_random": RandomNumbers(0)}

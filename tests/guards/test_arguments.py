@@ -260,7 +260,7 @@ def test_load_refuses_by_name_or_takes(name: str, saved: pathlib.Path, tmp_path:
             continue
         if name not in OF_LOAD:
             held = getattr(model, "_stats_window_size" if name == "stats_window_size" else name)
-            left_out = value is None and name in (*PER_DIMENSION, "std_damping", "processes")  # has a default by what is there
+            left_out = value is None and name in (*PER_DIMENSION, "processes")  # and has a default by what is there
             assert left_out or held is value or held == value or name.endswith("_class") or name.endswith("_kwargs")
 
 

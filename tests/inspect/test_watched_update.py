@@ -33,10 +33,13 @@ def test_other_update_is_what_happened_between_prepare_and_measure() -> None:
 def test_plane_is_that_of_the_step_that_ours_would_take(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With our default damping: none for the standard deviation, 0.1 for each of three dimensions for the means."""
     found: list[tuple[Any, th.Tensor]] = []
-    spy = lambda problem, step, *, damping, **others: found.append((problem, damping))  # noqa: E731
+
+    def spy(problem: Any, step: th.Tensor, *, damping: th.Tensor, **others: Any) -> None:
+        found.append((problem, damping))
+
     monkeypatch.setattr(watched_update, "slice_with_step", spy)
     model: Any = OTHERS["ppo"]()
-    assert next(iter(dict(model.policy.named_parameters()))) == "log_std"
+    assert next(model.policy.named_parameters())[0] == "log_std"
     model.learn(64, callback=TrustRegionRecorder(tmp_path, pictures_every=1))
     assert len(found) >= 1
     for problem, damping in found:

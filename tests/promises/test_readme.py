@@ -42,7 +42,7 @@ def test_documentation_explains_every_metric() -> None:
 def test_returns_quoted_are_those_on_record(page: str) -> None:
     """Every row of a table of returns is one that the report wrote from the runs on record."""
     lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
-    rows = [line for line in lines if re.match(r"\| (task|\w+-v\d) \| [^|]* \| [^|]* \| [^|]* \| [^|]* \| [^|]* \|$", line)]
+    rows = [line for line in lines if re.match(r"\| (task|\w+-v\d) \|", line)]
     on_record = {line for record in RECORDS for line in record.read_text(encoding="utf-8").splitlines()}
     assert len(rows) >= 7 and set(rows) <= on_record
 

@@ -124,10 +124,11 @@ bench-scale: $(TESTS)
 
 # Days of computing: see benchmarks/README.md for parts of it. Skips what is on record
 WORKERS ?= 1
+UNTOUCHED := benchmarks/results/untouched
 bench-returns: $(TESTS)
-	$(BIN)/python -m benchmarks.sweep --envs mujoco classic box2d --algorithms trpo --seeds 0-4 --workers $(WORKERS)
-	$(BIN)/python -m benchmarks.sweep --envs mujoco classic box2d --algorithms contrib ppo --seeds 0-2 --workers $(WORKERS)
-	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.sweep --envs mujoco classic box2d --seeds 10-14 --results $(UNTOUCHED) --workers $(WORKERS)
+	$(BIN)/python -m benchmarks.sweep --envs more-mujoco --algorithms trpo --seeds 10-14 --results $(UNTOUCHED) --workers $(WORKERS)
+	$(BIN)/python -m benchmarks.report --results $(UNTOUCHED)
 
 # Hours of computing. Skips what is on record
 bench-defaults: $(TESTS)

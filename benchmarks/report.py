@@ -11,7 +11,7 @@ and the effects of the changes in the screening design.
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -444,14 +444,20 @@ def write_ablations(runs: pd.DataFrame, path: Path, base: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def report(results: Path = RESULTS, base: str = "screen") -> None:
-    """Write every table and figure that the record allows; settings that were tried are held against the base."""
+def report(results: Path = RESULTS, base: str = "screen", compared: Collection[str] = (settings.TUNED,)) -> None:
+    """
+    Write every table and figure that the record allows.
+
+    :param results: folder of the record
+    :param base: the setting that those tried are held against
+    :param compared: the settings whose runs are compared with the other algorithms; the rest are those tried
+    """
     runs, curves = read("runs", results), read("curves", results)
-    tuned, other = runs[runs["setting"] == settings.TUNED], runs[runs["setting"] != settings.TUNED]
+    tuned, other = (runs[runs["setting"].isin(compared) == wanted] for wanted in (True, False))
     if len(tuned):
         groups = scores_by_group(tuned)
         write_tables(tuned, groups, results / "tables.md")
-        draw_curves(curves[curves["setting"] == settings.TUNED], results / "curves.png")
+        draw_curves(curves[curves["setting"].isin(compared)], results / "curves.png")
         if groups:
             draw_scores(tuned, groups, results / "scores.png")
     if len(other):
@@ -469,9 +475,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--base", default="screen", help="the setting that the others are held against")
+    parser.add_argument("--compared", nargs="+", default=[settings.TUNED], help="the settings that make the tables")
     arguments = parser.parse_args()
     collect(arguments.runs, arguments.results)
-    report(arguments.results, arguments.base)
+    report(arguments.results, arguments.base, arguments.compared)
 
 
 if __name__ == "__main__":

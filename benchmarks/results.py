@@ -33,7 +33,8 @@ RUN_COLUMNS = [
     "eval_returns",
     "updates",
 ]
-CURVE_COLUMNS = [*IDENTITY, "timesteps", "train_mean_last_100"]
+# The lengths are there of the runs that were put on record since they are asked for
+CURVE_COLUMNS = [*IDENTITY, "timesteps", "train_mean_last_100", "train_length_last_100"]
 POINTS_OF_A_CURVE = 50
 # Of what the updates log, where the algorithm does
 LOGGED = [
@@ -74,9 +75,14 @@ def summary_of_updates(folder: Path) -> dict[str, dict[str, float]]:
 
 def curve_rows(folder: Path) -> pd.DataFrame:
     """Return a run's rows in ``curves.csv``: some of the lines of SB3's log, the first and the last among them."""
-    columns = {"time/total_timesteps": "timesteps", "rollout/ep_rew_mean": "train_mean_last_100"}
-    # SB3 writes none of the second before an episode has ended
-    log = pd.read_csv(folder / "progress.csv").reindex(columns=list(columns)).rename(columns=columns).dropna()
+    columns = {
+        "time/total_timesteps": "timesteps",
+        "rollout/ep_rew_mean": "train_mean_last_100",
+        "rollout/ep_len_mean": "train_length_last_100",
+    }
+    log = pd.read_csv(folder / "progress.csv").reindex(columns=list(columns)).rename(columns=columns)
+    # SB3 writes none before an episode has ended
+    log = log.dropna(subset=["timesteps", "train_mean_last_100"])
     n_points = min(POINTS_OF_A_CURVE, len(log))
     kept = np.linspace(0, len(log) - 1, n_points).round().astype(int)
     return log.iloc[kept].astype({"timesteps": int})
@@ -92,7 +98,10 @@ def read(name: str, results: Path = RESULTS) -> pd.DataFrame:
     """
     path = results / f"{name}.csv"
     columns = RUN_COLUMNS if name == "runs" else CURVE_COLUMNS
-    return pd.read_csv(path, dtype={"commit": str}) if path.exists() else pd.DataFrame(columns=columns)
+    # A record of before a column was asked for has none of it
+    return (
+        pd.read_csv(path, dtype={"commit": str}).reindex(columns=columns) if path.exists() else pd.DataFrame(columns=columns)
+    )
 
 
 def _write(frame: pd.DataFrame, path: Path) -> None:

@@ -37,7 +37,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, unwrap_vec_normalize
 
 import sb3_trpo
 from benchmarks import settings
@@ -94,10 +94,16 @@ def provenance() -> dict[str, Any]:
     return {"versions": {**versions, "sb3_trpo": sb3_trpo.__version__}, "commit": git_commit()}
 
 
+def make_envs(env_id: str, n_envs: int, seed: int, hyperparameters: Mapping[str, Any]) -> VecEnv:
+    """Build seeded environments, with the wrappers and the stacked frames that the hyperparameters ask for."""
+    env = make_vec_env(env_id, n_envs=n_envs, seed=seed, wrapper_class=get_wrapper_class(dict(hyperparameters)))
+    n_frames = hyperparameters.get("frame_stack", 1)
+    return VecFrameStack(env, n_frames) if n_frames > 1 else env
+
+
 def make_training_env(run: Run, hyperparameters: Mapping[str, Any]) -> VecEnv:
     """Build the seeded environments, wrapped and normalised as the hyperparameters say."""
-    wrapper = get_wrapper_class(dict(hyperparameters))
-    env: VecEnv = make_vec_env(run.env, n_envs=hyperparameters.get("n_envs", 1), seed=run.seed, wrapper_class=wrapper)
+    env = make_envs(run.env, hyperparameters.get("n_envs", 1), run.seed, hyperparameters)
     normalize = hyperparameters.get("normalize", False)
     if normalize:
         options = normalize if isinstance(normalize, dict) else {}
@@ -121,8 +127,7 @@ def make_model(algorithm: str, hyperparameters: Mapping[str, Any], **kwargs: Any
 
 def evaluate(model: OnPolicyAlgorithm, run: Run, hyperparameters: Mapping[str, Any]) -> list[float]:
     """Return the returns of 20 deterministic episodes, with the statistics of training frozen and rewards as they are."""
-    wrapper = get_wrapper_class(dict(hyperparameters))
-    env: VecEnv = make_vec_env(run.env, n_envs=1, seed=1000 + run.seed, wrapper_class=wrapper)
+    env = make_envs(run.env, 1, 1000 + run.seed, hyperparameters)
     training_env = model.get_env()
     statistics = unwrap_vec_normalize(training_env) if training_env is not None else None
     if statistics is not None and statistics.norm_obs:

@@ -32,6 +32,8 @@ GROUPS = {
     "mujoco": ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Swimmer-v5", "Humanoid-v5"),
     "classic": ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0"),
     "box2d": ("LunarLander-v3", "LunarLanderContinuous-v3", "BipedalWalker-v3"),
+    "more-mujoco": ("InvertedPendulum-v5", "InvertedDoublePendulum-v5", "Reacher-v5", "Pusher-v5", "HumanoidStandup-v5"),
+    "atari": ("PongNoFrameskip-v4",),
     "no-velocities": ("CartPoleNoVel-v1", "PendulumNoVel-v1", "LunarLanderNoVel-v3"),
 }
 # Where the comparison has another number than RL Zoo's file
@@ -101,6 +103,8 @@ def load(algorithm: str, setting: str, env_id: str, overrides: Mapping[str, Any]
         changes = {name: value for change in made for name, value in change.items()}
         return load(algorithm, "screen", env_id, {**changes, **(overrides or {})})
     file, key = (algorithm, env_id) if setting == TUNED else ("ablations", setting)
+    if key in GROUPS["atari"]:
+        key = "atari"  # one entry for every game
     entries = _read(file)
     if file == "ppo_lstm":
         entries = {name.replace("LanderNoVel-v2", "LanderNoVel-v3"): entry for name, entry in entries.items()}
@@ -141,7 +145,7 @@ def constructor_arguments(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     :return: without those that are about the environments and the length of the run
     """
     arguments = {name: linear_schedule(value) if name in SCHEDULES else value for name, value in hyperparameters.items()}
-    for name in ("n_timesteps", "n_envs", "normalize", "env_wrapper"):
+    for name in ("n_timesteps", "n_envs", "normalize", "env_wrapper", "frame_stack"):
         arguments.pop(name, None)
     policy_kwargs = dict(arguments.pop("policy_kwargs", {}))
     if "activation_fn" in policy_kwargs:

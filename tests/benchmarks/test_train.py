@@ -40,6 +40,19 @@ def test_train_writes_down_what_it_ran(algorithm: str, tmp_path: Path, monkeypat
     assert len((folder / "progress.csv").read_text().splitlines()) >= 2
 
 
+def test_games_are_trained_as_rl_zoo_does() -> None:
+    """One entry for all of Atari: wrapped, four frames of one channel, and no argument of the constructor is left over."""
+    run = Run("tuned", "PongNoFrameskip-v4", "trpo", 0)
+    for algorithm in ("trpo", "contrib", "ppo"):
+        hyperparameters = {**settings.load(algorithm, "tuned", run.env), "n_envs": 2}
+        env = train.make_training_env(run, hyperparameters)
+        assert env.observation_space.shape == (84, 84, 4) and env.num_envs == 2
+        arguments = {**hyperparameters, "n_steps": 8, "batch_size": 8}
+        assert train.make_model(algorithm, arguments, env=env).policy.features_extractor_class.__name__ == "NatureCNN"
+        env.close()
+    assert train.make_envs("CartPole-v1", 1, 0, QUICK).observation_space.shape == (4,)
+
+
 def test_train_is_repeatable(tmp_path: Path) -> None:
     """The same run twice, in different folders: the same returns."""
     run = Run("quick", "CartPole-v1", "trpo", 5)

@@ -58,7 +58,7 @@ def test_hyperparameters_cover_the_tasks_without_velocities() -> None:
     from rl_zoo3.wrappers import MaskVelocityWrapper
 
     tasks = {name.replace("-v", "NoVel-v") for name in MaskVelocityWrapper.velocity_indices}
-    assert tasks == WITH_MEMORY.keys() - {"default", "atari"}
+    assert tasks == WITH_MEMORY.keys() - {"default"}
 
 
 def test_hyperparameters_cover_the_environments_of_the_field() -> None:

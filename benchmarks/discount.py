@@ -1,0 +1,108 @@
+"""
+Where a robot that falls ends its episode, the discount decides whether falling pays: ``python -m benchmarks.discount``.
+
+Draws the runs on Hopper that are on record as paths of episode length and reward per step, a panel per discount factor, over the
+return that is maximised there, and prints where each of them ended. Writes ``benchmarks/results/returns/discount.png``.
+
+An episode that gains r a step and falls after L steps has the discounted return r (1 - γ^L) / (1 - γ). One that the time limit
+ends goes on for the critic, with r / (1 - γ).
+"""
+
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+from benchmarks.report import in_digits, markdown
+from benchmarks.results import IDENTITY, RESULTS, read
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+TASK, TIME_LIMIT = "Hopper-v5", 1000
+
+
+def discounted_return(reward: np.ndarray | float, length: np.ndarray | float, discount: float) -> np.ndarray:
+    """
+    Return what an episode is worth at its start.
+
+    :param reward: of each step
+    :param length: steps until it ends; from ``TIME_LIMIT`` on it does not
+    :param discount: factor for each step
+    """
+    lost = np.where(np.asarray(length) < TIME_LIMIT, discount ** np.asarray(length), 0.0)
+    return reward * (1.0 - lost) / (1.0 - discount)
+
+
+def paths(results: Path = RESULTS) -> pd.DataFrame:
+    """
+    Return the learning curves of our runs that have the lengths of their episodes.
+
+    :return: with the columns ``discount``, ``length``, ``reward`` (per step) and those that tell the run
+    """
+    runs, curves = read("runs", results), read("curves", results)
+    curves = curves[(curves["env"] == TASK) & (curves["algorithm"] == "trpo")].dropna(subset="train_length_last_100")
+    discounts = runs.assign(discount=runs["hyperparameters"].map(lambda given: json.loads(given)["gamma"]))
+    curves = curves.merge(discounts[[*IDENTITY, "discount", "eval_mean"]], on=IDENTITY)
+    length = curves["train_length_last_100"]
+    return curves.assign(length=length, reward=curves["train_mean_last_100"] / length)
+
+
+def draw_panel(axis: Axes, curves: pd.DataFrame, discount: float) -> None:
+    """Draw the runs with one discount factor over the return that they maximise."""
+    lengths, rewards = np.linspace(50, TIME_LIMIT, 400), np.linspace(0.8, 4.0, 200)
+    worth = discounted_return(rewards[:, None], lengths[None, :], discount)
+    axis.contourf(lengths, rewards, worth / worth.max(), levels=np.linspace(0.0, 1.0, 21), cmap="Greys", alpha=0.55)
+    axis.contour(lengths, rewards, worth / worth.max(), levels=np.linspace(0.1, 0.95, 18), colors="white", linewidths=0.6)
+    for _, run in curves.groupby(IDENTITY):
+        (line,) = axis.plot(run["length"], run["reward"], linewidth=1.2, alpha=0.9)
+        axis.plot(
+            run["length"].iloc[-1], run["reward"].iloc[-1], "o", color=line.get_color(), markersize=6, mec="black", mew=0.6
+        )
+    axis.set_title(f"discount {discount:g}", loc="left", fontsize="medium")
+    axis.set(xlim=(50, TIME_LIMIT), ylim=(0.8, 4.0))
+
+
+def draw(curves: pd.DataFrame, path: Path) -> None:
+    """Draw a panel per discount factor."""
+    discounts = sorted(set(curves["discount"]))
+    figure, axes = plt.subplots(1, len(discounts), figsize=(1 + 2.8 * len(discounts), 3.6), sharey=True, layout="constrained")
+    for axis, discount in zip(np.atleast_1d(axes), discounts, strict=True):
+        draw_panel(axis, curves[curves["discount"] == discount], discount)
+    figure.supxlabel("steps of an episode, mean of the last 100", fontsize="medium")
+    figure.supylabel("reward per step", fontsize="medium")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def table(curves: pd.DataFrame) -> str:
+    """Return a row per run with what the last hundred episodes of training were like."""
+    last = curves.sort_values("timesteps").groupby(IDENTITY).tail(1).sort_values(["discount", "seed"])
+    rows = [
+        [
+            f"{discount:g}",
+            seed,
+            f"{length:.0f}",
+            f"{reward:.2f}",
+            f"{discounted_return(reward, length, discount):.0f}",
+            in_digits(mean),
+        ]
+        for discount, seed, length, reward, mean in last[["discount", "seed", "length", "reward", "eval_mean"]].itertuples(
+            index=False
+        )
+    ]
+    return markdown(["discount", "seed", "steps", "reward per step", "discounted return", "evaluation return"], rows)
+
+
+def main() -> None:
+    """Draw and print what is on record."""
+    curves = paths()
+    draw(curves, RESULTS / "discount.png")
+    print(table(curves))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,8 @@
 """
 Where a robot that falls ends its episode, the discount decides whether falling pays: ``python -m benchmarks.discount``.
 
-Draws the runs on Hopper that are on record as paths of episode length and reward per step, a panel per discount factor, over the
-return that is maximised there, and prints where each of them ended. Writes ``benchmarks/results/returns/discount.png``.
+Draws the runs on Hopper that are on record as paths of episode length and reward per step, a panel per discount factor, over
+the return that is maximised there, and prints where each of them ended. Writes ``benchmarks/results/returns/discount.png``.
 
 An episode that gains r a step and falls after L steps has the discounted return r (1 - γ^L) / (1 - γ). One that the time limit
 ends goes on for the critic, with r / (1 - γ).
@@ -59,9 +59,7 @@ def draw_panel(axis: Axes, curves: pd.DataFrame, discount: float) -> None:
     axis.contour(lengths, rewards, worth / worth.max(), levels=np.linspace(0.1, 0.95, 18), colors="white", linewidths=0.6)
     for _, run in curves.groupby(IDENTITY):
         (line,) = axis.plot(run["length"], run["reward"], linewidth=1.2, alpha=0.9)
-        axis.plot(
-            run["length"].iloc[-1], run["reward"].iloc[-1], "o", color=line.get_color(), markersize=6, mec="black", mew=0.6
-        )
+        axis.plot(*run[["length", "reward"]].iloc[-1], "o", color=line.get_color(), markersize=6, mec="black", mew=0.6)
     axis.set_title(f"discount {discount:g}", loc="left", fontsize="medium")
     axis.set(xlim=(50, TIME_LIMIT), ylim=(0.8, 4.0))
 
@@ -81,19 +79,11 @@ def draw(curves: pd.DataFrame, path: Path) -> None:
 def table(curves: pd.DataFrame) -> str:
     """Return a row per run with what the last hundred episodes of training were like."""
     last = curves.sort_values("timesteps").groupby(IDENTITY).tail(1).sort_values(["discount", "seed"])
-    rows = [
-        [
-            f"{discount:g}",
-            seed,
-            f"{length:.0f}",
-            f"{reward:.2f}",
-            f"{discounted_return(reward, length, discount):.0f}",
-            in_digits(mean),
-        ]
-        for discount, seed, length, reward, mean in last[["discount", "seed", "length", "reward", "eval_mean"]].itertuples(
-            index=False
-        )
-    ]
+    rows = []
+    for run in last.itertuples():
+        worth = discounted_return(run.reward, run.length, run.discount)
+        cells = (f"{run.discount:g}", run.seed, f"{run.length:.0f}", f"{run.reward:.2f}", f"{worth:.0f}")
+        rows.append([*cells, in_digits(run.eval_mean)])
     return markdown(["discount", "seed", "steps", "reward per step", "discounted return", "evaluation return"], rows)
 
 

@@ -13,7 +13,6 @@ from benchmarks import settings, train
 from benchmarks.results import known_arguments
 from sb3_trpo import TRPO
 
-
 SHORTER = ("Humanoid-v5", "PongNoFrameskip-v4")
 
 

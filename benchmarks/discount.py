@@ -15,14 +15,18 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
+from benchmarks import settings
 from benchmarks.report import in_digits, markdown
 from benchmarks.results import IDENTITY, RESULTS, read
+from sb3_trpo import TRPO
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 TASK, TIME_LIMIT = "Hopper-v5", 1000
+SETTING = "first-round"
 
 
 def discounted_return(reward: np.ndarray | float, length: np.ndarray | float, discount: float) -> np.ndarray:
@@ -39,14 +43,17 @@ def discounted_return(reward: np.ndarray | float, length: np.ndarray | float, di
 
 def paths(results: Path = RESULTS) -> pd.DataFrame:
     """
-    Return the learning curves of our runs that have the lengths of their episodes.
+    Return the learning curves of the runs that differ in their discount alone, where they have the lengths of their episodes.
 
     :return: with the columns ``discount``, ``length``, ``reward`` (per step) and those that tell the run
     """
     runs, curves = read("runs", results), read("curves", results)
-    curves = curves[(curves["env"] == TASK) & (curves["algorithm"] == "trpo")].dropna(subset="train_length_last_100")
-    discounts = runs.assign(discount=runs["hyperparameters"].map(lambda given: json.loads(given)["gamma"]))
-    curves = curves.merge(discounts[[*IDENTITY, "discount", "eval_mean"]], on=IDENTITY)
+    runs = runs[(runs["env"] == TASK) & (runs["algorithm"] == "trpo")]
+    given = runs["hyperparameters"].map(json.loads)
+    common = settings.with_defaults(TRPO, settings.load("trpo", SETTING, TASK))
+    alike = given.map(lambda arguments: {**common, **arguments, "gamma": common["gamma"]} == common)
+    runs = runs.assign(discount=given.map(lambda arguments: arguments["gamma"]))[alike]
+    curves = curves.dropna(subset="train_length_last_100").merge(runs[[*IDENTITY, "discount", "eval_mean"]], on=IDENTITY)
     length = curves["train_length_last_100"]
     return curves.assign(length=length, reward=curves["train_mean_last_100"] / length)
 
@@ -57,8 +64,8 @@ def draw_panel(axis: Axes, curves: pd.DataFrame, discount: float) -> None:
     worth = discounted_return(rewards[:, None], lengths[None, :], discount)
     axis.contourf(lengths, rewards, worth / worth.max(), levels=np.linspace(0.0, 1.0, 21), cmap="Greys", alpha=0.55)
     axis.contour(lengths, rewards, worth / worth.max(), levels=np.linspace(0.1, 0.95, 18), colors="white", linewidths=0.6)
-    for _, run in curves.groupby(IDENTITY):
-        (line,) = axis.plot(run["length"], run["reward"], linewidth=1.2, alpha=0.9)
+    for seed, run in curves.groupby("seed"):
+        (line,) = axis.plot(run["length"], run["reward"], color=f"C{seed % 10}", linewidth=1.2, alpha=0.9)
         axis.plot(*run[["length", "reward"]].iloc[-1], "o", color=line.get_color(), markersize=6, mec="black", mew=0.6)
     axis.set_title(f"discount {discount:g}", loc="left", fontsize="medium")
     axis.set(xlim=(50, TIME_LIMIT), ylim=(0.8, 4.0))
@@ -72,6 +79,9 @@ def draw(curves: pd.DataFrame, path: Path) -> None:
         draw_panel(axis, curves[curves["discount"] == discount], discount)
     figure.supxlabel("steps of an episode, mean of the last 100", fontsize="medium")
     figure.supylabel("reward per step", fontsize="medium")
+    seeds = sorted(set(curves["seed"]))
+    handles = [Line2D([], [], color=f"C{seed % 10}", marker="o", mec="black", mew=0.6, label=f"seed {seed}") for seed in seeds]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(seeds), frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

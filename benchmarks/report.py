@@ -1,17 +1,17 @@
 """
 Tables and figures of what is on record: ``python -m benchmarks.report``.
 
-Writes to ``benchmarks/results/returns``, for the setting ``tuned`` of each algorithm, ``tables.md`` (the returns on each task
-with every seed, the worst and the median one, interquartile mean of the scores, probability of improvement), ``curves.png``
-(learning curves with 95 % bootstrap intervals over seeds) and ``scores.png`` (the score of every seed, interquartile means and
-performance profiles); and ``ablations.md``, with what each other setting does beside ``--base`` on the same tasks and seeds,
-and the effects of the changes in the screening design.
+Writes to ``benchmarks/results/returns``, or to ``--results``, for the settings that ship or shipped, ``tables.md`` (the returns
+on each task with every seed, the worst and the median one, interquartile mean of the scores, probability of improvement),
+``curves.png`` (learning curves with 95 % bootstrap intervals over seeds) and ``scores.png`` (the score of every seed,
+interquartile means and performance profiles); and ``ablations.md``, with what each other setting does beside ``--base`` on the
+same tasks and seeds, and the effects of the changes in the screening design.
 ``held_out.png`` shows what ``benchmarks.held_out`` has put on record.
 """
 
 import argparse
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ import pandas as pd
 from rliable import library, metrics
 
 from benchmarks import settings
-from benchmarks.results import HELD_OUT, RESULTS, collect, read
-from benchmarks.train import ALGORITHMS, RUNS
+from benchmarks.results import HELD_OUT, RESULTS, read
+from benchmarks.train import ALGORITHMS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -33,6 +33,8 @@ from matplotlib.ticker import EngFormatter
 LABELS = {"trpo": "sb3_trpo.TRPO", "contrib": "sb3_contrib.TRPO", "ppo": "stable_baselines3.PPO"}
 LABELS |= {"trpo_lstm": "sb3_trpo.RecurrentTRPO", "ppo_lstm": "sb3_contrib.RecurrentPPO"}
 COLOURS = {"trpo": "#0072B2", "contrib": "#D55E00", "ppo": "#999999", "trpo_lstm": "#0072B2", "ppo_lstm": "#999999"}
+# What is held against the other algorithms: what ships, and what shipped for robots in the first round
+COMPARED = (settings.TUNED, "first-round", "swimmer")
 BOOTSTRAP_RESAMPLES = 2000
 SCORES_OF_PROFILE = np.linspace(0.0, 2.0, 81)
 
@@ -444,20 +446,14 @@ def write_ablations(runs: pd.DataFrame, path: Path, base: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def report(results: Path = RESULTS, base: str = "screen", compared: Collection[str] = (settings.TUNED,)) -> None:
-    """
-    Write every table and figure that the record allows.
-
-    :param results: folder of the record
-    :param base: the setting that those tried are held against
-    :param compared: the settings whose runs are compared with the other algorithms; the rest are those tried
-    """
+def report(results: Path = RESULTS, base: str = "screen") -> None:
+    """Write every table and figure that the record allows; settings that were tried are held against the base."""
     runs, curves = read("runs", results), read("curves", results)
-    tuned, other = (runs[runs["setting"].isin(compared) == wanted] for wanted in (True, False))
+    tuned, other = (runs[runs["setting"].isin(COMPARED) == wanted] for wanted in (True, False))
     if len(tuned):
         groups = scores_by_group(tuned)
         write_tables(tuned, groups, results / "tables.md")
-        draw_curves(curves[curves["setting"].isin(compared)], results / "curves.png")
+        draw_curves(curves[curves["setting"].isin(COMPARED)], results / "curves.png")
         if groups:
             draw_scores(tuned, groups, results / "scores.png")
     if len(other):
@@ -470,15 +466,12 @@ def report(results: Path = RESULTS, base: str = "screen", compared: Collection[s
 
 
 def main() -> None:
-    """Put what is finished on record and report it."""
+    """Report what sweeps have put on record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--base", default="screen", help="the setting that the others are held against")
-    parser.add_argument("--compared", nargs="+", default=[settings.TUNED], help="the settings that make the tables")
     arguments = parser.parse_args()
-    collect(arguments.runs, arguments.results)
-    report(arguments.results, arguments.base, arguments.compared)
+    report(arguments.results, arguments.base)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import discount
+from benchmarks import discount, settings
 from benchmarks.results import collect
 from benchmarks.train import Run
 from tests.benchmarks.fake_runs import write_run
@@ -21,12 +21,12 @@ def test_discounted_return_is_the_sum_over_the_episode(length: int, factor: floa
 
 
 def test_paths_are_those_of_the_record(tmp_path: Path) -> None:
-    """Length, reward per step and discount of each run of ours on Hopper; a run without lengths has no path."""
+    """Length, reward per step and discount of each run on Hopper. One without lengths, or of another setting, has no path."""
     runs = tmp_path / "runs"
-    arguments = {"gamma": 0.98, "n_timesteps": 1024}
-    for seed, header in ((0, ",rollout/ep_len_mean"), (1, "")):
+    arguments = settings.load("trpo", "gamma-98", "Hopper-v5")
+    for seed, header, other in ((0, ",rollout/ep_len_mean", {}), (1, "", {}), (2, ",rollout/ep_len_mean", {"target_kl": 1.0})):
         run = Run("quick", "Hopper-v5", "trpo", seed)
-        write_run(run, runs, hyperparameters=arguments)
+        write_run(run, runs, hyperparameters={**arguments, **other})
         lines = [f"time/total_timesteps,rollout/ep_rew_mean{header}"]
         lines += [f"{512 * i},{300.0 * i}{',100.0' if header else ''}" for i in (1, 2)]
         (run.folder(runs) / "progress.csv").write_text("\n".join(lines))

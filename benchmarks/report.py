@@ -4,8 +4,8 @@ Tables and figures of what is on record: ``python -m benchmarks.report``.
 Writes to ``benchmarks/results/returns``, or to ``--results``, for the settings that ship or shipped, ``tables.md`` (the
 returns on each task with every seed, the worst and the median one, interquartile mean of the scores, probability of
 improvement), ``curves.png`` (learning curves with 95 % bootstrap intervals over seeds) and ``scores.png`` (the score of every
-seed, interquartile means and performance profiles); and ``ablations.md``, with what each other setting does beside ``--base`` on the
-same tasks and seeds, and the effects of the changes in the screening design.
+seed, interquartile means and performance profiles); and ``ablations.md``, with what each other setting does beside ``--base``
+on the same tasks and seeds, and the effects of the changes in the screening design.
 ``held_out.png`` shows what ``benchmarks.held_out`` has put on record.
 """
 

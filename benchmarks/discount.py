@@ -74,9 +74,14 @@ def draw_panel(axis: Axes, curves: pd.DataFrame, discount: float) -> None:
 def draw(curves: pd.DataFrame, path: Path) -> None:
     """Draw a panel per discount factor."""
     discounts = sorted(set(curves["discount"]))
-    figure, axes = plt.subplots(1, len(discounts), figsize=(1 + 2.8 * len(discounts), 3.6), sharey=True, layout="constrained")
-    for axis, discount in zip(np.atleast_1d(axes), discounts, strict=True):
+    n_rows = -(-len(discounts) // 2)
+    figure, axes = plt.subplots(
+        n_rows, 2, figsize=(8, 0.8 + 2.8 * n_rows), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, discount in zip(axes.flat, discounts, strict=False):
         draw_panel(axis, curves[curves["discount"] == discount], discount)
+    for axis in axes.flat[len(discounts) :]:
+        axis.set_visible(False)
     figure.supxlabel("steps of an episode, mean of the last 100", fontsize="medium")
     figure.supylabel("reward per step", fontsize="medium")
     seeds = sorted(set(curves["seed"]))

@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 METRICS_PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 BENCHMARKS_PAGE = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-RECORDS = [ROOT / "benchmarks" / "results" / folder / "tables.md" for folder in ("returns", "defaults")]
+RECORDS = [ROOT / "benchmarks" / "results" / folder / "tables.md" for folder in ("returns", "untouched", "defaults")]
 PYTHON = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
 
 

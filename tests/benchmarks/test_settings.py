@@ -38,7 +38,7 @@ def test_settings_of_the_others_are_rl_zoos(algorithm: str, file: str) -> None:
 
 
 def test_settings_of_ours_are_one_for_mujoco() -> None:
-    """Robots share one setting, but for two discounts and Humanoid's steps; Swimmer has its own. All were tried under a name."""
+    """Robots share one setting, but for two discounts and Humanoid's steps; Swimmer has its own. All were tried by name."""
     tried = {"HalfCheetah-v5": "gamma-98", "Hopper-v5": "gamma-9925", "Swimmer-v5": "swimmer-long-rollouts"}
     tried |= {"Humanoid-v5": "humanoid-2M"}
     for env_id in settings.GROUPS["mujoco"]:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import settings
-from benchmarks.report import in_digits, markdown
+from benchmarks.report import in_digits, markdown, panels
 from benchmarks.results import IDENTITY, RESULTS, read
 from sb3_trpo import TRPO
 
@@ -74,14 +74,9 @@ def draw_panel(axis: Axes, curves: pd.DataFrame, discount: float) -> None:
 def draw(curves: pd.DataFrame, path: Path) -> None:
     """Draw a panel per discount factor."""
     discounts = sorted(set(curves["discount"]))
-    n_rows = -(-len(discounts) // 2)
-    figure, axes = plt.subplots(
-        n_rows, 2, figsize=(8, 0.8 + 2.8 * n_rows), sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
-    for axis, discount in zip(axes.flat, discounts, strict=False):
+    figure, axes = panels(len(discounts), 2, sharex=True, sharey=True)
+    for axis, discount in zip(axes, discounts, strict=True):
         draw_panel(axis, curves[curves["discount"] == discount], discount)
-    for axis in axes.flat[len(discounts) :]:
-        axis.set_visible(False)
     figure.supxlabel("steps of an episode, mean of the last 100", fontsize="medium")
     figure.supylabel("reward per step", fontsize="medium")
     seeds = sorted(set(curves["seed"]))

@@ -27,6 +27,7 @@ from benchmarks.train import ALGORITHMS
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
@@ -212,6 +213,23 @@ def mean_curve(curves: pd.DataFrame, over: str = "timesteps") -> tuple[np.ndarra
     return steps, mean, low, high
 
 
+def panels(n_panels: int, n_columns: int, **kwargs: Any) -> tuple[Figure, list[Axes]]:
+    """
+    Return a figure with panels in rows.
+
+    :param n_panels: how many there are
+    :param n_columns: how many in a row at most
+    :param kwargs: further arguments of ``plt.subplots``
+    """
+    n_columns = min(n_columns, n_panels)
+    n_rows = -(-n_panels // n_columns)
+    size = (4 * n_columns, 0.5 + 2.8 * n_rows)
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, layout="constrained", squeeze=False, **kwargs)
+    for axis in axes.flat[n_panels:]:
+        axis.set_visible(False)
+    return figure, list(axes.flat[:n_panels])
+
+
 def draw_curves(curves: pd.DataFrame, path: Path, over: str = "timesteps", label: str = "environment steps") -> None:
     """
     Draw a panel per task with the learning curve of each algorithm.
@@ -222,12 +240,8 @@ def draw_curves(curves: pd.DataFrame, path: Path, over: str = "timesteps", label
     :param label: of that axis
     """
     tasks = sorted_tasks(set(curves["env"]))
-    n_columns = min(3, len(tasks))
-    n_rows = -(-len(tasks) // n_columns)
-    figure, axes = plt.subplots(
-        n_rows, n_columns, figsize=(4 * n_columns, 0.5 + 2.8 * n_rows), layout="constrained", squeeze=False
-    )
-    for axis, task in zip(axes.flat, tasks, strict=False):
+    figure, axes = panels(len(tasks), 3)
+    for axis, task in zip(axes, tasks, strict=True):
         for name in ALGORITHMS:
             part = curves[(curves["env"] == task) & (curves["algorithm"] == name)]
             if len(part):
@@ -237,11 +251,9 @@ def draw_curves(curves: pd.DataFrame, path: Path, over: str = "timesteps", label
         axis.set_title(task, loc="left", fontsize="medium")
         axis.spines[["top", "right"]].set_visible(False)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    for axis in axes.flat[len(tasks) :]:
-        axis.set_visible(False)
     figure.supxlabel(label, fontsize="medium")
     figure.supylabel("mean return of the last 100 episodes", fontsize="medium")
-    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -449,7 +461,8 @@ def write_ablations(runs: pd.DataFrame, path: Path, base: str) -> None:
 def report(results: Path = RESULTS, base: str = "screen") -> None:
     """Write every table and figure that the record allows; settings that were tried are held against the base."""
     runs, curves = read("runs", results), read("curves", results)
-    tuned, other = (runs[runs["setting"].isin(COMPARED) == wanted] for wanted in (True, False))
+    compared = runs["setting"].isin(COMPARED)
+    tuned, other = runs[compared], runs[~compared]
     if len(tuned):
         groups = scores_by_group(tuned)
         write_tables(tuned, groups, results / "tables.md")

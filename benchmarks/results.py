@@ -33,7 +33,6 @@ RUN_COLUMNS = [
     "eval_returns",
     "updates",
 ]
-# The lengths are there of the runs that were put on record since they are asked for
 CURVE_COLUMNS = [*IDENTITY, "timesteps", "train_mean_last_100", "train_length_last_100"]
 POINTS_OF_A_CURVE = 50
 # Of what the updates log, where the algorithm does
@@ -98,7 +97,7 @@ def read(name: str, results: Path = RESULTS) -> pd.DataFrame:
     """
     path = results / f"{name}.csv"
     columns = RUN_COLUMNS if name == "runs" else CURVE_COLUMNS
-    # A record of before a column was asked for has none of it
+    # The lengths of episodes were not asked for until many curves were on record
     return (
         pd.read_csv(path, dtype={"commit": str}).reindex(columns=columns) if path.exists() else pd.DataFrame(columns=columns)
     )

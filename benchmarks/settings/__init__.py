@@ -102,9 +102,8 @@ def load(algorithm: str, setting: str, env_id: str, overrides: Mapping[str, Any]
         made = [_read("design")[change] for change, settings in design().items() if settings[setting]]
         changes = {name: value for change in made for name, value in change.items()}
         return load(algorithm, "screen", env_id, {**changes, **(overrides or {})})
-    file, key = (algorithm, env_id) if setting == TUNED else ("ablations", setting)
-    if key in GROUPS["atari"]:
-        key = "atari"  # one entry for every game
+    entry = "atari" if env_id in GROUPS["atari"] else env_id  # one for every game
+    file, key = (algorithm, entry) if setting == TUNED else ("ablations", setting)
     entries = _read(file)
     if file == "ppo_lstm":
         entries = {name.replace("LanderNoVel-v2", "LanderNoVel-v3"): entry for name, entry in entries.items()}

@@ -128,6 +128,7 @@ UNTOUCHED := benchmarks/results/untouched
 bench-returns: $(TESTS)
 	$(BIN)/python -m benchmarks.sweep --envs mujoco classic box2d --seeds 10-14 --results $(UNTOUCHED) --workers $(WORKERS)
 	$(BIN)/python -m benchmarks.sweep --envs more-mujoco --algorithms trpo --seeds 10-14 --results $(UNTOUCHED) --workers $(WORKERS)
+	$(BIN)/python -m benchmarks.sweep --envs atari --seeds 10 --results $(UNTOUCHED) --workers $(WORKERS)
 	$(BIN)/python -m benchmarks.report --results $(UNTOUCHED)
 
 # Hours of computing. Skips what is on record

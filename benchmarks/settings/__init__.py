@@ -35,9 +35,10 @@ GROUPS = {
     "more-mujoco": ("InvertedPendulum-v5", "InvertedDoublePendulum-v5", "Reacher-v5", "Pusher-v5", "HumanoidStandup-v5"),
     "atari": ("PongNoFrameskip-v4",),
     "no-velocities": ("CartPoleNoVel-v1", "PendulumNoVel-v1", "LunarLanderNoVel-v3"),
+    "more-no-velocities": ("MountainCarNoVel-v0", "MountainCarContinuousNoVel-v0", "LunarLanderContinuousNoVel-v3"),
 }
-# Where the comparison has another number than RL Zoo's file
-STEPS = {"LunarLanderNoVel-v3": 500_000}
+# Where the comparison has another number than the file for RL Zoo
+STEPS = {"LunarLanderNoVel-v3": 500_000, "PongNoFrameskip-v4": 400_000}
 
 
 def environments(names: list[str]) -> list[str]:

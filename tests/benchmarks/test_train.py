@@ -45,6 +45,7 @@ def test_games_are_trained_as_rl_zoo_does() -> None:
     run = Run("tuned", "PongNoFrameskip-v4", "trpo", 0)
     for algorithm in ("trpo", "contrib", "ppo"):
         hyperparameters = {**settings.load(algorithm, "tuned", run.env), "n_envs": 2}
+        assert hyperparameters["n_timesteps"] == 400_000
         env = train.make_training_env(run, hyperparameters)
         assert env.observation_space.shape == (84, 84, 4) and env.num_envs == 2
         arguments = {**hyperparameters, "n_steps": 8, "batch_size": 8}

@@ -25,7 +25,7 @@ from sb3_trpo.guards.model_zip import path_to_write, saved_attributes, written_w
 from sb3_trpo.guards.observations import check_observation_space
 from sb3_trpo.guards.parameters import check_parameters
 from sb3_trpo.guards.passed_on import StandIn
-from sb3_trpo.guards.process import drawing
+from sb3_trpo.guards.process import drawing, full_precision
 from sb3_trpo.guards.set_later import AsBuilt
 from sb3_trpo.guards.watched_rollout import WatchedRollout
 from sb3_trpo.randomness import RandomNumbers
@@ -225,7 +225,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         watched: WatchedRollout | None = None
         try:
             looked_at = finite_rollout(self, env, rollout_buffer, required=self.error_if_nonfinite)
-            with finite_statistics(self), looked_at as finite:
+            with full_precision(), finite_statistics(self), looked_at as finite:
                 watched = WatchedRollout(callback, self, finite)
                 goes_on = self._collect(env, watched, rollout_buffer, n_rollout_steps)
         except BaseException as error:

@@ -24,7 +24,7 @@ from sb3_trpo.gradients import check_actor, check_gradients
 from sb3_trpo.guards.arguments import check_arguments
 from sb3_trpo.guards.finite import first_cause, unusable, unusable_rollout
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
-from sb3_trpo.guards.process import unvalidated_distributions
+from sb3_trpo.guards.process import full_precision, unvalidated_distributions
 from sb3_trpo.guards.random_network import N_ASKED, N_DOUBTS, OF_ACTOR, OF_VALUES, is_random
 from sb3_trpo.hints import Hints
 from sb3_trpo.metrics import UpdateReport
@@ -125,7 +125,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         check_gradients(self.policy)
         kept = views_of_parameters(self.policy)
         try:
-            with unvalidated_distributions():
+            with unvalidated_distributions(), full_precision():
                 yield
         finally:
             drop_graphs(self.policy, kept)

@@ -1,4 +1,4 @@
-"""Settings of the whole process, changed for a while, and put back when the last of several threads is done."""
+"""Settings of the process or of the thread, changed for a while, and put back when the last that needs it is done."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -76,6 +76,17 @@ class SharedSetting:
                 self._n_inside -= 1
                 if self._n_inside == 0:
                     self._put_back()
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """
+    Compute in the precision of the parameters, inside of ``torch.autocast`` too: in half precision no KL can be measured.
+
+    Autocast is a setting of the thread. What a network asks for itself, in its ``forward``, it gets.
+    """
+    with th.autocast("cpu", enabled=False), th.autocast("cuda", enabled=False):
+        yield
 
 
 def _validate_no_distribution() -> Callable[[], object]:

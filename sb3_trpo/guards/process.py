@@ -81,7 +81,7 @@ class SharedSetting:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """
-    Compute in the precision of the parameters, inside of ``torch.autocast`` too: in half precision no KL can be measured.
+    Compute in the precision of the parameters, inside of ``torch.autocast`` too. Half of it cannot tell near policies apart.
 
     Autocast is a setting of the thread. What a network asks for itself, in its ``forward``, it gets.
     """

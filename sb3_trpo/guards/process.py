@@ -83,7 +83,8 @@ def full_precision() -> Iterator[None]:
     """
     Compute in the precision of the parameters, inside of ``torch.autocast`` too.
 
-    Half precision has two or three digits, too few to tell two near policies apart. Autocast is a setting of the thread; what a network asks for itself, in its ``forward``, it gets.
+    Half precision has two or three digits, too few to tell two near policies apart. Autocast is a setting
+    of the thread; what a network asks for itself, in its ``forward``, it gets.
     """
     with th.autocast("cpu", enabled=False), th.autocast("cuda", enabled=False):
         yield

@@ -7,22 +7,14 @@ import pytest
 import torch as th
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from sb3_trpo import TRPO, MaskableTRPO, RecurrentTRPO
 from sb3_trpo.inspect import inspect_model
-from tests.small_models import BOX, DISCRETE, changed, make_env, policy_state, small_model
+from tests.promises.test_threads import IN_TORCH, learned
+from tests.small_models import BOX, changed, policy_state, small_model
 
 LEARNERS: dict[str, dict[str, Any]] = {
-    "fast": {},
-    "plain": {"fast": False},
-    "gSDE": {"use_sde": True},
-    "with masks": {"cls": MaskableTRPO, "space": DISCRETE},
-    "with a memory": {"cls": RecurrentTRPO, "policy": "MlpLstmPolicy", "policy_kwargs": {"lstm_hidden_size": 4}},
-    "with a memory, plain": {
-        "cls": RecurrentTRPO,
-        "policy": "MlpLstmPolicy",
-        "policy_kwargs": {"lstm_hidden_size": 4},
-        "fast": False,
-    },
+    "fast": {"space": BOX},
+    "with a memory, plain": {**IN_TORCH["with a memory"], "fast": False},
+    **IN_TORCH,
 }
 
 
@@ -31,22 +23,13 @@ def product_dtype() -> th.dtype:
     return (th.ones(1, 1) @ th.ones(1, 1)).dtype
 
 
-def learner(space: Any = BOX, **arguments: Any) -> TRPO:
-    return small_model(env=make_env(action_space=space, n_envs=2), **arguments)
-
-
-def learned(model: TRPO) -> TRPO:
-    without_masks: dict[str, Any] = {"use_masking": False} if isinstance(model, MaskableTRPO) else {}
-    return model.learn(128, **without_masks)
-
-
 @pytest.mark.parametrize("dtype", [th.bfloat16, th.float16], ids=str)
 @pytest.mark.parametrize("name", LEARNERS)
 def test_autocast_around_learn_changes_nothing(name: str, dtype: th.dtype) -> None:
     """Bit for bit, and it is on again afterwards."""
-    alone, model = learned(learner(**LEARNERS[name])), learner(**LEARNERS[name])
+    alone = learned(0, **LEARNERS[name])
     with th.autocast("cpu", dtype=dtype):
-        learned(model)
+        model = learned(0, **LEARNERS[name])
         assert product_dtype() is dtype
     assert not changed(policy_state(alone), policy_state(model))
 

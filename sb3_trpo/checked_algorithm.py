@@ -24,7 +24,7 @@ from sb3_trpo.guards.finite import NonFiniteError, finite_rollout, finite_statis
 from sb3_trpo.guards.model_zip import path_to_write, saved_attributes, written_whole
 from sb3_trpo.guards.observations import check_observation_space
 from sb3_trpo.guards.parameters import check_parameters
-from sb3_trpo.guards.passed_on import StandIn
+from sb3_trpo.guards.passed_on import BeforeTheEnd, StandIn
 from sb3_trpo.guards.process import drawing, full_precision
 from sb3_trpo.guards.set_later import AsBuilt
 from sb3_trpo.guards.watched_rollout import WatchedRollout
@@ -163,9 +163,17 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
 
         :param seed: ``None`` for a model that draws from the generators of the process
         """
+        own = self._own_seed(seed)
         with drawing:
-            super().set_random_seed(seed)
-        self._random = RandomNumbers(seed)
+            super().set_random_seed(own)
+        self._random = RandomNumbers(own)
+        self.seed = seed
+        if "_as_built" in vars(self):
+            self._as_built.agree("seed", seed)
+
+    def _own_seed(self, seed: int | None) -> int | None:
+        """Return the seed of this model's numbers: a hook for algorithms of which several parts draw side by side."""
+        return seed
 
     def _go_on_drawing(self, saved: RandomNumbers) -> None:
         """Go on with the numbers that a model which was saved would have drawn."""
@@ -276,9 +284,25 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         finally:
             self._learning = None
+        return self
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: Any = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> Any:
+        total_timesteps, callback = super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        # A callback that hears of the end finds the log complete, and may close it
+        return total_timesteps, BeforeTheEnd(callback, self._write_last_row)
+
+    def _write_last_row(self) -> None:
         if self._logs_anything and self.logger.name_to_value:
             super().dump_logs()
-        return self
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write the log (see SB3's ``OnPolicyAlgorithm.dump_logs``); callbacks call it too, whatever the interval."""

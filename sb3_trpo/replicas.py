@@ -191,20 +191,19 @@ class ToldJointly(PassedOn):
     :param processes: all of them
     """
 
-    def __init__(self, callback: BaseCallback, processes: Processes):
+    def __init__(self, callback: "BaseCallback | PassedOn", processes: Processes):
         super().__init__(callback)
         self.processes = processes
 
     def on_training_start(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
         """Pass the start of the training on."""
-        locals_["callback"] = self.callback
         with self.processes.jointly():
-            self.callback.on_training_start(locals_, globals_)  # type: ignore[union-attr]
+            super().on_training_start(locals_, globals_)
 
     def on_training_end(self) -> None:
         """Pass the end of the training on."""
         with self.processes.jointly():
-            self.callback.on_training_end()  # type: ignore[union-attr]
+            super().on_training_end()
 
 
 class CountedOnAll(PassedOn):

@@ -22,7 +22,7 @@ from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.guards.overridden import known_kind
-from sb3_trpo.guards.passed_on import PassedOn, runs_user_code, steps_through_user_code
+from sb3_trpo.guards.passed_on import PassedOn, is_of_users_own, runs_user_code, steps_through_user_code
 
 Observations = np.ndarray | dict[str, np.ndarray]
 # Completes a sum over a part
@@ -132,6 +132,9 @@ def _note_episodes(model: OnPolicyAlgorithm, infos: Sequence[dict[str, Any]], do
     :param ended: the numbers of those environments
     """
     told = ended
+    if is_of_users_own(model, "_update_info_buffer"):
+        model._update_info_buffer(list(infos), dones)
+        return
     if isinstance(infos, (list, tuple)):
         # An environment may tell of an episode that ended inside of it
         inside = list(compress(range(len(infos)), map(contains, infos, repeat("episode"))))
@@ -146,7 +149,7 @@ class _Cut(NamedTuple):
 
     :param step: of the rollout
     :param env: number of the environment
-    :param observation: the last one, a copy
+    :param observation: the last one, a copy, as a tensor of shape (1, *obs_shape), or a dict of such tensors
     """
 
     step: int
@@ -154,11 +157,12 @@ class _Cut(NamedTuple):
     observation: Any
 
 
-def _cut_episodes(infos: Sequence[dict[str, Any]], ended: list[int], step: int) -> list[_Cut]:
+def _cut_episodes(model: OnPolicyAlgorithm, infos: Sequence[dict[str, Any]], ended: list[int], step: int) -> list[_Cut]:
     """List the episodes that their time limit cut, with copies: an environment may use its memory again."""
     told = [(index, infos[index]) for index in ended]
     return [
-        _Cut(step, index, copy.deepcopy(info["terminal_observation"]))
+        # An info may have it in another layout than the space's: the policy reads it, as in SB3
+        _Cut(step, index, model.policy.obs_to_tensor(copy.deepcopy(info["terminal_observation"]))[0])
         for index, info in told
         if info.get("TimeLimit.truncated", False) and info.get("terminal_observation") is not None
     ]
@@ -218,7 +222,8 @@ def collect_rollouts(
 
         variables["n_steps"] = n_steps
         variables["actions"], variables["clipped_actions"] = actions, clipped_actions
-        variables["values"], variables["log_probs"] = values, log_probs
+        variables["values"] = None if values is None else th.as_tensor(values)[:, None]
+        variables["log_probs"] = None if log_probs is None else th.as_tensor(log_probs)
         variables["new_obs"], variables["rewards"], variables["dones"], variables["infos"] = new_obs, rewards, dones, infos
         callback.update_locals(variables)
         if not callback.on_step():
@@ -229,9 +234,9 @@ def collect_rollouts(
         ended = dones.nonzero()[0].tolist()
         _note_episodes(model, infos, dones, ended)
 
-        now = _cut_episodes(infos, ended, n_steps) if ended else []
+        now = _cut_episodes(model, infos, ended, n_steps) if ended else []
         if now:
-            variables["terminal_obs"], variables["terminal_value"] = model.policy.obs_to_tensor(now[-1].observation)[0], None
+            variables["terminal_obs"], variables["terminal_value"] = now[-1].observation, None
         if is_own:
             cut += now
             _store_rest(rollout_buffer, at, actions, rewards, episode_starts, values)
@@ -481,11 +486,14 @@ def _bootstrap(model: OnPolicyAlgorithm, critic: Critic, rewards: np.ndarray, cu
     """
     for block in _blocks(model.observation_space, len(cut)):
         steps, indices, last = map(list, zip(*cut[block], strict=True))
-        stacked: Any = (
-            {key: np.stack([o[key] for o in last]) for key in last[0]} if isinstance(last[0], dict) else np.stack(last)
-        )
+        is_dict = isinstance(last[0], dict)
+        joined: Any = {key: _in_one_array([o[key] for o in last]) for key in last[0]} if is_dict else _in_one_array(last)
         where = indices if rewards.ndim == 1 else (steps, indices)
-        rewards[where] += model.gamma * critic(stacked)
+        rewards[where] += model.gamma * critic(joined)
+
+
+def _in_one_array(tensors: Sequence[th.Tensor]) -> np.ndarray:
+    return th.cat(tuple(tensors)).cpu().numpy()
 
 
 def compute_returns_and_advantage(rollout_buffer: RolloutBuffer, last_values: np.ndarray, dones: np.ndarray) -> None:

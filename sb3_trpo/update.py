@@ -145,15 +145,9 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         """Whether something is so on any of the processes that make an update."""
         return bool(self._peers.largest(th.tensor(float(flag), device="cpu")))
 
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """
-        Set the seed of the generators of the process, as SB3 does, and of the model's own.
-
-        Each process has another one, behind those of the environments of the process before it.
-
-        :param seed: ``None`` for a model that draws from the generators of the process
-        """
-        super().set_random_seed(None if seed is None else (seed + self.processes.rank * self.n_envs) % 2**32)
+    def _own_seed(self, seed: int | None) -> int | None:
+        # Behind those of the environments of the process before it
+        return None if seed is None else (seed + self.processes.rank * self.n_envs) % 2**32
 
     def _go_on_drawing(self, saved: RandomNumbers) -> None:
         super()._go_on_drawing(saved if self.processes.rank == 0 else saved.of_process(self.processes.rank))

@@ -14,6 +14,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
@@ -410,3 +411,22 @@ def test_log_has_the_row_of_the_last_update(log_interval: int | None, rows: list
     logger.close()
     with open(tmp_path / "progress.csv", newline="") as file:
         assert [row["train/n_updates"] for row in csv.DictReader(file) if row["train/n_updates"]] == rows
+
+
+def test_log_is_complete_when_a_callback_hears_of_the_end(tmp_path: pathlib.Path) -> None:
+    """It may read the log then, and close it."""
+    found: list[str] = []
+
+    class Closes(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_training_end(self) -> None:
+            self.logger.close()
+            with open(tmp_path / "progress.csv", newline="") as file:
+                found.extend(row["train/n_updates"] for row in csv.DictReader(file))
+
+    model = clipped()
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(3 * 32, callback=Closes())
+    assert found == ["", "1", "2", "3"] or found == ["1", "2", "3"]

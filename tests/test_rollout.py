@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_trpo import TRPO, rollout
 from sb3_trpo.rollout import compute_returns_and_advantage, relabel_returns
@@ -20,6 +21,7 @@ from tests.small_models import (
     VECTOR,
     RandomEnv,
     changed,
+    make_env,
     policy_state,
     small_model,
 )
@@ -82,6 +84,78 @@ def test_environment_that_reuses_its_observation(monkeypatch: pytest.MonkeyPatch
     check_equal(lean, collect(theirs))
 
 
+class ChannelsFirst(VecEnvWrapper):
+    """Turns the observations of pictures, and leaves those in the infos as they are."""
+
+    def __init__(self, venv: VecEnv):
+        super().__init__(venv, spaces.Box(0, 255, (3, 36, 36), np.uint8))
+
+    def reset(self) -> Any:
+        return self.venv.reset().transpose(0, 3, 1, 2)  # type: ignore[union-attr]
+
+    def step_wait(self) -> Any:
+        observations, *rest = self.venv.step_wait()
+        return observations.transpose(0, 3, 1, 2), *rest  # type: ignore[union-attr]
+
+
+class OneInABatch(VecEnvWrapper):
+    """Gives the last observation of an episode as a batch of one."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        for info in infos:
+            if "terminal_observation" in info:
+                last = info["terminal_observation"]
+                batch = {k: v[None] for k, v in last.items()} if isinstance(last, dict) else np.asarray(last)[None]
+                info["terminal_observation"] = batch
+        return observations, rewards, dones, infos
+
+
+@pytest.mark.parametrize(
+    ("space", "policy", "wrapper"),
+    [
+        (spaces.Box(0, 255, (36, 36, 3), np.uint8), "CnnPolicy", ChannelsFirst),
+        (spaces.Box(0, 255, (36, 36, 3), np.uint8), "MlpPolicy", ChannelsFirst),
+        (VECTOR, "MlpPolicy", OneInABatch),
+        (DICT, "MultiInputPolicy", OneInABatch),
+        (spaces.Discrete(4), "MlpPolicy", OneInABatch),
+    ],
+)
+def test_last_observation_is_read_as_the_policy_reads_it(
+    space: spaces.Space, policy: str, wrapper: type[VecEnvWrapper], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Infos may have it in another layout than the space: SB3 puts it through ``obs_to_tensor``."""
+
+    def model(fast: bool) -> TRPO:
+        env = wrapper(DummyVecEnv([partial(NoiseEnv, space, BOX, episode_length=5)] * 2))
+        return small_model(TRPO, policy, env, n_steps=20, fast=fast)
+
+    ours, theirs = model(True), model(False)
+    lean = collect(ours)
+    replay(theirs, lean, monkeypatch)
+    check_equal(lean, collect(theirs))
+
+
+@pytest.mark.parametrize("of_class", [True, False])
+def test_model_that_looks_at_infos_gets_those_of_all(of_class: bool) -> None:
+    """An override of what SB3 hands every info to, of a class or on the object."""
+    seen: list[int] = []
+
+    def look(model: Any, infos: Any, dones: Any = None) -> None:
+        seen.append(len(infos))
+        TRPO._update_info_buffer(model, infos, dones)
+
+    kind = type("Looking", (TRPO,), {"_update_info_buffer": look}) if of_class else TRPO
+    model = small_model(kind, env=make_env(n_envs=2))
+    if not of_class:
+        model._update_info_buffer = partial(look, model)  # type: ignore[method-assign]
+    model.learn(64)
+    assert seen == [2] * 32
+
+
 def test_gamma_of_the_bootstrap_is_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """SB3 bootstraps with the model's own discount factor, also where a user changed it after the buffer was made."""
     ours, theirs = (Scenario().model(fast=fast) for fast in (True, False))
@@ -102,6 +176,15 @@ CALLBACK_CASES = [
         Scenario(observation_space=DICT, policy="MultiInputPolicy", arguments={"n_critic_updates": 1, "cg_max_steps": 2}),
         id="dict",
     ),
+    pytest.param(
+        Scenario(
+            observation_space=DICT,
+            policy="MultiInputPolicy",
+            arguments={"n_critic_updates": 1, "cg_max_steps": 2, "policy_kwargs": {"share_features_extractor": True}},
+        ),
+        id="dict, shared features",
+    ),
+    pytest.param(Scenario(arguments={"policy_kwargs": {"activation_fn": th.nn.Softsign}}), id="another activation"),
 ]
 
 
@@ -134,6 +217,9 @@ def test_callbacks_are_called_as_by_sb3_and_find_its_locals(scenario: Scenario) 
             assert found[name] == expected[name], name
         for name in ("actions", "clipped_actions", "rewards", "dones"):
             assert (found[name].shape, found[name].dtype) == (expected[name].shape, expected[name].dtype), name
+        for name in ("values", "log_probs"):
+            if found[name] is not None:
+                assert type(found[name]) is type(expected[name]) and found[name].shape == expected[name].shape, name
         assert np.array_equal(found["dones"], expected["dones"])
         assert [info.keys() for info in found["infos"]] == [info.keys() for info in expected["infos"]]
         np.testing.assert_equal(found["new_obs"], expected["new_obs"])

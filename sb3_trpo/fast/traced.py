@@ -10,6 +10,7 @@ The plain twin of the layers is the extractor itself.
 
 import copy
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -172,12 +173,27 @@ def _skeleton(module: nn.Module) -> nn.Module:
     return clone
 
 
+def _kept(module: nn.Module) -> list[Any]:
+    """Return what is on the modules that are no layers, and in their lists: what somebody may read there."""
+    found: list[Any] = []
+    for part in module.modules():
+        for name, value in vars(part).items():
+            found += [name, value]
+            if isinstance(value, list | dict | set) and name != "_modules":
+                found += value.values() if isinstance(value, dict) else value
+    return found
+
+
 def _trace(extractor: nn.Module) -> Layers:
-    # ``forward`` may keep what it sees on the object
+    skeleton = _skeleton(extractor)
+    before = _kept(skeleton)
     with th.no_grad():
-        given = _skeleton(extractor)(_Part(None, []))
+        given = skeleton(_Part(None, []))
     if not isinstance(given, _Part) or given.key is not None:
         raise _NotLayersAlone
+    after = _kept(skeleton)
+    if len(before) != len(after) or not all(map(is_, before, after)):
+        raise _NotLayersAlone  # ``forward`` keeps what it sees, for someone who looks
     space: Any = extractor._observation_space
     if not isinstance(given, _Joined):
         _check_shapes(given.layers, space)

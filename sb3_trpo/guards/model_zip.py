@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import uuid
 import warnings
 import zipfile
@@ -40,17 +41,24 @@ def written_whole(path: pathlib.Path) -> Iterator[BufferedWriter]:
     Write a file under a name of its own in the same folder, and give it its name once it is on the disk.
 
     Whatever happens in between, a power failure included, there is the old file or the new one. What is left of a killed
-    process is a file whose name begins with a dot and ends with ``.tmp``.
+    process is a file whose name begins with a dot and ends with ``.tmp``. A link stays one, and a file keeps its permissions.
 
     :param path: the file's name; its folder exists
     :return: the file to write to
+    :raises PermissionError: if the file is there and must not be written to
     """
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    path = path.resolve()
+    is_there = path.exists()
+    if is_there:
+        open(path, "ab").close()  # refuses what writing into the file would
+    unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with open(unfinished, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if is_there:
+            shutil.copymode(path, unfinished)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

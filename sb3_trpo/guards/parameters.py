@@ -18,20 +18,20 @@ def check_parameters(
     :param policy: the model's
     :param exact_match: whether a tensor that the model does not have is refused, or passed over as SB3 does
     :raises TypeError: if an entry is not a dictionary
-    :raises ValueError: naming the object or tensor, if it is unknown, of another shape, or a parameter that is not finite
+    :raises ValueError: naming the object or tensor, if it is unknown, of another shape, or trained and not finite
     """
     for name, state in given.items():
         if name not in own:
             raise ValueError(f"{name!r} is not an object with parameters, expected one of {sorted(own)}")
         if not isinstance(state, Mapping):
             raise TypeError(f"the parameters of {name!r} must be a dictionary, got {state!r}")
-    trained = {name for name, _ in policy.named_parameters()}
+    trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
     for key, value in given.get("policy", {}).items():
         if key not in own["policy"]:
             if exact_match:
                 raise ValueError(f"policy parameter {key!r} is not one of this model's")
         elif isinstance(own["policy"][key], th.Tensor):
-            # A buffer may hold infinities: masks do
+            # A buffer, and a parameter that is not trained, may hold infinities: masks do
             _check_tensor(f"policy parameter {key!r}", value, own["policy"][key].shape, finite=key in trained)
     if "policy.optimizer" in given:
         _check_optimizer(given["policy.optimizer"], policy.optimizer)

@@ -1,5 +1,7 @@
 """What stands between a collection loop and the user's callback, to look at a rollout while it is made."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
@@ -20,8 +22,17 @@ class PassedOn:
     def __init__(self, callback: "BaseCallback | PassedOn"):
         self.callback = callback
 
+    def on_training_start(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        """Pass the start of the training on."""
+        locals_["callback"] = self.callback
+        self.callback.on_training_start(locals_, globals_)
+
+    def on_training_end(self) -> None:
+        """Pass the end of the training on."""
+        self.callback.on_training_end()
+
     def on_rollout_start(self) -> None:
-        """Pass the start on."""
+        """Pass the start of a rollout on."""
         self.callback.on_rollout_start()
 
     def update_locals(self, locals_: dict[str, Any]) -> None:
@@ -34,8 +45,26 @@ class PassedOn:
         return self.callback.on_step()
 
     def on_rollout_end(self) -> None:
-        """Pass the end on."""
+        """Pass the end of a rollout on."""
         self.callback.on_rollout_end()
+
+
+class BeforeTheEnd(PassedOn):
+    """
+    Do something once training has ended, before the user's callback hears of it.
+
+    :param callback: the user's, or what stands before it
+    :param finish: what is to be done
+    """
+
+    def __init__(self, callback: "BaseCallback | PassedOn", finish: Callable[[], object]):
+        super().__init__(callback)
+        self.finish = finish
+
+    def on_training_end(self) -> None:
+        """Do it, and pass the end on."""
+        self.finish()
+        super().on_training_end()
 
 
 class AsGiven(PassedOn):
@@ -84,15 +113,30 @@ def runs_user_code(callback: "BaseCallback | PassedOn") -> bool:
     return type(callback) is not ProgressBarCallback
 
 
+def _is_well_known(thing: Any) -> bool:
+    """Whether a class or a function is of a package that knows nothing of a model."""
+    return str(getattr(thing, "__module__", None)).partition(".")[0] in WELL_KNOWN
+
+
+def is_of_users_own(thing: Any, name: str) -> bool:
+    """Whether a method is of the user's own: set on the object, or of a class of theirs."""
+    return name in vars(thing) or not _is_well_known(getattr(type(thing), name))
+
+
 def steps_through_user_code(env: VecEnv) -> bool:
     """Whether stepping an environment runs, in this process, code of the user's own: it may know the model, and change it."""
     layers: list[Any] = [env]
+    seen: set[int] = set()
     while layers:
         layer = layers.pop()
+        if id(layer) in seen:
+            continue
+        seen.add(id(layer))
         held = vars(layer)
-        # A method may be set on the object too
-        if type(layer).__module__.partition(".")[0] not in WELL_KNOWN or not OF_A_STEP.isdisjoint(held):
+        # A method may be set on the object too, and a wrapper may be made of a function
+        functions = [value.func if isinstance(value, partial) else value for value in held.values() if callable(value)]
+        if not _is_well_known(type(layer)) or not OF_A_STEP.isdisjoint(held) or not all(map(_is_well_known, functions)):
             return True
-        layers += [held[name] for name in ("venv", "env", "backend") if held.get(name) is not None]
+        layers += [value for name, value in held.items() if name == "backend" or hasattr(type(value), "step")]
         layers += held.get("envs", ())
     return False

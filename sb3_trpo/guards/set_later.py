@@ -57,6 +57,10 @@ class AsBuilt:
         self.buffer_has_n_steps = model.rollout_buffer.buffer_size == model.n_steps
         self.use_sde = model.use_sde
 
+    def agree(self, name: str, value: Any) -> None:
+        """Take a value for that which the model was built with."""
+        self.values[name] = value
+
     def is_anything_set(self, model: OnPolicyAlgorithm, names: Iterable[str]) -> bool:
         """Whether an attribute is another object than when they were noted last; most times none is, and nothing to check."""
         return self.noted is None or not all(map(is_, map(vars(model).get, names), self.noted))

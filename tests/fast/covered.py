@@ -60,17 +60,14 @@ class Trunk(BaseFeaturesExtractor):
 
 
 class StepByStep(BaseFeaturesExtractor):
-    """The same with functions in place of modules, and something that it keeps for others to look at."""
+    """The same with functions in place of modules."""
 
     def __init__(self, observation_space: spaces.Space, features_dim: int = 5):
         super().__init__(observation_space, features_dim)
         self.first, self.second = nn.Linear(3, 6), nn.Linear(6, features_dim)
-        self.seen: list[th.Tensor] = []
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         hidden = F.relu(self.first(observations.flatten(1)))
-        self.last = hidden
-        self.seen.append(hidden)
         return th.tanh(self.second(hidden))
 
 

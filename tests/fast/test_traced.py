@@ -27,11 +27,19 @@ def of_forward(forward: Callable[[Any, Any], Any], space: spaces.Space = VECTOR)
             self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 4)
             self.convolution, self.flat = nn.Conv2d(1, 2, 2), nn.Flatten()
             self.is_deep = True
+            self.seen: list[Any] = []
+            self.n_calls = 0
 
         def forward(self, observations: Any) -> Any:
             return forward(self, observations)
 
     return Own()
+
+
+def keep(extractor: Any, last: Any, **attributes: Any) -> Any:
+    """Put what it sees on an extractor, and more."""
+    vars(extractor).update(attributes, last=last)
+    return last
 
 
 NOT_LAYERS_ALONE: dict[str, tuple[Callable[[Any, Any], Any], spaces.Space]] = {
@@ -50,6 +58,9 @@ NOT_LAYERS_ALONE: dict[str, tuple[Callable[[Any, Any], Any], spaces.Space]] = {
     "maps that are not flat": (lambda self, x: self.convolution(x), IMAGE),
     "flat from the third dimension on": (lambda self, x: self.convolution(x).flatten(2), IMAGE),
     "a function with a setting": (lambda self, x: nn.functional.elu(self.first(x), 0.3), VECTOR),
+    "what it sees, kept": (lambda self, x: self.first(keep(self, last=x)), VECTOR),
+    "what it sees, kept in a list": (lambda self, x: (self.seen.append(x), self.first(x))[1], VECTOR),
+    "calls that are counted": (lambda self, x: self.first(keep(self, n_calls=self.n_calls + 1, last=x)), VECTOR),
     "an error": (lambda self, x: self.missing(x), VECTOR),
 }
 
@@ -78,11 +89,12 @@ def test_parts_of_a_dict_are_told_apart() -> None:
     th.testing.assert_close(th.cat(parts, dim=1), extractor(observations))
 
 
-def test_extractor_is_left_as_it_is() -> None:
+@pytest.mark.parametrize("name", [name for name in NOT_LAYERS_ALONE if name.endswith(("kept", "kept in a list", "counted"))])
+def test_extractor_is_left_as_it_is(name: str) -> None:
     """What ``forward`` keeps on the object is not the stand-in."""
-    extractor = StepByStep(VECTOR)
-    assert traced_layers(extractor) is not None
-    assert extractor.seen == [] and not hasattr(extractor, "last")
+    extractor: Any = of_forward(*NOT_LAYERS_ALONE[name])
+    assert traced_layers(extractor) is None
+    assert extractor.seen == [] and extractor.n_calls == 0 and not hasattr(extractor, "last")
 
 
 def test_layers_are_those_of_now() -> None:

@@ -1,6 +1,7 @@
 """What is no model is refused, and says what was expected; a file is there whole or not at all."""
 
 import io
+import os
 import pathlib
 import stat
 import zipfile
@@ -114,6 +115,53 @@ def test_save_beside_a_folder_of_the_same_name(tmp_path: pathlib.Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"model.zip", "model.zip_2.zip"} or (
         tmp_path / "model.zip_2"
     ).exists()
+
+
+def test_save_writes_into_the_file_that_a_link_names(tmp_path: pathlib.Path) -> None:
+    """As SB3's does: the link stays one, and whoever opens the file itself finds the new model."""
+    model, (folder, link) = small_model(), (tmp_path / "real", tmp_path / "latest.zip")
+    folder.mkdir()
+    model.save(folder / "model")
+    link.symlink_to(folder / "model.zip")
+    model.learn(64).save(link)
+    assert link.is_symlink() and [path.name for path in folder.iterdir()] == ["model.zip"]
+    assert TRPO.load(folder / "model", device="cpu").num_timesteps == 64
+    link.unlink()
+    link.symlink_to(folder / "not there yet.zip")
+    model.save(link)
+    assert link.is_symlink() and (folder / "not there yet.zip").exists()
+
+
+def test_save_keeps_the_permissions_of_the_file(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "model.zip"
+    path.touch()
+    path.chmod(0o640)
+    small_model().save(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_save_refuses_a_file_that_must_not_be_written_to(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left in the folder then."""
+    path = tmp_path / "model.zip"
+    path.write_bytes(b"precious")
+    opened = open
+
+    def as_if_read_only(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        # Of the administrator, as whom tests may run, nothing is refused
+        if pathlib.Path(file) == path and mode != "rb":
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, mode, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", as_if_read_only)
+    with pytest.raises(PermissionError):
+        small_model().save(path)
+    assert path.read_bytes() == b"precious" and [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+
+
+def test_save_takes_a_name_as_long_as_a_file_may_have(tmp_path: pathlib.Path) -> None:
+    name = "x" * (os.pathconf(tmp_path, "PC_NAME_MAX") - len(".zip"))
+    small_model().save(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.zip"]
 
 
 def test_save_takes_an_open_file() -> None:

@@ -10,7 +10,8 @@ import gymnasium
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from torch import nn
 
 from sb3_trpo import TRPO
 from tests.guards.refusals import REFUSALS, assert_names
@@ -190,6 +191,26 @@ def test_load_takes_what_is_no_parameter_as_it_is(tmp_path: pathlib.Path) -> Non
     loaded = TRPO.load(tmp_path / "model", device="cpu")
     assert not changed(policy_state(model), policy_state(loaded))
     loaded.set_parameters(model.get_parameters())
+
+
+class FrozenMask(BaseFeaturesExtractor):
+    """Holds a mask as a parameter that is not trained."""
+
+    def __init__(self, observation_space: Any):
+        super().__init__(observation_space, 3)
+        self.mask = nn.Parameter(th.triu(th.full((3, 3), float("-inf")), 1), requires_grad=False)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return observations @ self.mask.softmax(dim=1)
+
+
+def test_parameter_that_is_not_trained_may_be_infinite(tmp_path: pathlib.Path) -> None:
+    """What a mask of attention is made of: such a policy acts, learns and is loaded."""
+    model = small_model(policy_kwargs={"features_extractor_class": FrozenMask}).learn(64)
+    assert model.last_update is not None and model.last_update.step.accepted
+    model.save(tmp_path / "model")
+    loaded = TRPO.load(tmp_path / "model", device="cpu")
+    assert not changed(policy_state(model), policy_state(loaded))
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,29 @@ def copied(env: VecEnv) -> VecEnv:
     return copied(env.venv) if isinstance(env, VecTransposeImage) else copy.deepcopy(env)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("seed", [None, 1])
+def test_seed_that_is_set_later_is_kept(seed: int | None, fast: bool, tmp_path: pathlib.Path) -> None:
+    """``set_random_seed`` makes the numbers the model's own, whatever the process draws, and its zip holds where they are."""
+    ends = []
+    for saved in (False, True):
+        th.manual_seed(0)
+        model = small_model(seed=seed, fast=fast, policy_kwargs={"activation_fn": th.nn.Softsign})
+        model.set_random_seed(2)
+        model.learn(64)
+        if saved:
+            model.save(tmp_path / "model")
+            model = TRPO.load(tmp_path / "model", make_env(), device="cpu")
+            th.rand(3)
+        else:
+            model.set_env(make_env())
+            model.env.seed(2)  # type: ignore[union-attr]
+        model.learn(64, reset_num_timesteps=False)
+        ends.append(policy_state(model))
+        assert model.seed == 2
+    assert not changed(*ends)
+
+
 @pytest.mark.parametrize("name", [*CONTINUED, "normalized", pytest.param("dict", marks=pytest.mark.slow)])
 def test_saved_model_goes_on_exactly_as_one_that_was_not(name: str, tmp_path: pathlib.Path) -> None:
     """With environment and random numbers where they were, weights and optimizer agree to the bit two updates later."""

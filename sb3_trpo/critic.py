@@ -58,7 +58,8 @@ class Pass:
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[ValueBatch]:
-        return map(self.whole.select, self.order.split(self.batch_size))
+        # Torch splits nothing into one part
+        return map(self.whole.select, self.order.split(self.batch_size) if len(self.order) else ())
 
 
 class PooledMinibatches(Generic[Minibatch]):

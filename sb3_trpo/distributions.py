@@ -7,6 +7,7 @@ An SB3 distribution holds one of torch's, or several. Each of them may hold othe
 import copy
 import inspect
 from collections.abc import Callable, Iterator
+from types import MemberDescriptorType
 from typing import Any, TypeVar
 
 import torch as th
@@ -43,10 +44,34 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from value.values()
     elif isinstance(value, list | tuple):
         yield from value
-    elif isinstance(value, nn.Module):
+    elif isinstance(value, nn.Module) and not isinstance(value, Distribution | TorchDistribution):
         yield from value.parameters()
     elif _has_parts(value):
         yield from (part for name, part in vars(value).items() if name not in OF_NO_ACCOUNT or _is_inverse(value))
+        yield from (part for _, part in _in_slots(value))
+
+
+def _in_slots(value: Any) -> Iterator[tuple[MemberDescriptorType, Any]]:
+    """Yield what an object has in the slots of its classes, with these."""
+    for kind in type(value).__mro__:
+        for slot in vars(kind).values() if "__slots__" in vars(kind) else ():
+            if isinstance(slot, MemberDescriptorType):
+                try:
+                    yield slot, slot.__get__(value)
+                except AttributeError:
+                    pass  # not set
+
+
+def _blank(value: T) -> T:
+    """Return an object with the same attributes; without asking the object, which may answer for another one."""
+    try:
+        new = object.__new__(type(value))
+    except TypeError:
+        return copy.copy(value)  # of a class that is not Python's own
+    vars(new).update(vars(value))
+    for slot, part in _in_slots(value):
+        slot.__set__(new, part)
+    return new
 
 
 def _is_inverse(value: Any) -> bool:
@@ -82,7 +107,7 @@ class _Copy:
         self.of_tensor = of_tensor
         self.double = double
         self.share = share
-        self.done: dict[tuple[int, bool], Any] = {}
+        self.done: dict[tuple[int, bool, bool], Any] = {}
 
     def __call__(self, value: T) -> T:
         """Return the copy."""
@@ -96,11 +121,15 @@ class _Copy:
         :param double: whether its tensors are those of a distribution that shall compute in float64
         :param inside: whether it is part of a torch distribution, and not of the SB3 distribution around it
         """
-        key = id(value), double
+        inside = inside or isinstance(value, TorchDistribution)
+        # A module that the SB3 distribution holds too is one that makes distributions there, and a part of them here
+        key = id(value), double, inside
         if key not in self.done:
             self.done[key] = value
             if isinstance(value, th.Tensor):
                 self.done[key] = self._tensor(value, double)
+            elif isinstance(value, Distribution | TorchDistribution):
+                self._object(key, value, double, inside=inside)
             elif isinstance(value, nn.Module):
                 if inside and not self.share and _moves(value):
                     self.done[key] = copy.deepcopy(value).requires_grad_(False)
@@ -117,7 +146,7 @@ class _Copy:
         value = self.of_tensor(tensor)
         return value.double() if double and value.is_floating_point() else value
 
-    def _container(self, key: tuple[int, bool], value: Any, double: bool, *, inside: bool) -> None:
+    def _container(self, key: tuple[int, bool, bool], value: Any, double: bool, *, inside: bool) -> None:
         if isinstance(value, tuple):
             if type(value) is not th.Size:
                 items = [self._copy(item, double, inside=inside) for item in value]
@@ -127,10 +156,10 @@ class _Copy:
         for name in new if isinstance(new, dict) else range(len(new)):
             new[name] = self._copy(new[name], double, inside=inside)
 
-    def _object(self, key: tuple[int, bool], value: Any, double: bool, *, inside: bool) -> None:
-        new = self.done[key] = copy.copy(value)
+    def _object(self, key: tuple[int, bool, bool], value: Any, double: bool, *, inside: bool) -> None:
+        new = self.done[key] = _blank(value)
         if isinstance(value, TorchDistribution):
-            inside, double = True, self.double and is_torchs_own(type(value))
+            double = self.double and is_torchs_own(type(value))
         forgotten = _derived(value) if double else set()
         for name, part in vars(value).items():
             if name in forgotten:
@@ -139,6 +168,8 @@ class _Copy:
                 vars(new)[name] = (None, None)
             elif name != "_inv" or _is_inverse(value):
                 vars(new)[name] = self._copy(part, double, inside=inside)
+        for slot, part in _in_slots(value):
+            slot.__set__(new, self._copy(part, double, inside=inside))
         if double and type(value) is th.distributions.Categorical:
             _normalize(new)
 

@@ -47,6 +47,19 @@ def _thawed(policy: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
+def untrained(policy: nn.Module, actor: Iterable[nn.Parameter], values: list[nn.Parameter]) -> list[str]:
+    """
+    Name the parameters that a critic would be fitted by, if its values had a gradient.
+
+    :param policy: the policy
+    :param actor: the trainable parameters that the action distribution depends on
+    :param values: those that the values were seen to depend on
+    :return: nothing where the values depend on any, or where nothing else is left to be trained
+    """
+    of_actor = set(actor)
+    return [] if values else [name for name, p in policy.named_parameters() if p.requires_grad and p not in of_actor]
+
+
 def check_actor(
     policy: nn.Module, actor: list[nn.Parameter], values: Iterable[nn.Parameter], log_prob: Callable[[], th.Tensor]
 ) -> None:

@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from sb3_trpo.distributions import copied, detached, factors_of, frozen, in_double, moved, named, per_state
 from sb3_trpo.guards.random_network import SameNoise
 from sb3_trpo.trust_region import CentralDifferences, first_that_works, fisher_vector_product, flat_gradient
+from sb3_trpo.trust_region.fallbacks import somewhere_else
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
 SelfBatch = TypeVar("SelfBatch", bound="Batch")
@@ -143,8 +144,8 @@ def normalize_advantages(
     sums = (weighted_mean(advantages, weights), weighted_mean(advantages.abs(), weights), (weights != 0).sum().to(advantages))
     mean, mean_size, n = total(th.stack(sums))
     centred = advantages - mean
-    std = (total(weighted_mean(centred**2, weights)) * n / (n - 1)).sqrt()
-    rounding = 10 * th.finfo(advantages.dtype).eps * mean_size
+    std = (total(weighted_mean(centred**2, weights)) * n / (n - 1).clamp(min=1)).sqrt()
+    rounding = 3 * th.finfo(advantages.dtype).eps * mean_size
     return th.where(std <= rounding, th.zeros_like(centred), centred / std)
 
 
@@ -171,8 +172,10 @@ def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
     if type(old) is not type(new):
         raise ValueError(f"old and new must be distributions of one type, got {type(old).__name__} and {type(new).__name__}")
     olds, news = list(factors_of(old)), list(factors_of(new))
+    keeps_graph = th.is_grad_enabled()
     try:
-        per_factor = [per_state(th.distributions.kl_divergence(p, q)) for p, q in zip(olds, news, strict=True)]
+        with th.enable_grad():  # that of an exponential family is a derivative
+            per_factor = [per_state(th.distributions.kl_divergence(p, q)) for p, q in zip(olds, news, strict=True)]
     except NotImplementedError as error:
         transformed = any(isinstance(factor, th.distributions.TransformedDistribution) for factor in olds)
         way_out = "Derive a class of your own from TransformedDistribution, and register" if transformed else "Register"
@@ -181,23 +184,48 @@ def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
             f"{named(old)}: {str(error) or 'it takes the transforms of the two for different ones'}. {way_out} one with "
             "torch.distributions.register_kl, or take a distribution that has one"
         ) from error
-    return th.stack(per_factor).sum(dim=0)
+    kl = th.stack(per_factor).sum(dim=0)
+    return kl if keeps_graph else kl.detach()
 
 
-def check_kl(distribution: Distribution) -> None:
+class NotFrozenError(ValueError):
+    """A copy of a policy's distribution changes when the policy does."""
+
+
+@th.no_grad()
+def check_kl(distribution: Distribution, parameters: Parameters = ()) -> None:
     """
     Fail unless a KL is known between a policy's distribution and what it becomes when the policy moves.
 
     :param distribution: with a graph to the parameters, for a few states
-    :raises NoKLError: naming it
+    :param parameters: those that move; they are moved, and given back bit for bit
+    :raises NoKLError: naming the distribution
+    :raises NotFrozenError: naming it, if the copy that stands for the old policy would move too
     """
     try:
         # Transforms that depend on the policy differ from then on, and torch knows no KL across them
-        kl_old_new(detached(distribution), moved(distribution))
+        old, new = detached(distribution), moved(distribution)
+        kl, again = kl_old_new(old, new), kl_old_new(old, new)
     except NoKLError:
         raise
     except Exception:
-        pass  # numbers that are not those of a policy may be refused: that does not count here
+        return  # numbers that are not those of a policy may be refused: that does not count here
+    if not _is_same(kl, again):
+        return  # drawn at random
+    try:
+        with somewhere_else(parameters, th.Generator("cpu").manual_seed(0)):
+            stays = _is_same(kl, kl_old_new(old, new))
+    except Exception:
+        stays = False
+    if not stays:
+        raise NotFrozenError(
+            f"the KL is measured from the old policy, and {named(distribution)} of the old policy changes when the parameters "
+            "do: it holds them where no copy can reach, in a function or a method. Give it tensors, or a torch.nn.Module"
+        )
+
+
+def _is_same(one: th.Tensor, other: th.Tensor) -> bool:
+    return bool(th.isclose(one, other, rtol=0.0, atol=0.0, equal_nan=True).all())
 
 
 def log_ratio(distribution: Distribution, batch: Batch) -> th.Tensor:
@@ -227,10 +255,11 @@ def kl_term(old: Distribution, new: Distribution, batch: Batch) -> th.Tensor:
 def entropy_term(distribution: Distribution, batch: Batch) -> float | None:
     """Return a batch's share of the mean entropy in nats, ``None`` where the entropy has no closed form."""
     try:
-        entropy = distribution.entropy()
+        with th.enable_grad():  # that of an exponential family is a derivative
+            entropy = distribution.entropy()
     except NotImplementedError:
         return None  # what torch says where it knows none
-    return None if entropy is None else float(weighted_mean(per_state(entropy), batch.weights))
+    return None if entropy is None else float(weighted_mean(per_state(entropy.detach()), batch.weights))
 
 
 class PolicyProblem:

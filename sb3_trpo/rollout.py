@@ -391,7 +391,7 @@ def step_weights(
     rollout_buffer: RolloutBuffer, wasted: np.ndarray | None, like: th.Tensor, total: Total = lambda part: part
 ) -> th.Tensor:
     """
-    Return the weight of each transition, in the order of :func:`whole_rollout`, shape (n,): they sum to one.
+    Return the weight of each transition, in the order of :func:`whole_rollout`, shape (n,): they sum to one, if any counts.
 
     :param rollout_buffer: a full buffer
     :param wasted: steps that were none, which weigh zero, shape (n_steps, n_envs); ``None`` where there are none
@@ -401,7 +401,8 @@ def step_weights(
     if wasted is None:
         return th.full_like(like, 1.0 / float(total(th.tensor(len(like), dtype=th.float64, device="cpu"))))
     counts = th.as_tensor(~_in_one_order(rollout_buffer, wasted).reshape(-1)).to(like)
-    return counts / float(total(counts.sum(dtype=th.float64).cpu()))
+    # Every one of a short rollout may be none
+    return counts / max(1.0, float(total(counts.sum(dtype=th.float64).cpu())))
 
 
 def explained_by_values(rollout_buffer: RolloutBuffer, wasted: np.ndarray | None = None, total: Total | None = None) -> float:
@@ -419,6 +420,8 @@ def explained_by_values(rollout_buffer: RolloutBuffer, wasted: np.ndarray | None
     if wasted is not None:
         counted = ~_in_one_order(rollout_buffer, wasted).flatten()
         values, returns = values[counted], returns[counted]
+        if total is None and not counted.any():
+            return math.nan
     with np.errstate(invalid="ignore"):
         return float(explained_variance(values, returns)) if total is None else _explained(values, returns, total)
 
@@ -427,7 +430,7 @@ def _explained(values: np.ndarray, returns: np.ndarray, total: Total) -> float:
     """Return the same of values and returns that are a part of more."""
     both = np.stack([returns, returns - values])
     n, *sums = total(th.tensor([both.shape[1], *both.sum(axis=1)], dtype=th.float64, device="cpu")).tolist()
-    squares = ((both - np.array(sums)[:, None] / n) ** 2).sum(axis=1)
+    squares = ((both - np.array(sums)[:, None] / max(1.0, n)) ** 2).sum(axis=1)
     of_returns, of_errors = total(th.tensor(squares, device="cpu")).tolist()
     return math.nan if of_returns == 0.0 else 1.0 - of_errors / of_returns
 

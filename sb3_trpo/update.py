@@ -20,7 +20,7 @@ from sb3_trpo.fast.forward_mode import forward_mode_fisher
 from sb3_trpo.fast.gauss_newton import actor_of
 from sb3_trpo.fast.mlp_critic import mlp_critic
 from sb3_trpo.fast.network import is_a_chain
-from sb3_trpo.gradients import check_actor, check_gradients
+from sb3_trpo.gradients import check_actor, check_gradients, untrained
 from sb3_trpo.guards.arguments import check_arguments
 from sb3_trpo.guards.finite import first_cause, unusable, unusable_rollout
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
@@ -54,6 +54,11 @@ RANDOM_NETWORK = (
     "draw to draw. target_kl limits the KL between two draws, their noise included: steps are shorter than they could be, or "
     "refused, and the limit holds for these draws. The critic is fitted, but whether its fit has moved the policy cannot be "
     "seen. Noise that ends in evaluation mode (nn.Dropout, or F.dropout(..., training=self.training)) has none of this"
+)
+UNTRAINED_CRITIC = (
+    "The critic is not trained, although {names} can be: the values have no gradient. TRPO fits what predict_values gives, "
+    "where PPO fits what evaluate_actions does; something on the way is detached, or computed without gradients "
+    "(torch.no_grad). If that is meant, n_critic_updates=0 says so"
 )
 
 
@@ -99,7 +104,9 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     _is_random = False
     _warned_of_randomness: frozenset[str] = frozenset()
     _known_fisher_path: tuple[Any, str] | None = None
+    _warned_of_untrained_critic = False
 
+    n_critic_updates: int
     _distribution: Callable[[Batch], Distribution]
     _values: Callable[[Batch | ValueBatch], th.Tensor]
     _value_epochs: Callable[[Batch], Iterator[Iterable[ValueBatch]]]
@@ -236,9 +243,10 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         return total_timesteps, callback
 
     def _excluded_save_params(self) -> list[str]:
-        found_out = ["_is_random", "_warned_of_randomness", "_known_fisher_path", "last_update", "paths_in_use", "_hints"]
+        found_out = ["_is_random", "_warned_of_randomness", "_warned_of_untrained_critic", "_known_fisher_path"]
+        of_update = ["last_update", "paths_in_use", "_hints"]
         of_all = ["_agreed_statistics", "_status_of_all", "_all_are_chains", "_warned_of_same_rollouts"]
-        return [*super()._excluded_save_params(), *found_out, "processes", "_joint_rollout", *of_all]
+        return [*super()._excluded_save_params(), *found_out, *of_update, "processes", "_joint_rollout", *of_all]
 
     def _split_parameters(self, batch: Batch) -> tuple[list[th.nn.Parameter], list[th.nn.Parameter]]:
         """
@@ -253,9 +261,10 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         distribution = self._distribution(probe)
         actor = reached_by(distribution.log_prob(probe.actions), everything)
         if any(type(factor) not in KNOWN_KL for factor in factors_of(distribution)):
-            check_kl(distribution)
+            check_kl(distribution, actor)
         values = reached_by(self._values(probe), everything)
         check_actor(self.policy, actor, values, lambda: self._distribution(probe).log_prob(probe.actions))
+        self._warn_of_untrained_critic(untrained(self.policy, actor, values))
         if not is_chain:
             # For good: a network that drops a layer now and then is the same many times
             is_random_here = self._notice_randomness(batch.few(N_ASKED)) or self._is_random
@@ -280,6 +289,11 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         if found and (not self._warned_of_randomness or OF_ACTOR in set(found) - self._warned_of_randomness):
             self._warned_of_randomness |= frozenset(found)
             warnings.warn(RANDOM_NETWORK.format(what=" and ".join(found)), stacklevel=3)
+
+    def _warn_of_untrained_critic(self, names: Sequence[str]) -> None:
+        if names and self.n_critic_updates > 0 and not self._warned_of_untrained_critic:
+            self._warned_of_untrained_critic = True
+            warnings.warn(UNTRAINED_CRITIC.format(names=", ".join(names)), stacklevel=3)
 
     def _normalized(self, advantages: th.Tensor, weights: th.Tensor) -> th.Tensor:
         """Return the advantages as the surrogate uses them, shape (n,)."""
@@ -351,7 +365,9 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         log_std = getattr(self.policy, "log_std", None)
         if self.std_damping is None or not any(p is log_std for p in parameters):
             return damping
-        return flatten([th.full_like(p, self.std_damping if p is log_std else damping) for p in parameters])
+        # Larger than any number of a parameter's type is infinite
+        each = [(p, self.std_damping if p is log_std else damping) for p in parameters]
+        return flatten([th.full_like(p, min(value, th.finfo(p.dtype).max)) for p, value in each])
 
     def _fit_critic(
         self, batch: Batch, parameters: list[th.nn.Parameter], is_policy_kept: Callable[[], bool]

@@ -1,5 +1,6 @@
 """What cannot be seen is not taken for nothing to do: gradients that are off, and actors that are detached."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -204,3 +205,41 @@ def test_actor_without_a_layer_of_its_own_that_is_detached_is_an_error(fast: boo
     model = small_model(policy=ReadOut, env=make_env(action_space=DISCRETE), fast=fast)
     with pytest.raises(NoGradientError, match="detached"):
         model.learn(64)
+
+
+class ValuesWithoutGradient(MlpPolicy):
+    """PPO trains its critic through ``evaluate_actions``."""
+
+    @th.no_grad()
+    def predict_values(self, obs: Any) -> th.Tensor:
+        return super().predict_values(obs)
+
+
+class NoCritic(MlpPolicy):
+    """Has none to train."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        for part in (self.value_net, self.mlp_extractor.value_net):
+            part.requires_grad_(False)
+
+    def predict_values(self, obs: Any) -> th.Tensor:
+        return th.zeros(len(obs), 1)
+
+
+def test_critic_that_gets_no_gradient_is_told_once() -> None:
+    """Otherwise it would stay as it is, and nobody would know."""
+    model = small_model(TRPO, ValuesWithoutGradient)
+    with pytest.warns(UserWarning, match=r"value_net\.weight.*predict_values") as told:
+        model.learn(128)
+    assert len(told) == 1
+    assert model.last_update is not None and model.last_update.critic is None and model.last_update.step.accepted
+
+
+@pytest.mark.parametrize(
+    ("policy", "arguments"), [(NoCritic, {}), (ValuesWithoutGradient, {"n_critic_updates": 0}), (MlpPolicy, {})]
+)
+def test_nothing_is_told_where_no_critic_is_to_be_trained(policy: Any, arguments: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small_model(TRPO, policy, **arguments).learn(64)

@@ -455,6 +455,20 @@ def test_normalize_advantages_of_a_constant_are_zero(constant: float, n: int, dt
     assert th.equal(normalize_advantages(advantages, th.full((n,), 1 / n, dtype=dtype)), th.zeros(n, dtype=dtype))
 
 
+def test_normalize_advantages_keeps_a_signal_on_top_of_a_large_constant() -> None:
+    """Numbers that are ten units of the last place apart say which action is better."""
+    advantages = th.tensor([450_000.0, 450_001.0] * 32)
+    assert th.equal(normalize_advantages(advantages, th.full((64,), 1 / 64)).sign(), th.tensor([-1.0, 1.0] * 32))
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_normalize_advantages_of_too_few_are_zero(n: int) -> None:
+    """Of a rollout in which nothing, or next to nothing, counts."""
+    weights = th.zeros(5)
+    weights[:n] = 1.0
+    assert th.equal(normalize_advantages(normal(5, seed=0).float(), weights), th.zeros(5))
+
+
 @pytest.mark.parametrize("garbage", [0.0, 1e6, math.nan, math.inf])
 def test_normalize_advantages_does_not_see_padding(garbage: float) -> None:
     """Rows of weight zero count neither for the mean, nor the deviation, nor the number of samples."""

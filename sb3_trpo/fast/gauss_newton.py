@@ -269,7 +269,7 @@ class _Chain:
             own = [tangents[self.position[p]] if p in self.position else th.zeros_like(p) for p in (weight, bias)]
             moved = _apply(affine, given, *own)
             if tangent is not None:
-                moved = _add_pushed(moved, affine, given, tangent.view_as(given), weight)
+                moved = _add_pushed(moved, affine, given, tangent.reshape(given.shape), weight)
             tangent = times_slope(activation, moved, tape.kept[i])
         return tangent
 
@@ -280,7 +280,7 @@ class _Chain:
         last = 0 if to_inputs else self.first_trainable
         for i in reversed(range(last, len(self.stages))):
             affine, weight, bias, activation = self.stages[i]
-            cotangent = times_slope(activation, cotangent.view_as(tape.outputs[i]), tape.kept[i])
+            cotangent = times_slope(activation, cotangent.reshape(tape.outputs[i].shape), tape.kept[i])
             of_inputs, of_weight = _pull_back_affine(
                 affine,
                 self._given(i, inputs, tape),
@@ -444,7 +444,6 @@ def is_made_of(
     return all(is_as_read(factor.logits, part.log_softmax(dim=1)) for factor, part in zip(factors, parts, strict=True))
 
 
-@th.no_grad()
 def actor_of(policy: ActorCriticPolicy, batch: Batch, distribution_of: Callable[[Batch], Distribution]) -> Network | None:
     """
     Read the actor, if chains are all it is and what the algorithm takes for the policy's distribution is what they give.
@@ -457,6 +456,7 @@ def actor_of(policy: ActorCriticPolicy, batch: Batch, distribution_of: Callable[
     if network is None or kind_of(policy) not in CLOSED_FORM:
         return None
     few = batch.few(N_COMPARED)
+    # With a graph, which is looked at too
     return network if agrees(policy, network, few.observations, distribution_of(few), few.action_masks) else None
 
 
@@ -500,4 +500,6 @@ def covers(policy: ActorCriticPolicy, network: Network, parameters: Parameters, 
     everything = (network.stages, *network.branches.values())
     covered = {parameter for stages in everything for stage in stages for parameter in (stage.weight, stage.bias)}
     covered.update(more)
+    if len({parameter.dtype for parameter in parameters}) > 1:
+        return False
     return not covered.isdisjoint(parameters) and set(parameters) <= covered | {log_std}

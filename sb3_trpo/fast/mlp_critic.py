@@ -261,9 +261,9 @@ def mlp_critic(
     return MlpCritic(policy, network, n_fixed)
 
 
-@th.no_grad()
 def _agrees(policy: ActorCriticPolicy, network: Network, batch: Batch, values_of: Callable[[ValueBatch], th.Tensor]) -> bool:
     """Whether what the algorithm takes for the values is what the chain gives, up to rounding."""
     few = batch.few(N_COMPARED)
+    # With a graph, which is looked at too
     given = values_of(ValueBatch(few.observations, few.returns))
     return is_as_read(given, run(policy, network, few.observations).flatten())

@@ -70,7 +70,10 @@ def _is_plain(module: nn.Module) -> bool:
 def _is_affine(module: nn.Module) -> bool:
     plain_convolution = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
     norm_of_rows = type(module) is nn.LayerNorm and len(module.normalized_shape) == 1 and module.weight is not None
-    return (type(module) is nn.Linear or plain_convolution or norm_of_rows) and module.bias is not None
+    if not (type(module) is nn.Linear or plain_convolution or norm_of_rows) or module.bias is None:
+        return False
+    # What is made from another parameter has a derivative of its own
+    return all(isinstance(tensor, th.Tensor) and tensor.is_leaf for tensor in (module.weight, module.bias))
 
 
 def read_stages(modules: Iterable[nn.Module], *, to_the_end: bool = True) -> list[Stage] | None:
@@ -233,6 +236,22 @@ def as_given(stage: Stage, values: th.Tensor) -> th.Tensor:
     return values if isinstance(stage.affine, nn.Conv2d) else values.flatten(1)
 
 
+def is_differentiated_by_torch(output: th.Tensor) -> bool:
+    """Whether no function of the user's own, with a derivative of its own, is on the way to an output."""
+    seen, to_visit = set(), [output.grad_fn]
+    while to_visit:
+        node = to_visit.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, th.autograd.function.BackwardCFunction):
+            return False
+        seen.add(node)
+        to_visit.extend(function for function, _ in node.next_functions)
+    return True
+
+
 def is_as_read(given: th.Tensor, read: th.Tensor) -> bool:
-    """Whether what the algorithm gets from a policy is what the chain gives, up to rounding."""
+    """Whether what the algorithm gets from a policy is what the chain gives, up to rounding, and differentiated as that is."""
+    if not is_differentiated_by_torch(given):
+        return False
     return given.shape == read.shape and th.allclose(given.to(read.dtype), read, rtol=1e-3, atol=1e-4, equal_nan=True)

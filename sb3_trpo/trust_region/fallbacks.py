@@ -152,7 +152,7 @@ def _differ_by(expected: th.Tensor, other: th.Tensor) -> float:
 
 
 @contextmanager
-def _somewhere_else(parameters: Parameters, generator: th.Generator) -> Iterator[None]:
+def somewhere_else(parameters: Parameters, generator: th.Generator) -> Iterator[None]:
     """Move parameters away for a moment: where a last layer is almost zero, what is wrong behind it does not show."""
     origin = [parameter.detach().clone() for parameter in parameters]
     try:
@@ -176,7 +176,7 @@ def first_that_works(ways: Sequence[Way], differences: Callable[[float], Central
     """
     generator = th.Generator("cpu").manual_seed(0)
     vector = flatten([th.randn(p.shape, generator=generator, device="cpu").to(p) for p in parameters])
-    with _somewhere_else(parameters, generator):
+    with somewhere_else(parameters, generator):
         found, measurement = _first_not_contradicted(ways, differences, vector)
     if measurement is not None and not measurement.is_finite:
         # Parameters that have a domain, under a logarithm for one, may have left it

@@ -89,9 +89,40 @@ def with_own_forward(layer: nn.Module) -> None:
     layer.forward = lambda values: 2.0 * original(values)
 
 
+class TenthBack(th.autograd.Function):
+    """Does nothing forward, and hands a tenth of the gradient back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: th.Tensor) -> th.Tensor:
+        return 0.1 * gradient
+
+
+class ScaledGradient(Extractor):
+    """A layer whose gradient is scaled."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return TenthBack.apply(self.net(observations))
+
+
+def tie(model: TRPO) -> None:
+    """Make the weight of a layer the transpose of another one's."""
+    net = layers(model)
+    net[2] = nn.Linear(64, 64)
+    net.extend([nn.Linear(64, 64), nn.Tanh()])
+    del net[4].weight
+    net[4].weight = net[2].weight.t()
+
+
 NOT_COVERED: dict[str, Callable[[], TRPO]] = {
     "gSDE that learns features": change(lambda model: setattr(model.policy.action_dist, "learn_features", True), use_sde=True),
     "extractor": partial(small_model, policy_kwargs={"features_extractor_class": Extractor}),
+    "gradient of the user's own": partial(small_model, policy_kwargs={"features_extractor_class": ScaledGradient}),
+    "weight made of another one": change(tie),
+    "two precisions": change(lambda model: setattr(model.policy, "log_std", nn.Parameter(th.zeros(3, dtype=th.float64)))),
     "get_distribution overridden": partial(small_model, policy=OtherDistribution),
     "distribution from latent overridden": partial(small_model, policy=OtherFeatures),
     "distribution of a variant": partial(small_model, cls=OwnDistribution),

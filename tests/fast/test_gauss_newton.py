@@ -12,13 +12,14 @@ from torch import nn
 from sb3_trpo import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.fast import gauss_newton
 from sb3_trpo.fast.gauss_newton import gauss_newton_fisher
-from sb3_trpo.objective import Batch
+from sb3_trpo.objective import Batch, PolicyProblem
 from sb3_trpo.trust_region import reached_by
 from tests.cases import PolicyCase, generator, normal, sample_actions, seeded, shake
 from tests.fast.covered import ACTIVATIONS, TWO_VECTORS, NormedPolicy, OwnCombined, StepByStep, Trunk
-from tests.fast.not_covered import NOT_COVERED
+from tests.fast.not_covered import NOT_COVERED, ScaledGradient
+from tests.one_rollout import check_update, rolled_out
 from tests.oracles import dense_fisher, relative_error
-from tests.small_models import BOX, DISCRETE, MULTI_BINARY, VECTOR, changed, policy_state
+from tests.small_models import BOX, DISCRETE, MULTI_BINARY, VECTOR, changed, make_env, policy_state, small_model
 
 pytestmark = pytest.mark.untraced
 
@@ -317,6 +318,31 @@ def test_what_is_not_covered_takes_the_plain_products(name: str) -> None:
     assert model.last_update is not None and model.last_update.step.accepted
     assert changed(before, policy_state(model))
     assert all(tensor.isfinite().all() for tensor in policy_state(model).values())
+
+
+def test_gradient_of_the_users_own_is_that_of_the_plain_way() -> None:
+    """A function with a derivative of its own, before actor and critic: the update is to the bit that of the plain way."""
+    kwargs = {"features_extractor_class": ScaledGradient, "share_features_extractor": False}
+    ours, theirs = (rolled_out(policy_kwargs=kwargs) for _ in range(2))
+    for model, fast in ((ours, True), (theirs, False)):
+        check_update(model, fast=fast)
+    assert not changed(policy_state(ours), policy_state(theirs))
+
+
+def test_network_in_another_memory_layout_is_covered() -> None:
+    """Channels last, as for speed: maps and what is made of them are not in the order of their shape."""
+    image = spaces.Box(0, 255, (3, 84, 84), np.uint8)
+    model = small_model(policy="CnnPolicy", env=make_env(image, DISCRETE), n_steps=8, batch_size=8)
+    model.policy.to(memory_format=th.channels_last)  # type: ignore[call-overload]
+    model.learn(8)
+    assert model.paths_in_use["Fisher products"] == "Gauss-Newton"
+    batch = model._full_batch()
+    parameters, _ = model._split_parameters(batch)
+    fast = gauss_newton_fisher(model.policy, [batch], parameters, model._distribution)
+    vector = th.linspace(-1, 1, sum(p.numel() for p in parameters))
+    assert fast is not None
+    plain = PolicyProblem(model._distribution, batch, parameters, fisher_path="plain").fisher_vector_product()(vector)
+    assert (fast(vector) - plain).norm() <= 1e-3 * plain.norm()
 
 
 @pytest.mark.parametrize("name", ["extractor", "hook on a layer", "Softsign", "one deviation for all actions"])

@@ -6,6 +6,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
@@ -13,7 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_trpo import TRPO
 from sb3_trpo.vec_env import GymnasiumVecEnv, make_vector_env
 from tests.cases import shake
-from tests.small_models import small_model
+from tests.small_models import changed, policy_state, small_model
 
 
 class Marked(BaseCallback):
@@ -79,6 +81,39 @@ def test_critic_never_sees_a_wasted_step(fast: bool) -> None:
     model.train()
     assert model.last_update is not None and model.last_update.critic is not None
     assert model.last_update.critic.value_loss < 1e5 and abs(model.last_update.explained_variance) < 1e3
+
+
+class OneStep(gym.Env[np.ndarray, Any]):
+    """Episodes of one step."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (3,))
+    action_space = gym.spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.np_random.uniform(-1.0, 1.0, 3).astype(np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return self.reset()[0], float(action == 1), True, False, {}
+
+
+@pytest.mark.parametrize("normalize_advantage", [True, False])
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(("n_steps", "n_envs"), [(1, 4), (2, 1)])
+def test_rollout_in_which_hardly_a_step_counts(n_steps: int, n_envs: int, fast: bool, normalize_advantage: bool) -> None:
+    """Every second step only resets: nothing is learned from it, and no number is none."""
+    vector_env = gym.vector.SyncVectorEnv([OneStep] * n_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+    env = GymnasiumVecEnv(RecordEpisodeStatistics(vector_env))
+    model = small_model(env=env, n_steps=n_steps, batch_size=4, fast=fast, normalize_advantage=normalize_advantage)
+    for i in range(4):
+        before = policy_state(model)
+        model.learn(n_steps * n_envs, reset_num_timesteps=i == 0)
+        update = model.last_update
+        assert update is not None and np.isfinite([update.step.mean_kl, float(update.entropy or 0.0)]).all()
+        assert update.step.status in ("accepted", "gradient_zero")
+        assert model._wasted_steps is not None
+        if model._wasted_steps.all():
+            assert not changed(before, policy_state(model)) and update.critic is None
 
 
 class OwnBuffer(RolloutBuffer):

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_trpo.fast.actors import lean_actor
-from sb3_trpo.fast.kinds import KNOWN_POLICIES, MASKED_KINDS
+from sb3_trpo.fast.kinds import KNOWN_POLICIES, MASKED_KINDS, note_kinds
 from sb3_trpo.guards.passed_on import AsGiven
 from sb3_trpo.objective import Batch
 from sb3_trpo.policies import CountsFromZero
@@ -53,6 +53,7 @@ MASKED_KINDS.update(
         MaskableBernoulliDistribution: MultiCategoricalDistribution,
     }
 )
+note_kinds(MASKED_KINDS, "apply_masking")
 
 
 class MaskableMlpPolicy(MaskableActorCriticPolicy, CountsFromZero):
@@ -131,20 +132,6 @@ def check_masks(masks: list[Any], action_space: spaces.Space, *, step: int | Non
     return np.stack(rows)
 
 
-def masks_of(env: VecEnv) -> list[Any]:
-    """
-    Ask environments what is possible: everything in a step that is none, since they only reset in it.
-
-    :param env: says what is possible
-    :return: what ``action_masks()`` of each returned
-    """
-    masks = env.env_method(EXPECTED_METHOD_NAME)
-    if not getattr(env, "wastes_steps", False):
-        return masks
-    resets_next: np.ndarray = env.resets_next  # type: ignore[attr-defined]
-    return [np.ones_like(mask) if resets else mask for mask, resets in zip(masks, resets_next, strict=True)]
-
-
 class CheckedMasks(VecEnvWrapper):
     """
     An environment whose masks are looked at before anything acts by them.
@@ -167,9 +154,10 @@ class CheckedMasks(VecEnvWrapper):
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
         """Call a method of each environment (see SB3's ``VecEnv``); masks are checked."""
+        returned = self.venv.env_method(method_name, *args, indices=indices, **kwargs)
         if method_name != EXPECTED_METHOD_NAME:
-            return self.venv.env_method(method_name, *args, indices=indices, **kwargs)
-        return list(check_masks(masks_of(self.venv), self.action_space, step=self.n_steps + 1))
+            return returned
+        return list(check_masks(returned, self.action_space, step=self.n_steps + 1))
 
 
 def masks_into(rollout_buffer: Any, env: VecEnv, told: dict[str, Any]) -> Callable[[], np.ndarray]:
@@ -183,7 +171,8 @@ def masks_into(rollout_buffer: Any, env: VecEnv, told: dict[str, Any]) -> Callab
     """
 
     def ask() -> np.ndarray:
-        masks = told["action_masks"] = check_masks(masks_of(env), env.action_space, step=rollout_buffer.pos + 1)
+        given = env.env_method(EXPECTED_METHOD_NAME)
+        masks = told["action_masks"] = check_masks(given, env.action_space, step=rollout_buffer.pos + 1)
         rollout_buffer.action_masks[rollout_buffer.pos] = masks
         return masks
 
@@ -243,14 +232,37 @@ class Masking(TRPO):
         finally:
             self._use_masking = True
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
-        if self._use_masking and self.env is not None and not is_masking_supported(self.env):
+    def collect_rollouts(
+        self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int, use_masking: bool = True
+    ) -> bool:
+        """
+        Collect experience with the current policy (see sb3-contrib's ``MaskablePPO.collect_rollouts`` for the parameters).
+
+        :param use_masking: whether to ask the environment which actions are possible; not where ``learn`` was told not to
+        """
+        of_learn = self._use_masking
+        self._use_masking = of_learn and use_masking
+        try:
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        finally:
+            self._use_masking = of_learn
+
+    def _says_what_is_possible(self, *, begins: bool) -> bool:
+        """Whether the environment has masks; it may have them once it has been reset, which it is if a run begins."""
+        assert self.env is not None
+        if not is_masking_supported(self.env) and begins:
+            self.env.reset()
+        return is_masking_supported(self.env)
+
+    def _setup_learn(self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any) -> Any:
+        begins = reset_num_timesteps or self._last_obs is None
+        if self._use_masking and self.env is not None and not self._says_what_is_possible(begins=begins):
             raise ValueError(
                 f"env must have a method {EXPECTED_METHOD_NAME}() that says which actions are possible, got "
                 f"{self.env.unwrapped} which does not support action masking: wrap it in sb3_contrib's ActionMasker, or call "
                 "learn with use_masking=False"
             )
-        return super()._setup_learn(*args, **kwargs)
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args)
 
     def predict(
         self,
@@ -273,7 +285,7 @@ class Masking(TRPO):
         if action_masks is not None:
             n_masks = sum(mask_sizes(self.action_space))
             rows = np.asarray(action_masks)
-            if rows.size % n_masks:
+            if rows.size % n_masks or not rows.size:
                 raise ValueError(f"action_masks must hold {n_masks} booleans for each observation, got shape {rows.shape}")
             action_masks = check_masks(list(rows.reshape(-1, n_masks)), self.action_space)
         policy: Any = self.policy

@@ -59,7 +59,8 @@ class MlpLstmPolicy(RecurrentActorCriticPolicy, CountsFromZero):
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """Return the extractor; torch's LSTM takes no NumPy number for its size."""
         extractor = super().make_features_extractor()
-        extractor._features_dim = int(extractor._features_dim)
+        if isinstance(getattr(extractor, "_features_dim", None), np.integer):
+            extractor._features_dim = int(extractor._features_dim)
         return extractor
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -318,6 +319,11 @@ class RecurrentTRPO(TRPO):
         self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
     ) -> Any:
         begins = reset_num_timesteps or self._last_obs is None
+        if getattr(self.env, "wastes_steps", False):
+            raise ValueError(
+                f"env must not spend a step on each reset where the policy has a memory, got {self.env!r}: make it with "
+                "autoreset_mode=AutoresetMode.SAME_STEP of gymnasium.vector"
+            )
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
         if begins:
             self._forget()

@@ -293,7 +293,10 @@ def _add(
         _bootstrap(model, actor.critic(last_obs), rewards, cut)
     actions, log_probs, values = _everything(actor, last_obs, acted)
     shaped = actions.reshape(-1, 1) if isinstance(model.action_space, spaces.Discrete) else actions
-    rollout_buffer.add(last_obs, shaped, rewards, episode_starts, th.as_tensor(values), th.as_tensor(log_probs))
+    # Where masks are, those of this step have been put in place
+    masks = getattr(rollout_buffer, "action_masks", None)
+    more = {} if masks is None else {"action_masks": masks[rollout_buffer.pos].copy()}
+    rollout_buffer.add(last_obs, shaped, rewards, episode_starts, th.as_tensor(values), th.as_tensor(log_probs), **more)
 
 
 def _complete(model: OnPolicyAlgorithm, actor: Actor, rollout_buffer: RolloutBuffer, cut: list[_Cut], n_steps: int) -> Critic:

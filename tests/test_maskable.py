@@ -17,13 +17,27 @@ from sb3_contrib import MaskablePPO, RecurrentPPO
 from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trpo import TRPO, MaskableRecurrentTRPO, kl_old_new
 from sb3_trpo.maskable import MaskableTRPO, check_masks
 from sb3_trpo.vec_env import as_vec_env
 from tests.from_outside import joint_kl_by_hand
 from tests.masked_envs import MaskedEnv, masked_env
-from tests.small_models import BOX, DICT, DISCRETE, IMAGE, MULTI_BINARY, MULTI_DISCRETE, make_env, policy_state, small_model
+from tests.small_models import (
+    BOX,
+    DICT,
+    DISCRETE,
+    IMAGE,
+    MULTI_BINARY,
+    MULTI_DISCRETE,
+    VECTOR,
+    RandomEnv,
+    make_env,
+    policy_state,
+    small_model,
+)
 
 CASES: dict[str, tuple[str, spaces.Space, spaces.Space, dict[str, Any]]] = {
     "discrete": ("MlpPolicy", spaces.Box(-1.0, 1.0, (3,)), DISCRETE, {}),
@@ -186,6 +200,7 @@ def test_nothing_need_be_possible_in_a_step_that_is_none(fast: bool) -> None:
     """A vector wrapper around environments that spend a step on each reset: no action is taken there."""
     env: Any = RecordEpisodeStatistics(SyncVectorEnv([Fills] * 2, autoreset_mode=AutoresetMode.NEXT_STEP))
     model = small_model(MaskableTRPO, "MlpPolicy", as_vec_env(env), n_steps=32, fast=fast).learn(64)
+    evaluate_policy(model, model.env, n_eval_episodes=4, warn=False)  # type: ignore[arg-type]
     assert model._wasted_steps is not None and model._wasted_steps.any()
     assert model.rollout_buffer.action_masks[model._wasted_steps].all()  # type: ignore[attr-defined]
 
@@ -289,3 +304,64 @@ def test_without_contrib_the_error_says_what_to_install() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "pip install 'sb3_trpo[contrib]'" in done.stdout
+
+
+class LateMasks(RandomEnv):
+    """Has masks once it has been reset."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.action_masks = lambda: np.array([True, False, True, True])
+        return super().reset(**kwargs)
+
+
+@pytest.mark.parametrize(("cls", "policy"), [(MaskableTRPO, "MlpPolicy"), (MaskableRecurrentTRPO, "MlpLstmPolicy")])
+def test_masks_may_come_with_the_first_reset(cls: Any, policy: str) -> None:
+    """As in MaskablePPO, which asks for them after it."""
+    model: Any = small_model(cls, policy, DummyVecEnv([lambda: LateMasks(VECTOR, DISCRETE)])).learn(64)
+    assert not (model.rollout_buffer.actions == 1).any()
+
+
+def test_collection_may_be_told_not_to_ask_for_masks() -> None:
+    """With MaskablePPO's argument, by a loop or a subclass of the user's own; ``learn`` has the last word."""
+    found: list[bool] = []
+
+    class Own(MaskableTRPO):
+        def collect_rollouts(
+            self, env: Any, callback: Any, rollout_buffer: Any, n_rollout_steps: int, use_masking: bool = True
+        ) -> bool:
+            result = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps, use_masking)
+            found.append(bool(rollout_buffer.action_masks.all()))
+            return result
+
+    Own("MlpPolicy", masked_env(), n_steps=32, seed=0, device="cpu").learn(32)
+    Own("MlpPolicy", make_env(action_space=DISCRETE), n_steps=32, seed=0, device="cpu").learn(32, use_masking=False)
+    model = Own("MlpPolicy", make_env(action_space=DISCRETE), n_steps=32, seed=0, device="cpu")
+    model._use_masking = False
+    _, callback = model._setup_learn(32)
+    model._use_masking = True
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, 32, use_masking=False)
+    assert found == [False, True, True] and model._use_masking
+
+
+@pytest.mark.parametrize("masks", [[], np.zeros((0, 4))])
+def test_prediction_of_no_masks_is_refused(masks: Any) -> None:
+    with pytest.raises(ValueError, match="must hold 4 booleans for each observation"):
+        masked_model().predict(np.zeros(3, np.float32), action_masks=masks)
+
+
+def test_wrapped_add_of_the_buffer_is_told_the_masks() -> None:
+    """As by MaskablePPO, wherever in a rollout a callback wraps it."""
+    told: list[Any] = []
+
+    class Wraps(BaseCallback):
+        def _on_step(self) -> bool:
+            buffer: Any = self.model.rollout_buffer  # type: ignore[attr-defined]
+            if self.n_calls == 10:
+                add = buffer.add
+                buffer.add = lambda *args, **kwargs: (told.append(kwargs["action_masks"].copy()), add(*args, **kwargs))
+            return True
+
+    model: Any = masked_model(n_steps=32)
+    model.learn(32, callback=Wraps())
+    assert len(told) == 23
+    np.testing.assert_array_equal(np.stack(told), model.rollout_buffer.action_masks[-23:])

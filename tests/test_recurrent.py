@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from sb3_contrib.common.recurrent.buffers import RecurrentRolloutBuffer
 
 from sb3_trpo import TRPO
 from sb3_trpo.inspect import TrustRegionRecorder, inspect_model, read_run
-from sb3_trpo.recurrent import RecurrentTRPO, SequenceBatch, torchs_own_lstm
+from sb3_trpo.recurrent import MlpLstmPolicy, RecurrentTRPO, SequenceBatch, torchs_own_lstm
+from sb3_trpo.vec_env import as_vec_env
+from tests.cases import shake
 from tests.from_outside import joint_kl_by_hand
 from tests.small_models import (
     BOX,
@@ -23,6 +27,7 @@ from tests.small_models import (
     MULTI_DISCRETE,
     VECTOR,
     Case,
+    RandomEnv,
     policy_state,
     small_model,
 )
@@ -281,3 +286,46 @@ def test_limit_holds_on_a_gpu(name: str) -> None:
     model.learn(3 * 64)
     assert model.last_update is not None and model.last_update.step.accepted
     assert model.last_update.step.mean_kl <= 0.02 and model.last_update.critic is not None
+
+
+class Duck(th.nn.Module):
+    """A feature extractor that is none of SB3's: it has what they are asked for."""
+
+    def __init__(self, observation_space: Any):
+        super().__init__()
+        self.features_dim = 3
+        self.layer = th.nn.Linear(3, 3)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.layer(observations)
+
+
+def test_extractor_that_is_none_of_sb3s_is_taken() -> None:
+    model: Any = small_model(RecurrentTRPO, "MlpLstmPolicy", policy_kwargs={"features_extractor_class": Duck}).learn(64)
+    assert model.last_update.step.accepted
+
+
+def test_environment_that_spends_a_step_on_each_reset_is_refused() -> None:
+    """By its name, and with the way out."""
+    env: Any = RecordEpisodeStatistics(SyncVectorEnv([RandomEnv] * 2, autoreset_mode=AutoresetMode.NEXT_STEP))
+    model = small_model(RecurrentTRPO, "MlpLstmPolicy", as_vec_env(env))
+    with pytest.raises(ValueError, match=r"env must not spend a step.*memory.*SAME_STEP"):
+        model.learn(64)
+    assert model.num_timesteps == 0
+
+
+class Doubled(MlpLstmPolicy):
+    """Does what PPO needs for another view of the world, and no more."""
+
+    def extract_features(self, *args: Any, **kwargs: Any) -> Any:
+        features = super().extract_features(*args, **kwargs)
+        return tuple(2 * part for part in features) if isinstance(features, tuple) else 2 * features
+
+
+def test_policy_that_acts_by_another_distribution_is_told_of_once() -> None:
+    """The update asks ``get_distribution``, which knows nothing of it."""
+    model = small_model(RecurrentTRPO, Doubled)
+    shake(list(model.policy.parameters()), scale=0.3, seed=1)
+    with pytest.warns(UserWarning, match="acts by another distribution than get_distribution") as told:
+        model.learn(192)
+    assert len(told) == 1

@@ -28,10 +28,11 @@ from torch import nn
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
 from sb3_trpo.fast.elementwise import in_place
 from sb3_trpo.fast.gauss_newton import N_COMPARED, agrees, learns_features
-from sb3_trpo.fast.kinds import CLOSED_FORM, kind_of
+from sb3_trpo.fast.kinds import is_patched, kind_of
 from sb3_trpo.fast.masks import masked_array
 from sb3_trpo.fast.network import Network, is_as_read, is_as_sb3, is_quicker_on_gpu, read_actor, read_critic, run
 from sb3_trpo.fast.numpy_layers import forward
+from sb3_trpo.fast.places import Places
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
 from sb3_trpo.rollout import EVALUATION_ROWS, Acted, Critic, Observations, is_sb3s_own, rows_of
 from sb3_trpo.trust_region.fisher import flatten, unflatten
@@ -119,52 +120,11 @@ class LeanActor:
         return self.model.policy.predict_values(tensors).flatten().cpu().numpy()
 
 
-class _Parts:
-    """
-    What an actor was read from, by the places at which the policy holds it.
-
-    :param policy: whose actor is a chain of layers
-    """
-
-    def __init__(self, policy: ActorCriticPolicy):
-        net, layers = policy.mlp_extractor.policy_net, [policy.action_net]
-        layers += net if type(net) is nn.Sequential else [net]
-        owners = [policy, policy.mlp_extractor, policy.pi_features_extractor, net, *layers]
-        held: list[dict[str, Any]] = [policy._modules, policy.mlp_extractor._modules, net._modules]
-        # Of what joins the parts of a Dict each part
-        joined = [module for module in policy.pi_features_extractor.modules() if module is not policy.pi_features_extractor]
-        owners += joined
-        held += [module._modules for module in (policy.pi_features_extractor, *joined)]
-        self.places: list[tuple[Any, str, object]] = [(vars(policy), "action_dist", policy.action_dist)]
-        self.places += [(modules, name, module) for modules in held for name, module in modules.items()]
-        # What an extractor of the user's own may look at
-        extractor = vars(policy.pi_features_extractor)
-        self.places += [(extractor, name, value) for name, value in extractor.items()]
-        owned: list[dict[str, Any]] = [layer._parameters for layer in (*layers, *joined)]
-        owned.append(policy._parameters)  # the standard deviation
-        self.places += [(parameters, name, p) for parameters in owned for name, p in parameters.items()]
-        held_parameters = [p for parameters in owned for p in parameters.values() if p is not None]
-        self.memory = [(p, p.data_ptr(), p.numel(), p.stride()) for p in held_parameters]
-        # Methods that are set on an object, and another class of it
-        self.kinds = [(owner, type(owner), vars(owner), len(vars(owner))) for owner in (*owners, policy.action_dist)]
-        self.hooks = [hooks for owner in owners for hooks in (owner._forward_hooks, owner._forward_pre_hooks)]
-        self.hooks += [nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks]
-        self.n_layers = (net._modules, len(net._modules))
-
-    def are_in_place(self) -> bool:
-        """Whether nothing was replaced, added or hooked, wherever the numbers in it come from."""
-        if len(self.n_layers[0]) != self.n_layers[1]:
-            return False
-        for thing, kind, attributes, n_attributes in self.kinds:
-            if type(thing) is not kind or len(attributes) != n_attributes:
-                return False
-        for owner, name, thing in self.places:
-            if owner.get(name) is not thing:
-                return False
-        for parameter, address, size, stride in self.memory:
-            if parameter.data_ptr() != address or parameter.numel() != size or parameter.stride() != stride:
-                return False
-        return not any(self.hooks)
+def _places_of(policy: ActorCriticPolicy) -> Places:
+    """Return where a policy holds what its actor, a chain of layers, was read from."""
+    extractor, net = policy.pi_features_extractor, policy.mlp_extractor.policy_net
+    layers = [*net, policy.action_net] if type(net) is nn.Sequential else [policy.action_net]
+    return Places([policy, policy.mlp_extractor, net, *layers, *extractor.modules()], policy, [extractor])
 
 
 def _is_shared_with_numpy(parameter: th.Tensor) -> bool:
@@ -276,9 +236,10 @@ class _Categorical:
         self.single = sizes is None
         self.cuts = [] if sizes is None else np.cumsum(sizes)[:-1].tolist()
         tiny = np.finfo(np.float32).tiny
-        draw = random.standard_exponential
         # The largest of logits plus independent Gumbel noise is a sample of their softmax
-        self.noise = _noise(shape, lambda block: -np.log(np.maximum(draw(block, dtype=np.float32), tiny)))
+        self.noise = _noise(
+            shape, lambda block: -np.log(np.maximum(random.standard_exponential(block, dtype=np.float32), tiny))
+        )
 
     def sample(self, latent: np.ndarray, logits: np.ndarray, log_std: None) -> tuple[np.ndarray, None]:
         """Return actions, shape (n_envs,) or (n_envs, number of variables)."""
@@ -390,7 +351,7 @@ class _NumpyActor:
 
     def __init__(self, policy: ActorCriticPolicy, network: Network, n_envs: int, distribution: Any):
         self.policy = policy
-        self.parts = _Parts(policy)
+        self.places = _places_of(policy)
         self.n_envs = n_envs
         self.shape = (n_envs, *(policy.action_space.shape or ()))
         self.distribution = distribution
@@ -410,7 +371,7 @@ class _NumpyActor:
             # A callback has evaluated the policy: SB3's own next step would drop the graph that this may have left
             drop_graphs(self.policy, views_of_parameters(self.policy))
             self.left = self.distribution_left.get("distribution")
-        return self.parts.are_in_place()
+        return self.places.are_as_they_were()
 
     def __call__(self, observations: Observations, action_masks: np.ndarray | None = None) -> Acted:
         arrays = self.forward.read()
@@ -496,20 +457,10 @@ def _count(observations: Observations) -> int:
     return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
 
 
-# What samples actions and makes distributions, as SB3 has it
-_AS_SB3 = {
-    (kind, name): getattr(kind, name)
-    for kind in CLOSED_FORM
-    for name in ("proba_distribution", "get_actions", "sample", "log_prob")
-}
-
-
 @th.no_grad()
 def _acts_as_sb3(policy: ActorCriticPolicy, network: Network, observations: Observations | None) -> bool:
-    """Whether the policy makes its distribution of the chain's output, and samples it, as SB3 does: both may be patched."""
-    distribution = policy.action_dist
-    own = {name for kind, name in _AS_SB3 if isinstance(distribution, kind) and getattr(kind, name) is not _AS_SB3[kind, name]}
-    if own or any(callable(value) for value in vars(distribution).values()):
+    """Whether the policy makes its distribution of the chain's output, and samples it, as SB3 does."""
+    if is_patched(policy.action_dist):
         return False
     if observations is None:
         return True

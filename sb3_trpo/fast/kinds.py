@@ -4,6 +4,7 @@ What fast paths know of policies and their distributions. A variant notes its ow
 The plain twin of all that is known is to ask: a policy by its own methods, a distribution for its samples and probabilities.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from stable_baselines3.common.distributions import (
@@ -30,6 +31,23 @@ CLOSED_FORM = (
 )
 # Kinds of masked distributions -> those of SB3 that they are once masked
 MASKED_KINDS: dict[type, type[Distribution]] = {}
+# What samples actions and makes distributions, as SB3 and sb3-contrib have it
+_AS_WRITTEN: dict[tuple[type, str], Any] = {}
+
+
+def note_kinds(kinds: Iterable[type], *methods: str) -> None:
+    """Note methods of kinds of distributions as they are now: they may be patched later."""
+    methods = ("proba_distribution", "get_actions", "sample", "log_prob", *methods)
+    _AS_WRITTEN.update({(kind, name): getattr(kind, name) for kind in kinds for name in methods})
+
+
+def is_patched(distribution: Any) -> bool:
+    """Whether a distribution does anything in another way than its class was written, on the object or on the class."""
+    own = (isinstance(distribution, kind) and getattr(kind, name) is not _AS_WRITTEN[kind, name] for kind, name in _AS_WRITTEN)
+    return any(own) or any(callable(value) for value in vars(distribution).values())
+
+
+note_kinds(CLOSED_FORM)
 
 
 def kind_of(policy: Any) -> type:

@@ -5,6 +5,7 @@ Actor and critic each take one step. The plain twin is the policy itself, which 
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,11 @@ from torch import nn
 from sb3_trpo.fast import lstm
 from sb3_trpo.fast.actors import Forward, covers_in_numpy, encoder, sampler_of
 from sb3_trpo.fast.gauss_newton import is_made_of
-from sb3_trpo.fast.kinds import CLOSED_FORM, kind_of
+from sb3_trpo.fast.kinds import CLOSED_FORM, is_patched, kind_of
 from sb3_trpo.fast.lstm_fisher import read_around
 from sb3_trpo.fast.masks import masked_array
 from sb3_trpo.fast.network import Network, is_as_read, read_network, read_stages
+from sb3_trpo.fast.places import Places
 from sb3_trpo.guards.passed_on import StandIn, runs_user_code, steps_through_user_code
 
 # What of a policy is asked for here
@@ -54,6 +56,7 @@ def _read(policy: Any, n_envs: int) -> _Read | None:
     weights = [p for lstm_ in (policy.lstm_actor, own) if lstm_ is not None for p in lstm_.parameters()]
     if (
         kind_of(policy) not in CLOSED_FORM
+        or is_patched(policy.action_dist)
         or (own is not None and not lstm.is_covered(own))
         or any(parameter.dtype != th.float32 for parameter in weights)
         or not all(covers_in_numpy(policy, network, n_envs) for network in (actor, critic))
@@ -63,36 +66,23 @@ def _read(policy: Any, n_envs: int) -> _Read | None:
     return _Read(actor, critic, own if own is not None else shared)
 
 
-class _Places:
+class _LateGenerator:
     """
-    Where a policy holds its parts.
+    A generator that is made when it is first drawn from: a callback may seed the model as a rollout starts.
 
-    :param policy: the policy
+    :param make: makes it
     """
 
-    def __init__(self, policy: nn.Module):
-        modules = list(policy.modules())
-        self.places = [(m._modules, name, child) for m in modules for name, child in m._modules.items()]
-        held = [(m._parameters, name, p) for m in modules for name, p in m._parameters.items() if p is not None]
-        self.places += held  # type: ignore[arg-type]
-        self.memory = [(p, p.data_ptr(), p.numel()) for _, _, p in held]
-        self.kinds = [(m, type(m), vars(m), len(vars(m)), m._modules, len(m._modules)) for m in modules]
-        self.hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
-        self.hooks += [nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks]
-        self.distribution = policy.action_dist
+    def __init__(self, make: Callable[[], np.random.Generator]):
+        self.make = make
 
-    def are_as_they_were(self, policy: Any) -> bool:
-        """Whether nothing was replaced, added or hooked; numbers may have changed."""
-        for module, kind, attributes, n_attributes, children, n_children in self.kinds:
-            if type(module) is not kind or len(attributes) != n_attributes or len(children) != n_children:
-                return False
-        for owner, name, thing in self.places:
-            if owner.get(name) is not thing:
-                return False
-        for parameter, address, size in self.memory:
-            if parameter.data_ptr() != address or parameter.numel() != size:
-                return False
-        return policy.action_dist is self.distribution and not any(self.hooks)
+    @cached_property
+    def generator(self) -> np.random.Generator:
+        """Return it."""
+        return self.make()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.generator, name)
 
 
 class QuickPolicy(StandIn):
@@ -106,20 +96,22 @@ class QuickPolicy(StandIn):
     :param plain: the policy as the plain twin has it, which draws the noise of gSDE
     """
 
-    def __init__(self, policy: Any, read: _Read, n_envs: int, random: np.random.Generator, plain: Any):
+    def __init__(self, policy: Any, read: _Read, n_envs: int, random: Any, plain: Any):
         sampler: Any = sampler_of(policy, (n_envs, len(read.actor.stages[-1].bias)), random)
         has_std = hasattr(policy, "log_std")
         # In their own memory: what is changed in place changes here, and what is replaced is seen
         of_actor, own = lstm.weights_of(policy.lstm_actor), read.critic_lstm
+        # One that is the actor's, and yet the critic's own, has states of its own
+        of_critic = None if own is None else of_actor if policy.lstm_critic is None else lstm.weights_of(own)
         super().__init__(
             policy,
             plain=plain,
             read=read,
             of_actor=of_actor,
-            of_critic=of_actor if own is policy.lstm_actor else None if own is None else lstm.weights_of(own),
+            of_critic=of_critic,
             sampler=sampler,
             has_std=has_std,
-            places=_Places(policy),
+            places=Places(list(policy.modules()), policy, [policy.pi_features_extractor, policy.vf_features_extractor]),
             shape=(n_envs, *policy.action_space.shape),
             encode=encoder(policy, read.actor),
             actor=Forward(read.actor, [policy.log_std] if has_std else []),
@@ -128,7 +120,7 @@ class QuickPolicy(StandIn):
 
     def is_current(self) -> bool:
         """Whether what was read of the policy is still in place."""
-        return self.places.are_as_they_were(self.thing)
+        return self.places.are_as_they_were()
 
     @th.no_grad()
     def reset_noise(self, n_envs: int = 1) -> None:
@@ -209,7 +201,8 @@ class QuickModel(StandIn):
     """
 
     def __init__(self, model: Any, n_envs: int, acts_as_known: Callable[..., bool]):
-        own: dict[str, Any] = {"quick": None, "seen": None, "random": None, "is_looked_after": True}
+        random = _LateGenerator(lambda: model._random.for_actions())
+        own: dict[str, Any] = {"quick": None, "seen": None, "random": random, "is_looked_after": True}
         super().__init__(model, n_of_envs=n_envs, acts_as_known=acts_as_known, **own)
 
     def knows(self, callback: Any, env: Any) -> None:
@@ -239,8 +232,6 @@ class QuickModel(StandIn):
         read = _read(policy, self.n_of_envs) if self.is_covered() else None
         if read is None:
             return None
-        # Not before the first step: a callback may seed the model as a rollout starts
-        own["random"] = own["random"] or model._random.for_actions()
         twin = QuickPolicy(policy, read, self.n_of_envs, own["random"], model._drawing_own_numbers().policy)
         last: Any = model._last_obs
         obs = {key: th.as_tensor(part) for key, part in last.items()} if isinstance(last, dict) else th.as_tensor(last)

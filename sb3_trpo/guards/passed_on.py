@@ -96,6 +96,8 @@ class StandIn:
         vars(self).update(own, thing=thing)
 
     def __getattr__(self, name: str) -> Any:
+        if "thing" not in vars(self):  # while it is copied
+            raise AttributeError(name)
         return getattr(vars(self)["thing"], name)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -240,9 +240,13 @@ class GymnasiumVecEnv(VecEnv):
         :param method_args: arguments by position
         :param indices: of the environments; all if there are none
         :param method_kwargs: arguments by name
-        :return: what each returned
+        :return: what each returned. Of ``action_masks`` everything is possible where the next step will only reset
         """
-        return self.backend.call(method_name, self._indices(indices), method_args, method_kwargs)
+        chosen = self._indices(indices)
+        returned = self.backend.call(method_name, chosen, method_args, method_kwargs)
+        if method_name == "action_masks" and self.wastes_steps:
+            return [np.ones_like(mask) if self.resets_next[i] else mask for i, mask in zip(chosen, returned, strict=True)]
+        return returned
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_trpo import MaskableRecurrentTRPO, RecurrentTRPO
 from sb3_trpo.maskable_recurrent import MaskableMlpLstmPolicy
@@ -128,12 +130,55 @@ def two_layers(model: Any) -> None:
     model.policy.mlp_extractor.policy_net.append(th.nn.Softsign())
 
 
+def transposed(model: Any) -> None:
+    layer = model.policy.mlp_extractor.policy_net[2]
+    layer.weight.data = layer.weight.data.t()
+
+
+def another_temperature(model: Any) -> None:
+    distribution = model.policy.action_dist
+    made = distribution.proba_distribution
+    distribution.proba_distribution = lambda mean, log_std: made(2.0 * mean, log_std)
+
+
+class Blindable(FlattenExtractor):
+    """Sees nothing when it is told to."""
+
+    is_blind = False
+
+    def __init__(self, observation_space: Any):
+        super().__init__(observation_space)
+        self.is_blind = False
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        features = self.flatten(observations)
+        return 0.0 * features if self.is_blind else features
+
+
+def blinded(model: Any) -> None:
+    for extractor in (model.policy.pi_features_extractor, model.policy.vf_features_extractor):
+        extractor.is_blind = True
+
+
 @pytest.mark.parametrize(
-    "change", [changed_in_place, another_policy, another_layer, another_parameter, a_hook, a_method, two_layers]
+    "change",
+    [
+        changed_in_place,
+        another_policy,
+        another_layer,
+        another_parameter,
+        a_hook,
+        a_method,
+        two_layers,
+        transposed,
+        another_temperature,
+        blinded,
+    ],
 )
 def test_what_a_callback_makes_of_the_policy_acts_at_the_next_step(change: Any) -> None:
     """Weights, parameters, layers, the whole policy, hooks and methods; in the midst of a rollout."""
-    model = model_of()
+    kwargs: dict[str, Any] = {"features_extractor_class": Blindable} if change is blinded else {}
+    model = model_of(policy_kwargs=kwargs | {"net_arch": {"pi": [5, 5], "vf": [5]}})
     model.train = lambda: None
 
     def at_half(variables: dict[str, Any], _: Any) -> bool:
@@ -144,6 +189,67 @@ def test_what_a_callback_makes_of_the_policy_acts_at_the_next_step(change: Any) 
     model.learn(3 * model.n_steps, callback=at_half)
     assert model.paths_in_use["collection"] == "lean"
     consistent(model)
+
+
+@pytest.mark.parametrize("name", ["discrete", "masked"])
+@pytest.mark.parametrize("on_class", [True, False])
+def test_distribution_that_is_patched_is_acted_with(name: str, on_class: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What samples is asked for, on the object or on the class."""
+    model = model_of(name)
+    monkeypatch.setattr(
+        *(type(model.policy.action_dist) if on_class else model.policy.action_dist, "get_actions"),
+        (lambda self, deterministic=False: self.mode()) if on_class else (lambda deterministic=False: greedy.mode()),
+    )
+    greedy = model.policy.action_dist
+    model.train = lambda: None
+    model.learn(90)
+    batch = model._full_batch()
+    with th.no_grad():
+        distribution = model._distribution(batch)
+    assert th.equal(distribution.mode().flatten(), batch.actions.flatten().long())
+
+
+@pytest.mark.parametrize("seed", [0, None])
+@pytest.mark.parametrize("name", ["discrete", "masked"])
+def test_seed_that_a_callback_sets_as_a_rollout_starts_is_in_force(name: str, seed: int | None) -> None:
+    """The model's own, or that of the process."""
+
+    class Seeds(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            self.model.set_random_seed(7) if seed is not None else th.manual_seed(7)
+
+        def _on_step(self) -> bool:
+            return True
+
+    actions = []
+    for first in (0, 1):
+        model = model_of(name, seed=None if seed is None else first)
+        shake(list(model.policy.parameters()), scale=0.0, seed=1)
+        model.train = lambda: None
+        with th.no_grad():
+            for parameter in model.policy.parameters():
+                parameter.zero_()
+        model.env.seed(3)
+        model.learn(90, callback=Seeds())
+        actions.append(model.rollout_buffer.actions.copy())
+    np.testing.assert_array_equal(*actions)
+
+
+def test_critic_whose_lstm_is_the_actors_has_states_of_its_own() -> None:
+    """Tied between two rollouts, when the two states differ."""
+    model = model_of()
+    model.train = lambda: None
+    model.learn(90)
+    model.policy.lstm_critic = model.policy.lstm_actor
+    model.learn(90, reset_num_timesteps=False)
+    buffer = model.rollout_buffer
+    for t in range(model.n_steps):
+        states = tuple(th.as_tensor(getattr(buffer, name)[t]) for name in STATES[2:])
+        with th.no_grad():
+            values = model.policy.predict_values(
+                th.as_tensor(buffer.observations[t]), states, th.as_tensor(buffer.episode_starts[t])
+            )
+        np.testing.assert_allclose(buffer.values[t], values.flatten().numpy(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

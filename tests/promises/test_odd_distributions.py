@@ -114,7 +114,7 @@ class Measure(BaseCallback):
 
     @th.no_grad()
     def now(self) -> td.Normal:
-        normal = self.model.policy.get_distribution(self.observations).distribution.normal()
+        normal = self.model.policy.get_distribution(self.observations).distribution.normal()  # type: ignore[operator]
         return td.Normal(normal.loc.clone(), normal.scale.clone())
 
     def kl(self) -> float:

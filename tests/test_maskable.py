@@ -4,6 +4,7 @@ import pathlib
 import runpy
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -357,11 +358,15 @@ def test_wrapped_add_of_the_buffer_is_told_the_masks() -> None:
         def _on_step(self) -> bool:
             buffer: Any = self.model.rollout_buffer  # type: ignore[attr-defined]
             if self.n_calls == 10:
-                add = buffer.add
-                buffer.add = lambda *args, **kwargs: (told.append(kwargs["action_masks"].copy()), add(*args, **kwargs))
+                buffer.add = partial(tell, buffer.add)
             return True
 
+    def tell(add: Any, *args: Any, **kwargs: Any) -> None:
+        told.append(kwargs["action_masks"].copy())
+        add(*args, **kwargs)
+
     model: Any = masked_model(n_steps=32)
+    model.train = lambda: None
     model.learn(32, callback=Wraps())
     assert len(told) == 23
     np.testing.assert_array_equal(np.stack(told), model.rollout_buffer.action_masks[-23:])

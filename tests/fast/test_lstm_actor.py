@@ -1,5 +1,6 @@
 """A policy with an LSTM that acts in NumPy beside the policy itself, step by step."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -196,11 +197,15 @@ def test_what_a_callback_makes_of_the_policy_acts_at_the_next_step(change: Any) 
 def test_distribution_that_is_patched_is_acted_with(name: str, on_class: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What samples is asked for, on the object or on the class."""
     model = model_of(name)
-    monkeypatch.setattr(
-        *(type(model.policy.action_dist) if on_class else model.policy.action_dist, "get_actions"),
-        (lambda self, deterministic=False: self.mode()) if on_class else (lambda deterministic=False: greedy.mode()),
-    )
-    greedy = model.policy.action_dist
+    distribution = model.policy.action_dist
+
+    def greedy(self: Any, deterministic: bool = False) -> Any:
+        return self.mode()
+
+    if on_class:
+        monkeypatch.setattr(type(distribution), "get_actions", greedy)
+    else:
+        distribution.get_actions = partial(greedy, distribution)
     model.train = lambda: None
     model.learn(90)
     batch = model._full_batch()

@@ -66,7 +66,16 @@ def arguments_of(model: Any, *, ask_schedules: bool = True, **of_learn: Any) -> 
     settings = ("training", "norm_obs", "norm_obs_keys", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
     found["VecNormalize"] = [{name: getattr(each, name) for name in settings} for each in _normalizers(model)] or None
     # Where an object lies in memory says nothing
-    return {name: re.sub(r" at 0x[0-9a-fA-F]+", "", f"{value}") for name, value in (found | of_learn).items()}
+    return {name: re.sub(r" at 0x[0-9a-fA-F]+", "", f"{_ordered(value)}") for name, value in (found | of_learn).items()}
+
+
+def _ordered(value: Any) -> Any:
+    """Return something with its sets as sorted lists: their order is another one in each process."""
+    if isinstance(value, set | frozenset):
+        return sorted(map(_ordered, value), key=str)
+    if isinstance(value, dict):
+        return {key: _ordered(part) for key, part in value.items()}
+    return list(map(_ordered, value)) if type(value) is list else value
 
 
 def _is_schedule(model: Any, name: str) -> bool:

@@ -243,8 +243,9 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             total_timesteps, callback = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, bar)
         if self.processes.size > 1:
             callback = ToldJointly(callback, self.processes)
-            # The episodes of one process would fill a window that is as large as that of one
-            size = self._stats_window_size * self.processes.size
+        # The episodes of one process would fill a window that is as large as that of one
+        size = self._stats_window_size * self.processes.size
+        if self.ep_info_buffer is None or self.ep_info_buffer.maxlen != size:
             self.ep_info_buffer = deque(self.ep_info_buffer or (), maxlen=size)
             self.ep_success_buffer = deque(self.ep_success_buffer or (), maxlen=size)
         return total_timesteps, callback

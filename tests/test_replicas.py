@@ -41,6 +41,15 @@ def test_arguments_are_told_in_the_same_words_by_models_that_are_alike() -> None
     assert {name for name, value in told(gamma=0.9).items() if value != told()[name]} == {"gamma"}
 
 
+def test_order_of_a_set_says_nothing() -> None:
+    """It is another one in each process."""
+    told = [
+        arguments_of(small_model(), policy_kwargs={"features_extractor_kwargs": {"keys": keys}})["policy_kwargs"]
+        for keys in ({"one", "two", "three"}, frozenset(["three", "two", "one"]))
+    ]
+    assert told[0] == told[1] == "{'features_extractor_kwargs': {'keys': ['one', 'three', 'two']}}"
+
+
 def test_processes_are_told_whether_masks_are_asked_for() -> None:
     """One that masks and one that does not would make one update of two different policies."""
     told = []

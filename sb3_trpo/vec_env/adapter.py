@@ -13,7 +13,7 @@ from stable_baselines3.common.preprocessing import check_for_nested_spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from sb3_trpo.vec_env.backends import NEXT_STEP, SAME_STEP, Backend, Observations, backend_of, put_rows, rows_of
+from sb3_trpo.vec_env.backends import NEXT_STEP, SAME_STEP, Backend, Observations, as_array, backend_of, put_rows, rows_of
 from sb3_trpo.vec_env.infos import Info, LazyInfos, info_of
 
 
@@ -21,8 +21,9 @@ class GymnasiumVecEnv(VecEnv):
     """
     A ``gymnasium.vector.VectorEnv`` as SB3's ``VecEnv``: bit for bit what ``DummyVecEnv`` and ``Monitor`` give.
 
-    Episodes are counted here, so that ``env_is_wrapped(Monitor)`` is true of every environment. Infos are made when they are
-    asked for; each is the same dict from then on.
+    Episodes are counted here, so that ``env_is_wrapped(Monitor)`` is true of every environment. Where each environment inside
+    has a ``Monitor``, it is that which counts them, under the wrappers around it. Infos are made when they are asked for;
+    each is the same dict from then on.
 
     How an ended episode gives way to the next one is asked of ``env.metadata["autoreset_mode"]``:
 
@@ -51,6 +52,7 @@ class GymnasiumVecEnv(VecEnv):
         self.wastes_steps = self.backend.mode == NEXT_STEP and not self.backend.resets_masked
         self.wasted_steps = np.zeros(self.num_envs, bool)
         self._ended_before = np.zeros(self.num_envs, bool)
+        self._counts_episodes = not self.backend.has("get_episode_rewards")
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, int)
         self._t_start = time.time()
@@ -79,12 +81,7 @@ class GymnasiumVecEnv(VecEnv):
         if any(other is not options and other != options for other in self._options):
             raise ValueError(f"options must be the same for every environment of a VectorEnv, got {self._options}")
         observations, infos = self.backend.reset(self._seeds[0], options or None)
-        if not isinstance(infos, dict):
-            raise ValueError(
-                f"infos of {self.vector_env} must be a dict of arrays as Gymnasium's vector environments give it, got a "
-                f"{type(infos).__name__}: leave out what makes a list of it, such as the wrapper DictInfoToList"
-            )
-        infos = self.backend.own(infos)
+        infos = self._checked(infos)
         self.reset_infos = [info_of(infos, index, self.num_envs) for index in range(self.num_envs)]
         self._reset_seeds()
         self._reset_options()
@@ -99,16 +96,19 @@ class GymnasiumVecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """Step every environment, and go on with the next episode where one ended (see base class)."""
-        rows, rewards, terminated, truncated, infos = self.vector_env.step(self._actions)
+        rows, *numbers, infos = self.vector_env.step(self._actions)
+        rewards, terminated, truncated = map(self._one_each, ("rewards", "terminations", "truncations"), numbers)
         observations = self._observed(rows)
-        infos = self.backend.own(infos)
+        infos = self._checked(infos)
         dones = np.logical_or(terminated, truncated)
-        # Monitor adds in float64
-        self._returns += rewards
         self._lengths += 1
         if self.wastes_steps:
             self.wasted_steps, self._ended_before = self._ended_before, dones.copy()
             self._lengths[self.wasted_steps] = 0
+            # A wrapper may have made something of the zero
+            rewards = np.where(self.wasted_steps, 0.0, rewards)
+        # Monitor adds in float64
+        self._returns += rewards
         ended: dict[int, Info] = {}
         if dones.any():
             ended = self._end_episodes(observations, infos, dones)
@@ -120,6 +120,22 @@ class GymnasiumVecEnv(VecEnv):
             marks={"wasted_step": self.wasted_steps} if self.wastes_steps else None,
         )
         return observations, np.array(rewards, np.float32), dones, lazy
+
+    def _checked(self, infos: Any) -> Info:
+        """Return infos as Gymnasium has them, in memory that nobody writes to again."""
+        if not isinstance(infos, dict):
+            raise ValueError(
+                f"infos of {self.vector_env} must be a dict of arrays as Gymnasium's vector environments give it, got a "
+                f"{type(infos).__name__}: leave out what makes a list of it, such as the wrapper DictInfoToList"
+            )
+        return self.backend.own(infos)
+
+    def _one_each(self, what: str, values: Any) -> np.ndarray:
+        """Return numbers of a step as an array with one for each environment."""
+        array = as_array(values)
+        if array.shape != (self.num_envs,):
+            raise ValueError(f"{what} of {self.vector_env} must be of shape ({self.num_envs},), got {array.shape}")
+        return array
 
     def _observed(self, observations: Observations) -> Observations:
         """Return observations as SB3 has them: of the space's keys and types, in memory that nobody writes to again."""
@@ -160,7 +176,8 @@ class GymnasiumVecEnv(VecEnv):
         for row, index in enumerate(indices.tolist()):
             ended[index] = info_of(infos, index, self.num_envs)
             ended[index]["terminal_observation"] = last[row]
-            ended[index]["episode"] = {"r": round(returns[row], 6), "l": lengths[row], "t": elapsed}
+            if self._counts_episodes:
+                ended[index]["episode"] = {"r": round(returns[row], 6), "l": lengths[row], "t": elapsed}
         return ended
 
     def _same_step(self, infos: Info, indices: np.ndarray) -> tuple[list[Observations], Info]:
@@ -168,7 +185,8 @@ class GymnasiumVecEnv(VecEnv):
         last = infos.get("final_obs")
         if last is None:
             raise ValueError(f"{self.vector_env} must give infos['final_obs'] in mode SAME_STEP when an episode ends")
-        own = {key: value for key, value in infos.items() if key.lstrip("_") not in ("final_obs", "final_info")}
+        of_the_last = ("final_obs", "final_info", "_final_obs", "_final_info")
+        own = {key: value for key, value in infos.items() if key not in of_the_last}
         self._restarted(indices, [info_of(own, index, self.num_envs) for index in indices.tolist()])
         rows = [rows_of(last, index) for index in indices]
         if isinstance(rows[0], np.ndarray) and rows[0].dtype == object:

@@ -51,6 +51,11 @@ def put_rows(observations: Observations, index: np.ndarray, rows: Observations) 
         observations[key][index] = rows[key]
 
 
+def as_array(values: Any) -> np.ndarray:
+    """Return numbers as an array of NumPy's: tensors of torch too, wherever they are."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
 class Backend:
     """
     A vector environment of any kind: its autoreset mode and spaces are known, and nothing of the environments inside.
@@ -93,6 +98,8 @@ class Backend:
             return {key: self.own(value) for key, value in values.items()}
         if isinstance(values, tuple):
             return tuple(map(self.own, values))
+        if hasattr(values, "detach"):
+            values = as_array(values)
         if not isinstance(values, np.ndarray) or values.dtype == object:
             return copy.deepcopy(values)
         return values.copy() if self.reuses_memory else values

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
+from stable_baselines3.common.monitor import Monitor
 
 from sb3_trpo.vec_env.adapter import GymnasiumVecEnv
 
@@ -37,7 +38,7 @@ def make_vector_env(
     :param n_envs: number of environments
     :param seed: of the first environment; None for a random one
     :param backend: one of those above
-    :param wrappers: put around each environment, in this order; ``"sync"`` and ``"async"`` only
+    :param wrappers: put around each environment and its ``Monitor``, in this order; ``"sync"`` and ``"async"`` only
     :param env_kwargs: arguments of the environment
     :param vector_kwargs: arguments of the vector environment, such as ``num_threads`` of EnvPool
     :return: the environments, seeded
@@ -58,7 +59,8 @@ def make_vector_env(
     if backend != "vector":
         # The one mode in which nothing is reset by this package
         kwargs = {"autoreset_mode": "SameStep"} | kwargs
-    around: Any = wrappers
+    # As in `make_vec_env`: episodes are those of the task, whatever a wrapper makes of rewards and ends
+    around: Any = [Monitor, *wrappers] if wrappers and Monitor not in wrappers else wrappers
     env = gym.make_vec(id, n_envs, mode, vector_kwargs=kwargs, wrappers=around, **(env_kwargs or {}))
     made = GymnasiumVecEnv(env)
     made.seed(seed)

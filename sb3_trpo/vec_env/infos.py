@@ -22,7 +22,7 @@ def info_of(infos: Mapping[str, Any], index: int, n: int) -> Info:
     info: Info = {}
     for key, value in infos.items():
         # The mask of another key, or a key that this environment has not
-        if (key.startswith("_") and key[1:] in infos) or not infos.get(f"_{key}", _ALL)[index]:
+        if (isinstance(key, str) and key.startswith("_") and key[1:] in infos) or not infos.get(f"_{key}", _ALL)[index]:
             continue
         if isinstance(value, dict):
             info[key] = info_of(value, index, n)

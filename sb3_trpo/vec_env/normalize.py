@@ -21,7 +21,7 @@ def _sum(rows: np.ndarray) -> np.ndarray:
 
 def _update(rms: RunningMeanStd, rows: np.ndarray) -> None:
     """Take rows into running statistics: SB3's numbers, with the mean made once and not for the variance again."""
-    if rows.dtype not in (np.float32, np.float64) or not rows.size:
+    if type(rms) is not RunningMeanStd or rows.dtype not in (np.float32, np.float64) or not rows.size:
         rms.update(rows)
         return
     mean = _sum(rows) / len(rows)
@@ -30,8 +30,9 @@ def _update(rms: RunningMeanStd, rows: np.ndarray) -> None:
     rms.update_from_moments(mean, _sum(squares) / len(rows), len(rows))
 
 
-def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
+def _stacked(rows: list[Any]) -> np.ndarray:
     """Return what ``np.stack`` gives, which takes a while for many small arrays."""
+    arrays = list(map(np.asarray, rows))
     return np.concatenate(arrays).reshape(len(arrays), *arrays[0].shape) if arrays[0].ndim else np.stack(arrays)
 
 

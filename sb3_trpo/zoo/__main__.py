@@ -9,7 +9,10 @@ environments of ``docs/vector_environments.md``. Under ``torchrun`` all processe
 import argparse
 import importlib
 import runpy
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # For each script the options that it gets unless they are among the arguments, each by all of its names
@@ -30,14 +33,30 @@ _MODULES = ("record_video", "record_training")
 
 def with_defaults(arguments: list[str], defaults: Defaults) -> list[str]:
     """
-    Add options that are not there.
+    Put options before those that are there: of an option that is given twice, in whatever spelling, the last one counts.
 
     :param arguments: the command line
     :param defaults: value by the names of the option
     :return: the command line with all of the options
     """
-    given = {argument.split("=")[0] for argument in arguments}
-    return arguments + [part for names, value in defaults.items() if not given & {*names} for part in (names[0], value)]
+    return [part for names, value in defaults.items() for part in (names[0], value)] + arguments
+
+
+@contextmanager
+def _videos_with_this_package() -> Iterator[None]:
+    """Let what ``record_training`` starts for each video be this command, which knows TRPO, in the Python that runs now."""
+    original = subprocess.call
+
+    def call(command: Any, *args: Any, **kwargs: Any) -> int:
+        if list(command[1:3]) == ["-m", "rl_zoo3.record_video"]:
+            command = [sys.executable, "-m", "sb3_trpo.zoo", "record_video", *command[3:]]
+        return original(command, *args, **kwargs)
+
+    subprocess.call = call  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        subprocess.call = original
 
 
 def main() -> None:
@@ -65,7 +84,8 @@ def main() -> None:
         arguments = train_together(join(), arguments)
     sys.argv[:] = [f"{parser.prog} {script}", *with_defaults(arguments, SCRIPTS[script])]
     if script in _MODULES:
-        runpy.run_module(f"rl_zoo3.{script}", run_name="__main__")
+        with _videos_with_this_package():
+            runpy.run_module(f"rl_zoo3.{script}", run_name="__main__")
     else:
         # Not before they are asked for: the plots need more packages than the rest
         package = "rl_zoo3.plots" if "plot" in script else f"rl_zoo3.{script}"

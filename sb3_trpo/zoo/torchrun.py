@@ -33,9 +33,12 @@ def train_together(processes: Processes, arguments: list[str]) -> list[str]:
     :param processes: of this training; with a single one nothing changes
     :param arguments: the command line of ``train``
     :return: that of this process
+    :raises SystemExit: if a search is asked for, in which each process would choose for itself
     """
     if processes.size == 1:
         return arguments
+    if not {"-optimize", "--optimize-hyperparameters"}.isdisjoint(arguments):
+        sys.exit("-optimize must be left out under torchrun: each process would try hyperparameters of its own")
     for name, cls in rl_zoo3.ALGOS.items():
         if issubclass(cls, TRPO):
             rl_zoo3.ALGOS[name] = learning_with(processes, cls)
@@ -44,5 +47,6 @@ def train_together(processes: Processes, arguments: list[str]) -> list[str]:
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     sys.stdout = (folder / "said").open("w")
+    arguments = [argument for argument in arguments if argument != "--track"]
     quiet = ["--log-folder", str(folder), "--tensorboard-log", "", "--eval-freq", "-1", "--save-freq", "-1", "--verbose", "0"]
     return [*arguments, *quiet]

@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -154,6 +155,60 @@ def test_statistics_are_shared_with_evaluation_as_in_sb3() -> None:
     env, other = trained(FastVecNormalize), VecNormalize(dummy(TASKS["time limit"]))
     sync_envs_normalization(env, other)
     np.testing.assert_equal(other.ret_rms.mean, env.ret_rms.mean)
+
+
+class Plain(gym.Env[Any, Any]):
+    """Gives its observations as Python has them."""
+
+    observation_space = spaces.Dict({"vector": spaces.Box(-9.0, 9.0, (2,)), "number": spaces.Discrete(9)})
+    action_space = spaces.Discrete(2)
+
+    def _observation(self) -> Any:
+        return {"vector": [float(self.n_steps), 1.0], "number": self.n_steps}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.n_steps = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> Any:
+        self.n_steps += 1
+        return self._observation(), 1.0, self.n_steps == 4, False, {}
+
+
+def test_last_observations_may_be_lists_and_numbers() -> None:
+    """An environment hands them out as they are, and SB3's takes them."""
+    keys = ["vector"]
+    ours, theirs = (cls(DummyVecEnv([Plain] * 2), norm_obs_keys=keys) for cls in (FastVecNormalize, VecNormalize))
+    for each in (ours, theirs):
+        each.reset()
+    n_compared = 0
+    for _ in range(12):
+        infos = [each.step(np.zeros(2, int))[3] for each in (ours, theirs)]
+        for key in ("vector", "number"):
+            last = ([info["terminal_observation"] for info in of if "terminal_observation" in info] for of in infos)
+            found, expected = ([each[key] for each in of] for of in last)
+            np.testing.assert_array_equal(found, expected)
+            n_compared += len(expected)
+    assert n_compared == 12
+
+
+class AtMostTen(RunningMeanStd):
+    """Forgets what was long ago."""
+
+    def update_from_moments(self, batch_mean: Any, batch_var: Any, batch_count: float) -> None:
+        super().update_from_moments(batch_mean, batch_var, batch_count)
+        self.count = min(self.count, 10.0)
+
+    def update(self, arr: np.ndarray) -> None:
+        super().update(2.0 * arr)
+
+
+def test_statistics_of_the_users_own_are_asked_themselves() -> None:
+    ours, theirs = (cls(dummy(TASKS["time limit"])) for cls in (FastVecNormalize, VecNormalize))
+    for env in (ours, theirs):
+        env.obs_rms = AtMostTen(shape=env.observation_space.shape)  # type: ignore[arg-type, assignment]
+    assert_same_run(ours, theirs, 30)
+    np.testing.assert_equal(statistics(ours), statistics(theirs))
 
 
 def test_infos_without_last_observations_stay() -> None:

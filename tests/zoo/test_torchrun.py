@@ -23,6 +23,39 @@ def test_one_process_changes_nothing() -> None:
     assert train_together(Processes(), arguments) is arguments and before == rl_zoo3.ALGOS
 
 
+class Second(Processes):
+    """The second of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rank, self.size = 1, 2
+
+
+@pytest.mark.parametrize("option", ["-optimize", "--optimize-hyperparameters"])
+def test_search_in_several_processes_is_refused(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would try something else."""
+    import rl_zoo3
+
+    from sb3_trpo.zoo.torchrun import train_together
+
+    monkeypatch.setattr(rl_zoo3, "ALGOS", dict(rl_zoo3.ALGOS))
+    with pytest.raises(SystemExit, match="-optimize must be left out under torchrun"):
+        train_together(Second(), ["--env", "CartPole-v1", option])
+
+
+def test_one_process_alone_is_tracked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others would each begin a run of their own."""
+    import rl_zoo3
+
+    from sb3_trpo.zoo.torchrun import train_together
+
+    monkeypatch.setattr(rl_zoo3, "ALGOS", dict(rl_zoo3.ALGOS))
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    arguments = train_together(Second(), ["--env", "CartPole-v1", "--track"])
+    sys.stdout.close()
+    assert "--track" not in arguments
+
+
 ARGUMENTS = (
     "train --env CartPole-v1 -n 512 --seed 1 --device cpu --num-threads 1 --eval-freq 200 -params n_steps:64 n_envs:2".split()
 )

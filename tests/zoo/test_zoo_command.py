@@ -143,3 +143,23 @@ def test_zoo_trains_in_the_vector_environments_of_this_package(kind: str, tmp_pa
     assert "update_accepted" in said and "has no effect" not in said
     assert load(tmp_path / "logs" / "trpo" / "CartPole-v1_1" / "CartPole-v1.zip").num_timesteps == 512
     assert "invalid choice" in run(tmp_path, "sb3_trpo.zoo", "train", "--vector-env", "quick", code=2)
+
+
+@pytest.mark.parametrize("spelling", [("--alg", "ppo"), ("--algo=ppo",), ("--algo", "ppo")])
+def test_what_is_given_counts_in_every_spelling(spelling: tuple[str, ...], tmp_path: pathlib.Path) -> None:
+    """Also those that argparse alone knows: abbreviated, or with the value behind it."""
+    said = run(
+        tmp_path, "sb3_trpo.zoo", "train", *spelling, "--env", "CartPole-v1", "-n", "64", "-params", "n_steps:64", "n_envs:1"
+    )
+    assert "Saving to logs/ppo/CartPole-v1_1" in said
+
+
+def test_videos_of_a_training_are_made_by_this_command() -> None:
+    """RL Zoo starts itself for each of them, which knows nothing of this package; other commands are left alone."""
+    from sb3_trpo.zoo.__main__ import _videos_with_this_package
+
+    before = subprocess.call
+    with _videos_with_this_package():
+        assert subprocess.call(["python", "-m", "rl_zoo3.record_video", "--help"], stdout=subprocess.DEVNULL) == 0
+        assert subprocess.call([sys.executable, "-c", "raise SystemExit(3)"]) == 3
+    assert subprocess.call is before

@@ -241,7 +241,6 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 # The next call of `learn` is not to go on in the middle of it: some environments may be further on than others
                 self._last_obs = None
             raise
-        self._wasted_steps, self._is_rewarded = watched.wasted_steps(), watched.is_rewarded
         if not goes_on or self.num_timesteps >= self._total_timesteps:
             # The last one: who is called once training has ended may set another environment
             self._learning = None

@@ -113,8 +113,9 @@ class WatchedRollout(PassedOn):
         self.model._last_episode_starts = np.logical_or(self.model._last_episode_starts, dones)
 
     def on_rollout_end(self) -> None:
-        """Look at what the returns and the update use."""
+        """Look at what the returns and the update use; what a callback looks at now is that of this rollout."""
         self.is_between_callbacks = False
+        self.model._wasted_steps, self.model._is_rewarded = self.wasted_steps(), self.is_rewarded
         super().on_rollout_end()
         self._look()
 

@@ -8,15 +8,19 @@ policy without keeping it, and draws that.
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
+import gymnasium as gym
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+import sb3_trpo
 from sb3_trpo.inspect.comparison_figures import draw_comparison
 from sb3_trpo.inspect.comparison_page import write_comparison
 from sb3_trpo.inspect.gallery import figures_of
@@ -26,6 +30,7 @@ from sb3_trpo.inspect.probe import inspect_model
 from sb3_trpo.inspect.run_files import UPDATES_FILE, Run, read_run
 from sb3_trpo.trpo import TRPO
 
+VARIANTS = ("RecurrentTRPO", "MaskableTRPO", "MaskableRecurrentTRPO")
 MARKS = {True: "✓", False: "!", None: "?"}
 
 
@@ -49,14 +54,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def inspect_zip(path: Path, env_id: str, vec_normalize: Path | None, seed: int) -> Run:
-    """Look at one update of a saved model, with as many environments as it was trained with."""
+    """Look at one update of a saved model, of TRPO or a variant, with as many environments as it was trained with."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
     data, _, _ = load_from_zip_file(path, device="cpu")
-    n_envs = (data or {}).get("n_envs", 1)
+    n_envs, kind = (data or {}).get("n_envs", 1), (data or {}).get("saved_kind", TRPO.kind)
+    cls: type[TRPO] = getattr(sb3_trpo, kind) if kind in VARIANTS else TRPO
     env: VecEnv = make_vec_env(env_id, n_envs=n_envs, seed=seed)
-    if vec_normalize is not None:
-        env = VecNormalize.load(str(vec_normalize), env)
     try:
-        return inspect_model(TRPO.load(path, env, device="cpu"), name=f"{path.stem} on {env_id}")
+        if vec_normalize is not None:
+            env = VecNormalize.load(str(vec_normalize), env)
+        return inspect_model(cls.load(path, env, device="cpu"), name=f"{path.stem} on {env_id}")
     finally:
         env.close()
 
@@ -138,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
         runs = compare(options) if len(options.run) > 1 else draw(options)
-    except (ValueError, OSError, ImportError, KeyError) as error:
+    except (ValueError, OSError, ImportError, KeyError, gym.error.Error, UnpicklingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for run in runs:
@@ -150,4 +158,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a pipe may know no check mark
     sys.exit(main())

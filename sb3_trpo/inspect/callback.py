@@ -23,6 +23,7 @@ from sb3_trpo.inspect.run_files import (
     episode_statistics,
     n_updates_before,
     read_run,
+    take_up,
 )
 from sb3_trpo.inspect.watched_update import OtherUpdate, OwnUpdate, WatchedUpdate
 from sb3_trpo.trpo import TRPO
@@ -40,8 +41,8 @@ class TrustRegionRecorder(BaseCallback):
 
     Give it to ``learn(callback=...)``, alone or among others, and look with ``python -m sb3_trpo.inspect FOLDER`` or
     :func:`read_run`. ``updates.jsonl`` holds a line for each update, ``states.jsonl`` and ``slices.jsonl`` what the pictures
-    of an update need. A run that goes on (``reset_num_timesteps=False``) is appended to; files of another run are kept beside
-    as ``updates.1.jsonl`` and so on.
+    of an update need. A run that goes on (``reset_num_timesteps=False``) is appended to. If it goes on from an earlier save,
+    what came after that is left out. Files of another run are kept beside as ``updates.1.jsonl`` and so on.
 
     :param folder: where to write; made if it does not exist
     :param pictures_every: every so many updates also keep the policy before and after in some states, and measure the plane
@@ -85,6 +86,8 @@ class TrustRegionRecorder(BaseCallback):
         if self.model.num_timesteps == 0:
             self._put_other_run_aside()
         self._n_updates = self._n_updates_so_far()
+        for name in (UPDATES_FILE, STATES_FILE, SLICES_FILE):
+            take_up(self.folder / name, self._n_updates)
         self._watched, self._has_warned = None, False
         self._last_episode = self.model.ep_info_buffer[-1] if self.model.ep_info_buffer else None
 
@@ -168,7 +171,11 @@ class TrustRegionRecorder(BaseCallback):
         for plane in planes:
             append(self.folder / SLICES_FILE, plane)
         if states or planes:
-            self._log_figures(states, planes)
+            try:
+                self._log_figures(states, planes)
+            except Exception as error:  # a picture is not worth a training
+                says = f"{type(error).__name__}: {error}"
+                warnings.warn(f"TrustRegionRecorder could not draw update {self._n_updates - 1}: {says}", stacklevel=2)
 
     def _log_figures(self, states: tuple[StatesRecord, ...], planes: tuple[SliceRecord, ...]) -> None:
         """Hand the figures to TensorBoard, if SB3's logger writes to it."""

@@ -15,6 +15,7 @@ from sb3_trpo.inspect.style import (
     PURPLE,
     SKY_BLUE,
     VERMILLION,
+    as_label,
     new_figure,
     plain_log_scale,
     styled,
@@ -75,7 +76,7 @@ def _series(run: Run, number: Number, of_group: OfGroup = _mean) -> tuple[np.nda
 def _line(axes: "Axes", run: Run, number: Number, look: dict[str, Any], of_group: OfGroup = _mean) -> bool:
     """Draw one number of a run; return whether there was any."""
     steps, values = _series(run, number, of_group)
-    axes.plot(steps, values, label=run.name, markevery=max(1, len(steps) // 8), **look)
+    axes.plot(steps, values, label=as_label(run.name), markevery=max(1, len(steps) // 8), **look)
     return bool(np.isfinite(values).any())
 
 
@@ -141,7 +142,7 @@ def _seconds(axes: "Axes", runs: Sequence[Run]) -> bool:
         axes.plot(
             steps,
             1000.0 * seconds / np.maximum(steps - np.array(before), 1),
-            label=run.name,
+            label=as_label(run.name),
             markevery=max(1, len(steps) // 8),
             **look_of(n),
         )

@@ -18,7 +18,7 @@ from sb3_trpo.inspect.comparison_figures import (
 )
 from sb3_trpo.inspect.health import check_health
 from sb3_trpo.inspect.page import MARKS, STYLE_SHEET, caption_of, embedded
-from sb3_trpo.inspect.run_files import Run, UpdateRecord
+from sb3_trpo.inspect.run_files import Run, UpdateRecord, limits_in_words
 from sb3_trpo.inspect.style import new_figure, styled
 from sb3_trpo.inspect.update_figures import draw_bubble
 
@@ -69,7 +69,7 @@ def _row(run: Run) -> dict[str, str]:
         "return": _number(last.mean_return, ",.4g"),
         "median KL": _number(_median(updates, "mean_kl")),
         "largest KL": _number(max(kls, default=math.nan)),
-        "limit": _number(last.max_kl),
+        "limit": limits_in_words(updates),
         "outside 1 ± ε": _number(_median(updates, "outside_clip"), ".0%"),
         "ε": _number(last.clip_range),
         "median gain": _number(_median(updates, "surrogate_gain"), ",.2g"),

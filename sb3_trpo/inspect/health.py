@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sb3_trpo.hints import SPREAD
-from sb3_trpo.inspect.run_files import UpdateRecord
+from sb3_trpo.inspect.run_files import UpdateRecord, limits_in_words
 
 # The rules judge this many of the latest updates
 RECENT = 20
@@ -116,7 +116,7 @@ def kl_far_below(updates: Sequence[UpdateRecord]) -> Finding:
     return Finding(
         name,
         not wrong,
-        f"The steps kept use {used:.0%} of the limit δ = {latest[-1].max_kl:g} ({_over(latest)}).",
+        f"The steps kept use {used:.0%} of the limit δ = {limits_in_words(latest)} ({_over(latest)}).",
         "The steps are much shorter than allowed. If the line search shortens them for want of gain, the advantages are "
         "noise: collect more per update. If it keeps the full step, the quadratic model overrates the KL: use all states for "
         "the Fisher matrix (sub_sampling_factor=1)."

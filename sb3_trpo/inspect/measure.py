@@ -1,13 +1,15 @@
 """What an update did to a policy, measured from outside on the states of its rollout."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 
 from sb3_trpo.distributions import frozen
-from sb3_trpo.guards.process import unvalidated_distributions
+from sb3_trpo.guards.process import full_precision, unvalidated_distributions
 from sb3_trpo.inspect.run_files import QUANTILES
 from sb3_trpo.objective import Batch, entropy_term, kl_old_new, log_ratio, surrogate_term, weighted_mean
 from sb3_trpo.trpo import TRPO
@@ -82,6 +84,13 @@ class SpreadOfChunks:
         return Spread(self.reverse_kl, float(kl.max()), of_kl, of_ratio, self.outside, self.clip_range, len(kl))
 
 
+@contextmanager
+def as_updates_are_measured() -> Iterator[None]:
+    """Measure in the precision of the parameters, and let what is not finite come out as that."""
+    with full_precision(), unvalidated_distributions():
+        yield
+
+
 class Means(NamedTuple):
     """
     What an update did on the mean, as ``TrustRegionStep`` tells it of ours.
@@ -124,7 +133,7 @@ def measure(before: TRPO, after: TRPO, batch: Batch, clip_range: float) -> tuple
     :param batch: the rollout of the update
     :param clip_range: ε of the clip whose bounds to count by
     """
-    with unvalidated_distributions():
+    with as_updates_are_measured():
         parameters = actor_parameters(before, batch)
         spread = SpreadOfChunks(clip_range)
         gradient, step = th.zeros(()), step_between(before, after, parameters)

@@ -116,13 +116,14 @@ def _finding(run: Run, finding: Finding) -> str:
 
 
 def _kl_in_words(run: Run) -> dict[str, str]:
-    kls = [update.mean_kl for update in run.updates if math.isfinite(update.mean_kl)]
-    if not kls:
+    measured = [update for update in run.updates if math.isfinite(update.mean_kl)]
+    if not measured:
         return {}
-    limit = run.updates[-1].max_kl
-    if math.isnan(limit):
-        return {"median and largest KL of an update": f"{np.median(kls):.3g} / {max(kls):.3g}"}
-    return {"largest KL of any update, and its limit": f"{max(kls):.3g} / {limit:g}"}
+    largest = max(measured, key=lambda update: update.mean_kl)
+    if math.isnan(largest.max_kl):
+        median = np.median([update.mean_kl for update in measured])
+        return {"median and largest KL of an update": f"{median:.3g} / {largest.mean_kl:.3g}"}
+    return {"largest KL of any update, and its limit": f"{largest.mean_kl:.3g} / {largest.max_kl:.3g}"}
 
 
 def _summary(run: Run) -> str:
@@ -131,7 +132,7 @@ def _summary(run: Run) -> str:
         "algorithm": last.algorithm,
         "updates": f"{last.n_updates:,}",
         "environment steps": f"{last.num_timesteps:,}",
-        "mean return of the latest episodes": f"{last.mean_return:,.4g}",
+        "mean return of the latest episodes": f"{last.mean_return:,.4g}" if math.isfinite(last.mean_return) else "–",
         **_kl_in_words(run),
         "updates that moved the policy": f"{sum(u.accepted for u in run.updates)} of {len(run.updates)} on record",
     }

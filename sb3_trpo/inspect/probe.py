@@ -13,8 +13,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 
 from sb3_trpo.distributions import factors_of, frozen
-from sb3_trpo.guards.process import unvalidated_distributions
 from sb3_trpo.inspect.as_ours import gain_unit_of, name_of
+from sb3_trpo.inspect.measure import as_updates_are_measured
 from sb3_trpo.inspect.planes import as_they_were, slice_of
 from sb3_trpo.inspect.run_files import (
     ActionDistribution,
@@ -139,7 +139,7 @@ class WatchedStates:
     @th.no_grad()
     def now(self, model: TRPO) -> tuple[Distribution, Distribution | None]:
         """Return the policy that a model has now, in the states of the rollout, and in the further ones."""
-        with unvalidated_distributions():
+        with as_updates_are_measured():
             of_rollout = frozen(model._distribution(self.batch))
             return of_rollout, None if self.chosen is None else frozen(model._distribution(self.chosen))
 
@@ -152,14 +152,18 @@ class WatchedStates:
         :param max_kl: its limit on the mean KL
         """
         new, new_chosen = self.now(model)
-        kl = kl_old_new(self.old, new)
-        by_kl = kl.argsort(descending=True).tolist()
+        with as_updates_are_measured():
+            kl = kl_old_new(self.old, new)
+        # Where a policy is no number it has not changed by any
+        finite = kl.isfinite().nonzero().flatten()
+        by_kl = finite[kl[finite].argsort(descending=True)].tolist()
         changes = [
             self._change(f"{name} KL of {len(kl):,} states", kl, self.old, new, self.batch.observations, row)
-            for name, row in (("largest", by_kl[0]), ("median", by_kl[len(by_kl) // 2]))
+            for name, row in ((("largest", by_kl[0]), ("median", by_kl[len(by_kl) // 2])) if by_kl else ())
         ]
         if self.chosen is not None and self.old_chosen is not None and new_chosen is not None:
-            kl_chosen = kl_old_new(self.old_chosen, new_chosen)
+            with as_updates_are_measured():
+                kl_chosen = kl_old_new(self.old_chosen, new_chosen)
             changes += [
                 self._change(f"chosen state {row + 1}", kl_chosen, self.old_chosen, new_chosen, self.chosen.observations, row)
                 for row in range(len(kl_chosen))
@@ -278,8 +282,20 @@ def inspect_model(model: TRPO, *, states: Any = None, name: str = "model") -> Ru
         policy with a memory a pair of these and of the state before them, as ``predict`` returns it
     :param name: what to call the result
     :return: a run of this one update
+    :raises TypeError: if it is no model of this package
     :raises ValueError: if the model has no environment
+    :raises RuntimeError: while the model learns
     """
+    if not isinstance(model, TRPO):
+        raise TypeError(
+            f"inspect_model makes an update of a model of this package, got {type(model).__name__}: TrustRegionRecorder "
+            "records those of other algorithms as they are made"
+        )
+    if model._learning == id(model):
+        raise RuntimeError(
+            "inspect_model cannot be called while the model learns: it would collect a rollout of its own in the middle of "
+            "one. TrustRegionRecorder looks at updates as they are made"
+        )
     if model.env is None:
         raise ValueError("the model has no environment to collect a rollout in: give it one with model.set_env(env)")
     with _state_kept(model):

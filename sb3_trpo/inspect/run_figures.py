@@ -303,12 +303,16 @@ PANELS: dict[str, Panel] = {
 OF_SEARCH = {"step_fraction", "cg_iterations", "cg_residual", "value_loss"}
 
 
+def _without_numbers(updates: Sequence[UpdateRecord]) -> set[str]:
+    """Name the panels of which there is no number on record."""
+    without = {name for name in ("std", "outside_clip") if np.isnan(_of(updates, name)).all()}
+    return without | {"ratio"} if "outside_clip" in without else without
+
+
 def panels_of(run: Run) -> tuple[str, ...]:
     """Name the panels that there is something to draw in: discrete policies have no standard deviation, PPO no line search."""
     updates = run.updates
-    without = {name for name in ("std", "outside_clip") if np.isnan(_of(updates, name)).all()}
-    if "outside_clip" in without:
-        without.add("ratio")
+    without = _without_numbers(updates)
     if not any(update.tells_of_search for update in updates):
         without |= OF_SEARCH
     elif len({len(update.cg_residual_norms) for update in updates}) == 1:
@@ -335,6 +339,7 @@ def draw_run(run: Run, panels: Sequence[str] | None = None) -> "Figure":
         raise ValueError(f"panels must be some of {list(PANELS)}, got {list(names)}")
     if not run.updates:
         raise ValueError(f"run {run.name!r} has no update to draw")
+    without_numbers = _without_numbers(run.updates)
     n_columns = min(3, len(names))
     n_rows = math.ceil(len(names) / n_columns)
     figure = new_figure(4.6 * n_columns, 3.1 * n_rows)
@@ -343,6 +348,9 @@ def draw_run(run: Run, panels: Sequence[str] | None = None) -> "Figure":
         axes.set(title=PANELS[name].title, ylabel=PANELS[name].unit, xlabel="environment steps")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.locator_params(axis="x", nbins=6)
+        if name in without_numbers:
+            write_in(axes, "not on record")
+            continue
         PANELS[name].draw(axes, run.updates)
         if len(run.updates) == 1:
             axes.set_xticks([run.updates[0].num_timesteps])

@@ -302,6 +302,8 @@ Record = TypeVar("Record", UpdateRecord, StatesRecord, SliceRecord)
 
 def encode(value: Any) -> Any:
     """Turn a record into what JSON has: named tuples into objects, what is not finite into ``null``."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return {name: encode(field) for name, field in value._asdict().items()}
     if isinstance(value, dict):
@@ -377,6 +379,37 @@ def append(path: Path, record: UpdateRecord | StatesRecord | SliceRecord) -> Non
             file.seek(-1, 2)
             line = line if file.read(1) == b"\n" else "\n" + line
         file.write(line.encode())
+
+
+def limits_in_words(updates: Sequence[UpdateRecord]) -> str:
+    """Say which limits updates had, the first one's and the last one's where they differ; a dash where they had none."""
+    limits = [update.max_kl for update in updates if math.isfinite(update.max_kl)]
+    if not limits:
+        return "–"
+    return f"{limits[0]:.3g}" if len(set(limits)) == 1 else f"{limits[0]:.3g} to {limits[-1]:.3g}"
+
+
+def take_up(path: Path, n_updates: int) -> None:
+    """
+    Leave out of a file what was written after some update: a run that goes on from there makes the next ones anew.
+
+    :param path: a file, which need not be there
+    :param n_updates: number of that update
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if _number_of(line) <= n_updates]
+    if len(kept) < len(lines):
+        unfinished = path.with_name(f".{path.name}.tmp")
+        unfinished.write_bytes(b"".join(kept))
+        unfinished.replace(path)
+
+
+def _number_of(line: bytes) -> int:
+    """Return the number of the update that a line is of, 0 for one that is none."""
+    try:
+        return int(json.loads(line)["n_updates"])
+    except (ValueError, TypeError, KeyError):
+        return 0
 
 
 def _read_lines(path: Path, kind: Callable[..., Record]) -> tuple[tuple[Record, ...], list[str]]:

@@ -1,6 +1,7 @@
 """How every figure looks. Matplotlib is imported when the first one is made, and its pyplot never."""
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,6 +38,8 @@ STYLE = {
     "svg.fonttype": "path",
 }
 
+_one_at_a_time = threading.RLock()
+
 Drawing = TypeVar("Drawing", bound=Callable[..., Any])
 
 
@@ -54,10 +57,16 @@ def styled(function: Drawing) -> Drawing:
             import matplotlib.style
         except ImportError:
             raise ImportError("drawing needs Matplotlib: pip install 'sb3_trpo[plots]'") from None
-        with matplotlib.style.context(["default", STYLE]):
+        # What is put back is of the whole process
+        with _one_at_a_time, matplotlib.style.context(["default", STYLE]):
             return function(*args, **kwargs)
 
     return wrapper  # type: ignore[return-value]
+
+
+def as_label(name: str) -> str:
+    """Return a name as Matplotlib writes it out: dollars are no mathematics, and an underscore in front hides nothing."""
+    return (f" {name}" if name.startswith("_") else name).replace("$", r"\$")
 
 
 def new_figure(width: float, height: float) -> "Figure":

@@ -259,6 +259,8 @@ def _bar_factor(axes: "Axes", old: Sequence[float], new: Sequence[float], names:
     for place, p, q in zip(places, old, new, strict=True):
         # Where a mask makes an action impossible it is of probability zero in both
         ratio = f"×{q / p:.3g}" if p > 0 else "new" if q > 0 else "0"
+        if not (math.isfinite(p) and math.isfinite(q)):
+            continue
         axes.annotate(
             ratio,
             (place, max(p, q)),
@@ -270,7 +272,8 @@ def _bar_factor(axes: "Axes", old: Sequence[float], new: Sequence[float], names:
             fontsize=8 if many else 9,
         )
     axes.set_xticks(places, names)
-    axes.set_ylim(0.0, 1.25 * max(*old, *new) if many else 1.18 * max(*old, *new))
+    top = max((value for value in (*old, *new) if math.isfinite(value)), default=1.0)
+    axes.set_ylim(0.0, 1.25 * top if many else 1.18 * top)
     axes.margins(x=0.04)
 
 

@@ -5,10 +5,19 @@ from typing import Any, Protocol
 
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from sb3_trpo.fast.network import is_a_chain
 from sb3_trpo.inspect.as_ours import clip_range_of, gain_unit_of, limit_of, name_of, nothing_drawn, seen_as_ours
-from sb3_trpo.inspect.measure import Means, Spread, SpreadOfChunks, actor_parameters, measure, step_between
+from sb3_trpo.inspect.measure import (
+    Means,
+    Spread,
+    SpreadOfChunks,
+    actor_parameters,
+    as_updates_are_measured,
+    measure,
+    step_between,
+)
 from sb3_trpo.inspect.planes import slice_with_step
-from sb3_trpo.inspect.policy_copies import copy_of
+from sb3_trpo.inspect.policy_copies import CannotBeCopied, copy_of
 from sb3_trpo.inspect.probe import WatchedStates, affordable, plain_problem, sample, slice_ahead
 from sb3_trpo.inspect.run_files import SliceRecord, StatesRecord, UpdateRecord, record_of
 from sb3_trpo.metrics import UpdateReport
@@ -53,12 +62,22 @@ class OwnUpdate:
         self.states = states
         self.spread: Spread | None = None
 
+    def _seen(self) -> TRPO:
+        """Return the model, or one like it with a copy of its policy where a look may leave something behind in that."""
+        policy = self.model.policy
+        try:
+            return self.model if is_a_chain(policy) else seen_as_ours(self.model, copy_of(policy))
+        except CannotBeCopied:
+            return self.model
+
     def prepare(self) -> None:
         """Keep the policy in some states, and make the pictures' plane."""
-        self.few = WatchedStates(self.model, n_states=SPREAD_STATES)
-        if self.wants_pictures:
-            self.watched = WatchedStates(self.model, self.states)
-            self.slice = slice_ahead(self.model)
+        with nothing_drawn():
+            seen = self._seen()
+            self.few = WatchedStates(seen, n_states=SPREAD_STATES)
+            if self.wants_pictures:
+                self.watched = WatchedStates(seen, self.states)
+                self.slice = slice_ahead(seen)
 
     @property
     def report(self) -> UpdateReport | None:
@@ -68,9 +87,10 @@ class OwnUpdate:
     def measure(self) -> None:
         """Measure the spread."""
         if self.report is not None:
-            spread = SpreadOfChunks(clip_range_of(self.model))
-            spread.add(self.few.batch, self.few.old, self.few.now(self.model)[0])
-            self.spread = spread.spread()
+            with nothing_drawn(), as_updates_are_measured():
+                spread = SpreadOfChunks(clip_range_of(self.model))
+                spread.add(self.few.batch, self.few.old, self.few.now(self._seen())[0])
+                self.spread = spread.spread()
 
     def record(self, **others: Any) -> UpdateRecord | None:
         """Return what there is to keep."""
@@ -91,7 +111,8 @@ class OwnUpdate:
         report = self.report
         if report is None or not self.wants_pictures:
             return (), ()
-        states = self.watched.compare(self.model, n_updates=report.n_updates, max_kl=report.max_kl)
+        with nothing_drawn():
+            states = self.watched.compare(self._seen(), n_updates=report.n_updates, max_kl=report.max_kl)
         return (states,), () if self.slice is None else (self.slice,)
 
 
@@ -151,7 +172,7 @@ class OtherUpdate:
         if self.measured is None:
             return record_from_outside(self.model, self.n_updates, **known, **others)
         means, spread = self.measured
-        status = "accepted" if means.step_norm > 0.0 else "unchanged"
+        status = "accepted" if means.step_norm > 0.0 or means.mean_kl > 0.0 else "unchanged"
         known |= means._asdict() | spread._asdict() | {"status": status, "max_kl": limit_of(self.model)}
         return record_from_outside(self.model, self.n_updates, **known, **others)
 
@@ -171,6 +192,8 @@ class OtherUpdate:
         few = sample(self.batch, affordable(self.model.observation_space))
         with self.before._update_of_the_policy():
             parameters = actor_parameters(self.before, few)
+            if not parameters:
+                return None
             problem = plain_problem(self.before, few, parameters)
             return slice_with_step(
                 problem,

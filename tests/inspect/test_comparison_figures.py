@@ -106,3 +106,13 @@ def test_gains_in_different_units_are_not_said_to_be_one(healthy: UpdateRecord) 
     raw = runs[1]._replace(updates=tuple(u._replace(gain_unit="units of the return") for u in runs[1].updates))
     assert draw_comparison(runs, ["gain"]).axes[0].get_ylabel() == "gain [std of the advantage]"
     assert draw_comparison([runs[0], raw], ["gain"]).axes[0].get_ylabel() == "gain [in the unit of each run]"
+
+
+@pytest.mark.parametrize("name", ["_base", "cost $5 and $6", "a$x^$", "a_b"])
+def test_name_is_written_as_it_is(name: str, healthy: UpdateRecord) -> None:
+    """An underscore in front hides nothing, and dollars are no mathematics."""
+    first, second = compared(healthy)
+    figure = draw_comparison([first._replace(name=name), second])
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert [text.get_text().strip().replace("\\$", "$") for text in legend.get_texts()] == [name, "run 1"]

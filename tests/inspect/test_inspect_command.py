@@ -1,14 +1,17 @@
 """``python -m sb3_trpo.inspect``: draws a record or a saved model, and says what is wrong."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, RecurrentTRPO
 from sb3_trpo.inspect import Run, figures_of, read_run
 from sb3_trpo.inspect.__main__ import main
 from sb3_trpo.inspect.run_files import append
@@ -118,3 +121,36 @@ def test_figures_of_an_update_whose_line_is_damaged_are_still_drawn(run: Run, tm
     append(tmp_path / "slices.jsonl", run.slices[-1])
     (tmp_path / "updates.jsonl").write_text("garbage\n")
     assert [name for name, _ in figures_of(read_run(tmp_path))] == ["bubble"]
+
+
+def test_command_inspects_saved_models_of_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.zip"
+    RecurrentTRPO("MlpLstmPolicy", "CartPole-v1", n_steps=64, seed=0, device="cpu").save(path)
+    assert main([str(path), "--env", "CartPole-v1"]) == 0
+    assert "✓ Do the conjugate gradients converge?" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--env", "CartPole-v17"], "CartPole"),
+        (["--env", ""], "error: "),
+        (["--env", "CartPole-v1", "--seed", "-1"], "error: "),
+        (["--env", "CartPole-v1", "--vec-normalize", "model.zip"], "error: "),
+    ],
+)
+def test_command_says_in_a_line_what_cannot_be(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names, numbers and files that are none, of a saved model."""
+    monkeypatch.chdir(tmp_path)
+    TRPO("MlpPolicy", "CartPole-v1", n_steps=64, seed=0, device="cpu").save("model")
+    assert main(["model.zip", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_command_writes_to_a_pipe_that_knows_no_check_mark(recorded: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sb3_trpo.inspect", str(recorded), "--output", str(tmp_path)]
+    result = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert b"? Do the conjugate gradients converge?" in result.stdout

@@ -1,6 +1,7 @@
 """The report is one page with everything in it, and renders in a browser."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from sb3_trpo.inspect import PANELS, Run, UpdateRecord, check_health, write_report
+from sb3_trpo.inspect import PANELS, Run, UpdateRecord, check_health, write_comparison, write_report
 from sb3_trpo.inspect.health import critic_explains
 from tests.inspect.test_health import UNHEALTHY, series
 
@@ -99,3 +100,19 @@ def test_report_renders_in_a_browser(width: int, page: str, tmp_path: Path) -> N
     # Text, the green marks of what is healthy, and white in between
     n_colours = len(np.unique((pixels * 8).astype(int).reshape(-1, pixels.shape[2]), axis=0))
     assert 0.5 < pixels[..., :3].mean() < 0.99 and n_colours > 20
+
+
+def test_limit_that_falls_is_that_of_the_update(healthy: UpdateRecord, tmp_path: Path) -> None:
+    """The largest KL stands beside the limit that it kept; where no episode has ended there is no return."""
+    limits = (0.1, 0.05, 0.0)
+    updates = tuple(
+        healthy._replace(n_updates=n, max_kl=limit, mean_kl=0.9 * limit, mean_return=math.nan)
+        for n, limit in enumerate(limits, start=1)
+    )
+    run = Run("run", updates)
+    text = write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<dd>0.09 / 0.1</dd>" in text and "<dd>–</dd>" in text and "nan" not in text.split("<h2>")[0]
+    assert "of the limit δ = 0.1 to 0" in text
+    assert "0.1 to 0" in write_comparison([run, run._replace(name="other")], tmp_path / "both.html").read_text(
+        encoding="utf-8"
+    )

@@ -141,3 +141,10 @@ def test_long_run_is_drawn_without_a_symbol_for_each_update(healthy: UpdateRecor
         for line in axes.lines
         if len(np.atleast_1d(line.get_xdata())) > 1500 and line.get_marker() != "None"
     )
+
+
+@pytest.mark.parametrize("panel", ["std", "ratio", "outside_clip"])
+def test_panel_without_a_number_says_so(panel: str, healthy: UpdateRecord) -> None:
+    unknown: dict[str, Any] = {"std": math.nan, "outside_clip": math.nan, "ratio_quantiles": ()}
+    figure = draw_run(Run("run", (healthy._replace(**unknown),)), [panel])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["not on record"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sb3_trpo.inspect import TrustRegionRecorder, UpdateRecord, inspect_model, read_run
-from sb3_trpo.inspect.run_files import append, encode
+from sb3_trpo.inspect.run_files import append, encode, take_up
 from tests.small_models import small_model
 
 
@@ -73,3 +73,28 @@ def test_pictures_survive_the_disk(tmp_path: Path) -> None:
     assert states.changes[2].observation == "[0, 0, 0]"
     assert states.kl.mean() == pytest.approx(run.updates[0].mean_kl, rel=1e-3)
     assert states.changes[0].kl == pytest.approx(states.kl.max(), rel=1e-3)
+
+
+def test_numbers_of_numpy_are_written(tmp_path: Path) -> None:
+    """An environment of the user's own may count in them."""
+    record = update_record(num_timesteps=np.int64(640), mean_kl=np.float32(0.5))
+    append(tmp_path / "updates.jsonl", record)
+    (read,) = read_run(tmp_path).updates
+    assert (read.num_timesteps, read.mean_kl) == (640, 0.5)
+
+
+def test_what_came_after_an_update_is_left_out(tmp_path: Path) -> None:
+    """Lines that are none stay; a file that is not there, or has nothing of it, is not written to."""
+    path = tmp_path / "updates.jsonl"
+    take_up(path, 1)
+    assert not path.exists()
+    for n in (1, 2, 3):
+        append(path, update_record(n_updates=n))
+    with open(path, "ab") as file:
+        file.write(b'{"n_upd')
+    take_up(path, 2)
+    assert [update.n_updates for update in read_run(tmp_path).updates] == [1, 2]
+    assert path.read_bytes().endswith(b'{"n_upd') and [each.name for each in tmp_path.iterdir()] == ["updates.jsonl"]
+    before = path.stat().st_mtime_ns
+    take_up(path, 2)
+    assert path.stat().st_mtime_ns == before

@@ -1,6 +1,7 @@
 """How figures look is no one else's business: the user's Matplotlib is left alone, and is not needed to record."""
 
 import sys
+import threading
 from pathlib import Path
 
 import matplotlib
@@ -27,3 +28,14 @@ def test_figures_leave_the_users_matplotlib_alone(run: Run) -> None:
         figure = draw_run(run, ["kl"])
         assert dict(matplotlib.rcParams) == before and plt.get_fignums() == []
     assert figure.axes[0].get_facecolor()[:3] == (1.0, 1.0, 1.0) and figure.axes[0].xaxis.label.get_fontsize() == 10.0
+
+
+def test_threads_that_draw_leave_matplotlib_alone(run: Run) -> None:
+    """What each puts back is of the whole process."""
+    before = dict(matplotlib.rcParams)
+    threads = [threading.Thread(target=draw_run, args=(run,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert dict(matplotlib.rcParams) == before

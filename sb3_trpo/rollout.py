@@ -122,7 +122,9 @@ def _store_observations(rollout_buffer: RolloutBuffer, at: int, observations: Ob
         stored[at] = observations.reshape(stored.shape[1:])
 
 
-def _note_episodes(model: OnPolicyAlgorithm, infos: Sequence[dict[str, Any]], dones: np.ndarray, ended: list[int]) -> None:
+def _note_episodes(
+    model: OnPolicyAlgorithm, infos: Sequence[dict[str, Any]], dones: np.ndarray, ended: list[int], *, wants_all: bool
+) -> None:
     """
     Add what infos say of whole episodes to the model's statistics, as SB3 does with every info.
 
@@ -130,9 +132,10 @@ def _note_episodes(model: OnPolicyAlgorithm, infos: Sequence[dict[str, Any]], do
     :param infos: of all environments. A sequence that makes them when they are asked for is asked for those that ended
     :param dones: whether an episode ended, shape (n_envs,)
     :param ended: the numbers of those environments
+    :param wants_all: whether the model's class looks at every info in a way of its own
     """
     told = ended
-    if is_of_users_own(model, "_update_info_buffer"):
+    if wants_all or "_update_info_buffer" in vars(model):
         model._update_info_buffer(list(infos), dones)
         return
     if isinstance(infos, (list, tuple)):
@@ -206,6 +209,7 @@ def collect_rollouts(
     callback.on_rollout_start()
     act = actor if runs_user_code(callback) or steps_through_user_code(env) else actor.go_on
     n_attributes, is_own = len(vars(rollout_buffer)), is_sb3s_own(rollout_buffer)
+    wants_all = is_of_users_own(model, "_update_info_buffer")
     while n_steps < n_rollout_steps:
         if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
             actor.reset_noise()
@@ -232,7 +236,7 @@ def collect_rollouts(
         if len(vars(rollout_buffer)) != n_attributes:  # the callback has wrapped one of its methods
             n_attributes, is_own = len(vars(rollout_buffer)), is_sb3s_own(rollout_buffer)
         ended = dones.nonzero()[0].tolist()
-        _note_episodes(model, infos, dones, ended)
+        _note_episodes(model, infos, dones, ended, wants_all=wants_all)
 
         now = _cut_episodes(model, infos, ended, n_steps) if ended else []
         if now:

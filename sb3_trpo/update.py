@@ -273,7 +273,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         values = reached_by(self._values(probe), everything)
         check_actor(self.policy, actor, values, lambda: self._distribution(probe).log_prob(probe.actions))
         self._warn_of_untrained_critic(untrained(self.policy, actor, values))
-        self._warn_of_another_distribution(batch.few(N_ASKED))
+        self._warn_of_another_distribution(batch)
         if not is_chain:
             # For good: a network that drops a layer now and then is the same many times
             is_random_here = self._notice_randomness(batch.few(N_ASKED)) or self._is_random
@@ -305,12 +305,13 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             warnings.warn(UNTRAINED_CRITIC.format(names=", ".join(names)), stacklevel=3)
 
     @th.no_grad()
-    def _warn_of_another_distribution(self, few: Batch) -> None:
+    def _warn_of_another_distribution(self, batch: Batch) -> None:
         """Warn if a policy of the user's own acts by another distribution than it is asked for: PPO asks for none."""
         own = any(is_of_users_own(self.policy, name) for name in ("forward", "evaluate_actions", "extract_features"))
         asked_as_known = not is_of_users_own(self.policy, "get_distribution") and not is_of_users_own(self, "_distribution")
         if not own or not asked_as_known or self._warned_of_another_distribution or self._is_random:
             return
+        few = batch.few(N_ASKED)
         asked = self._distribution(few).log_prob(few.actions)
         acted = few.old_log_prob.to(asked)
         if asked.shape == acted.shape and not th.allclose(asked, acted, rtol=1e-2, atol=1e-2, equal_nan=True):

@@ -122,7 +122,7 @@ def _is_well_known(thing: Any) -> bool:
 
 def is_of_users_own(thing: Any, name: str) -> bool:
     """Whether a method is of the user's own: set on the object, or of a class of theirs."""
-    return name in vars(thing) or not _is_well_known(getattr(type(thing), name))
+    return name in vars(thing) or not _is_well_known(getattr(type(thing), name, None))
 
 
 def steps_through_user_code(env: VecEnv) -> bool:

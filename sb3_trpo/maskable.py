@@ -236,8 +236,12 @@ class Masking(TRPO):
         self, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int, use_masking: bool = True
     ) -> bool:
         """
-        Collect experience with the current policy (see sb3-contrib's ``MaskablePPO.collect_rollouts`` for the parameters).
+        Collect experience with the current policy, as sb3-contrib's ``MaskablePPO`` does.
 
+        :param env: the training environment
+        :param callback: called at each step, and at the beginning and end of the rollout
+        :param rollout_buffer: buffer to fill
+        :param n_rollout_steps: number of steps to collect per environment
         :param use_masking: whether to ask the environment which actions are possible; not where ``learn`` was told not to
         """
         of_learn = self._use_masking
@@ -252,9 +256,12 @@ class Masking(TRPO):
         assert self.env is not None
         if not is_masking_supported(self.env) and begins:
             self.env.reset()
+            self._last_obs = None  # of before
         return is_masking_supported(self.env)
 
-    def _setup_learn(self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any) -> Any:
+    def _setup_learn(
+        self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
+    ) -> Any:
         begins = reset_num_timesteps or self._last_obs is None
         if self._use_masking and self.env is not None and not self._says_what_is_possible(begins=begins):
             raise ValueError(
@@ -262,7 +269,7 @@ class Masking(TRPO):
                 f"{self.env.unwrapped} which does not support action masking: wrap it in sb3_contrib's ActionMasker, or call "
                 "learn with use_masking=False"
             )
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args)
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
 
     def predict(
         self,

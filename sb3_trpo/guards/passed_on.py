@@ -8,7 +8,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Conve
 from stable_baselines3.common.vec_env import VecEnv
 
 # Packages whose environments know nothing of a model
-WELL_KNOWN = {"gymnasium", "stable_baselines3", "sb3_contrib", "sb3_trpo", "ale_py", "envpool", "shimmy"}
+WELL_KNOWN = {"gymnasium", "stable_baselines3", "sb3_contrib", "sb3_trpo", "rl_zoo3", "ale_py", "envpool", "shimmy"}
 OF_A_STEP = {"step", "reset", "step_async", "step_wait"}
 
 

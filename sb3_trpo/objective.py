@@ -193,11 +193,12 @@ class NotFrozenError(ValueError):
 
 
 @th.no_grad()
-def check_kl(distribution: Distribution, parameters: Parameters = ()) -> None:
+def check_kl(distribution: Distribution, actions: th.Tensor, parameters: Parameters) -> None:
     """
     Fail unless a KL is known between a policy's distribution and what it becomes when the policy moves.
 
     :param distribution: with a graph to the parameters, for a few states
+    :param actions: taken there
     :param parameters: those that move; they are moved, and given back bit for bit
     :raises NoKLError: naming the distribution
     :raises NotFrozenError: naming it, if the copy that stands for the old policy would move too
@@ -205,16 +206,16 @@ def check_kl(distribution: Distribution, parameters: Parameters = ()) -> None:
     try:
         # Transforms that depend on the policy differ from then on, and torch knows no KL across them
         old, new = detached(distribution), moved(distribution)
-        kl, again = kl_old_new(old, new), kl_old_new(old, new)
+        before, again = (_of_old(old, new, actions) for _ in range(2))
     except NoKLError:
         raise
     except Exception:
         return  # numbers that are not those of a policy may be refused: that does not count here
-    if not _is_same(kl, again):
+    if not _is_same(before, again):
         return  # drawn at random
     try:
         with somewhere_else(parameters, th.Generator("cpu").manual_seed(0)):
-            stays = _is_same(kl, kl_old_new(old, new))
+            stays = _is_same(before, _of_old(old, new, actions))
     except Exception:
         stays = False
     if not stays:
@@ -222,6 +223,11 @@ def check_kl(distribution: Distribution, parameters: Parameters = ()) -> None:
             f"the KL is measured from the old policy, and {named(distribution)} of the old policy changes when the parameters "
             "do: it holds them where no copy can reach, in a function or a method. Give it tensors, or a torch.nn.Module"
         )
+
+
+def _of_old(old: Distribution, new: Distribution, actions: th.Tensor) -> th.Tensor:
+    """Return numbers that an old policy gives: a transform that moves is none of the KL, which takes it for the same."""
+    return th.cat([kl_old_new(old, new), old.log_prob(actions).flatten()])
 
 
 def _is_same(one: th.Tensor, other: th.Tensor) -> bool:

@@ -269,7 +269,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         distribution = self._distribution(probe)
         actor = reached_by(distribution.log_prob(probe.actions), everything)
         if any(type(factor) not in KNOWN_KL for factor in factors_of(distribution)):
-            check_kl(distribution, actor)
+            check_kl(distribution, probe.actions, actor)
         values = reached_by(self._values(probe), everything)
         check_actor(self.policy, actor, values, lambda: self._distribution(probe).log_prob(probe.actions))
         self._warn_of_untrained_critic(untrained(self.policy, actor, values))

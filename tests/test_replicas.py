@@ -1,6 +1,7 @@
 """What keeps the copies of a model the same, one piece at a time; whole trainings are in promises/test_many_processes.py."""
 
 import copy
+from collections import deque
 from functools import partial
 from typing import Any
 
@@ -309,3 +310,11 @@ def test_every_layer_of_running_statistics_is_that_of_all() -> None:
     for one, other in zip(*([env, env.venv.venv] for env in (model.env for model in models)), strict=True):  # type: ignore[union-attr]
         np.testing.assert_array_equal(one.obs_rms.mean, other.obs_rms.mean)
         assert one.obs_rms.count == other.obs_rms.count > 256
+
+
+def test_window_of_one_process_is_that_of_one_again() -> None:
+    """A model that was saved among two goes on alone."""
+    model = small_model(stats_window_size=10)
+    model.ep_info_buffer = deque(maxlen=20)
+    model.learn(64, reset_num_timesteps=False)
+    assert model.ep_info_buffer.maxlen == 10

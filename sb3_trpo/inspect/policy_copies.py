@@ -8,6 +8,8 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 
+from sb3_trpo.fast.network import is_a_chain
+
 # Of no account to what a policy does with an observation
 SHARED = (th.optim.Optimizer, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
 
@@ -61,3 +63,11 @@ def copy_of(policy: BasePolicy) -> BasePolicy:
         raise CannotBeCopied(f"{type(policy).__name__} cannot be copied ({type(error).__name__}: {error})") from error
     twin.set_training_mode(False)
     return twin
+
+
+def to_look_at(policy: Any) -> Any:
+    """Return a policy, or a copy of one that a look may leave something behind in, if there can be one."""
+    try:
+        return policy if is_a_chain(policy) else copy_of(policy)
+    except CannotBeCopied:
+        return policy

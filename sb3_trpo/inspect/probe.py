@@ -13,9 +13,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 
 from sb3_trpo.distributions import factors_of, frozen
-from sb3_trpo.inspect.as_ours import gain_unit_of, name_of
+from sb3_trpo.inspect.as_ours import gain_unit_of, name_of, nothing_drawn
 from sb3_trpo.inspect.measure import as_updates_are_measured
 from sb3_trpo.inspect.planes import as_they_were, slice_of
+from sb3_trpo.inspect.policy_copies import to_look_at
 from sb3_trpo.inspect.run_files import (
     ActionDistribution,
     Run,
@@ -298,7 +299,8 @@ def inspect_model(model: TRPO, *, states: Any = None, name: str = "model") -> Ru
         )
     if model.env is None:
         raise ValueError("the model has no environment to collect a rollout in: give it one with model.set_env(env)")
-    with _state_kept(model):
+    with nothing_drawn(), _state_kept(model):
+        model.policy = to_look_at(model.policy)
         collect_seconds = _collect(model)
         n_updates, clock = model._n_updates + 1, PhaseClock()
         batch = model._full_batch()

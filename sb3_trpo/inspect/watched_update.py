@@ -5,7 +5,6 @@ from typing import Any, Protocol
 
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_trpo.fast.network import is_a_chain
 from sb3_trpo.inspect.as_ours import clip_range_of, gain_unit_of, limit_of, name_of, nothing_drawn, seen_as_ours
 from sb3_trpo.inspect.measure import (
     Means,
@@ -17,7 +16,7 @@ from sb3_trpo.inspect.measure import (
     step_between,
 )
 from sb3_trpo.inspect.planes import slice_with_step
-from sb3_trpo.inspect.policy_copies import CannotBeCopied, copy_of
+from sb3_trpo.inspect.policy_copies import copy_of, to_look_at
 from sb3_trpo.inspect.probe import WatchedStates, affordable, plain_problem, sample, slice_ahead
 from sb3_trpo.inspect.run_files import SliceRecord, StatesRecord, UpdateRecord, record_of
 from sb3_trpo.metrics import UpdateReport
@@ -64,11 +63,8 @@ class OwnUpdate:
 
     def _seen(self) -> TRPO:
         """Return the model, or one like it with a copy of its policy where a look may leave something behind in that."""
-        policy = self.model.policy
-        try:
-            return self.model if is_a_chain(policy) else seen_as_ours(self.model, copy_of(policy))
-        except CannotBeCopied:
-            return self.model
+        policy = to_look_at(self.model.policy)
+        return self.model if policy is self.model.policy else seen_as_ours(self.model, policy)
 
     def prepare(self) -> None:
         """Keep the policy in some states, and make the pictures' plane."""

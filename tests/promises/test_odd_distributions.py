@@ -156,6 +156,41 @@ def test_old_policy_that_would_move_is_refused_before_anything_does(given: Calla
     assert not changed(before, policy_state(model))
 
 
+class Widened(td.transforms.AffineTransform):
+    """Widens by what a function gives."""
+
+    def __init__(self, width_of: Callable[[], th.Tensor]):
+        super().__init__(0.0, 1.0)
+        self.width_of = width_of
+
+    def _call(self, x: th.Tensor) -> th.Tensor:
+        return x * self.width_of()
+
+    def _inverse(self, y: th.Tensor) -> th.Tensor:
+        return y / self.width_of()
+
+    def log_abs_det_jacobian(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
+        return self.width_of().log().expand_as(x)
+
+
+def test_transform_that_would_move_is_refused_though_the_kl_knows_nothing_of_it() -> None:
+    """Torch takes the transform of both policies for the same, since it is one object."""
+
+    class Wide(DiagGaussianDistribution):
+        width: Widened
+
+        def proba_distribution(self, mean_actions: th.Tensor, log_std: th.Tensor) -> "Wide":
+            normal = td.Normal(mean_actions, th.ones_like(mean_actions))
+            self.distribution = td.TransformedDistribution(normal, [self.width])  # type: ignore[assignment]
+            return self
+
+    model = small_model(TRPO, of_kind(Wide))
+    wide: Any = model.policy.action_dist
+    wide.width = Widened(model.policy.log_std.exp)
+    with pytest.raises(NotFrozenError, match="function or a method"):
+        model.learn(64)
+
+
 class OwnsItsSpread(nn.Module, DiagGaussianDistribution):
     """A distribution of SB3's with a parameter, and so a module."""
 

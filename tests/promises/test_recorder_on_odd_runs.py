@@ -80,6 +80,18 @@ def test_run_of_a_network_that_draws_or_remembers_is_the_same(extractor: Any, pi
     assert len(read_run(tmp_path).updates) == 3
 
 
+@pytest.mark.filterwarnings("ignore:The policy's network is random")
+@pytest.mark.parametrize("extractor", [Noisy, Running])
+def test_model_whose_network_draws_or_remembers_is_what_it_was_once_inspected(extractor: Any) -> None:
+    model = small_model(policy_kwargs={"features_extractor_class": extractor}).learn(64)
+    policy, n_calls = model.policy, getattr(model.policy.features_extractor, "n_calls", 0)
+    before, state = policy_state(model), th.get_rng_state()
+    (update,) = inspect_model(model).updates
+    assert update.status in ("accepted", "line_search_failed")
+    assert model.policy is policy and not changed(before, policy_state(model)) and th.equal(state, th.get_rng_state())
+    assert getattr(model.policy.features_extractor, "n_calls", 0) == n_calls
+
+
 class WarmsUp(BaseCallback):
     """Freezes the actor for the first rollout."""
 

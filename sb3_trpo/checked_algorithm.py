@@ -4,7 +4,9 @@ import copy
 import inspect
 import io
 import pathlib
-from collections.abc import Collection, Iterable, Set
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Set
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -93,6 +95,10 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
     # Which model is in `learn`, if any
     _learning: int | None = None
     _made_env: Any = None
+    # Whether `learn` writes a log, or a callback has
+    _logs_anything = False
+    # What the last row of the log had, by name
+    _written: Mapping[str, Any] = MappingProxyType({})
     # What the model draws from
     _random: RandomNumbers
 
@@ -162,7 +168,10 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         Set the seed of the generators of the process, as SB3 does, and of the model's own.
 
         :param seed: ``None`` for a model that draws from the generators of the process
+        :raises TypeError: if it is no whole number
+        :raises ValueError: if it is none that NumPy takes
         """
+        check_arguments(self.rules, {"seed": seed})
         own = self._own_seed(seed)
         with drawing:
             super().set_random_seed(own)
@@ -293,6 +302,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> Any:
+        self._forget_last_row()
         total_timesteps, callback = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
@@ -300,8 +310,25 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         return total_timesteps, BeforeTheEnd(callback, self._write_last_row)
 
     def _write_last_row(self) -> None:
-        if self._logs_anything and self.logger.name_to_value:
-            super().dump_logs()
+        """Write what the last update did, and let it stand where SB3 does, for whoever reads it when training has ended."""
+        held = [getattr(self.logger, name, {}) for name in ("name_to_value", "name_to_count", "name_to_excluded")]
+        if not self._logs_anything or not held[0]:
+            return
+        before = [dict(part) for part in held]
+        super().dump_logs()
+        for part, values in zip(held, before, strict=True):
+            part.update(values)
+        self._written = before[0]
+
+    def _forget_last_row(self) -> None:
+        """Take out of the logger what has been written, and nobody has recorded anew: the next row is not to have it again."""
+        logger = getattr(self, "_logger", None)  # none before the first run
+        held = [getattr(logger, name, {}) for name in ("name_to_value", "name_to_count", "name_to_excluded")]
+        for name, value in self._written.items():
+            if held[0].get(name) is value:
+                for part in held:
+                    part.pop(name, None)
+        self._written = {}
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write the log (see SB3's ``OnPolicyAlgorithm.dump_logs``); callbacks call it too, whatever the interval."""
@@ -356,7 +383,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             super().save(file, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:
-        of_a_run = ["_logs_anything", "_learning", "_made_env", "_as_built", "_wasted_steps", "_is_rewarded"]
+        of_a_run = ["_logs_anything", "_learning", "_made_env", "_as_built", "_wasted_steps", "_is_rewarded", "_written"]
         return [*super()._excluded_save_params(), *of_a_run]
 
     @classmethod
@@ -420,6 +447,10 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 in_place = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
                 kind = TypeError if isinstance(error, TypeError) else ValueError
                 raise (kind(f"{error} (with {in_place} in place of what was saved)") if kwargs else error) from error
+            if model.ep_info_buffer is not None and model.ep_info_buffer.maxlen != model._stats_window_size:
+                # That of several processes, which learned together
+                for name in ("ep_info_buffer", "ep_success_buffer"):
+                    setattr(model, name, deque(getattr(model, name) or (), maxlen=model._stats_window_size))
             last: Any = model._last_obs
             if last is not None and len(next(iter(last.values())) if isinstance(last, dict) else last) != model.n_envs:
                 # Of another number of environments there is none to go on from, ``force_reset`` or not

@@ -62,7 +62,7 @@ def _in_slots(value: Any) -> Iterator[tuple[MemberDescriptorType, Any]]:
                     pass  # not set
 
 
-def _blank(value: T) -> T:
+def _shallow_copy(value: T) -> T:
     """Return an object with the same attributes; without asking the object, which may answer for another one."""
     try:
         new = object.__new__(type(value))
@@ -157,7 +157,7 @@ class _Copy:
             new[name] = self._copy(new[name], double, inside=inside)
 
     def _object(self, key: tuple[int, bool, bool], value: Any, double: bool, *, inside: bool) -> None:
-        new = self.done[key] = _blank(value)
+        new = self.done[key] = _shallow_copy(value)
         if isinstance(value, TorchDistribution):
             double = self.double and is_torchs_own(type(value))
         forgotten = _derived(value) if double else set()

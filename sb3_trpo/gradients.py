@@ -8,6 +8,9 @@ from torch import nn
 
 from sb3_trpo.trust_region import reached_by
 
+# Parts of names of what SB3's and sb3-contrib's policies make the values from
+OF_CRITIC = ("value_net", "vf_features_extractor", "lstm_critic", "critic.")
+
 
 class NoGradientError(RuntimeError, ValueError):
     """There is something to train, and no gradient that would show how."""
@@ -57,7 +60,8 @@ def untrained(policy: nn.Module, actor: Iterable[nn.Parameter], values: list[nn.
     :return: nothing where the values depend on any, or where nothing else is left to be trained
     """
     of_actor = set(actor)
-    return [] if values else [name for name, p in policy.named_parameters() if p.requires_grad and p not in of_actor]
+    left = [name for name, p in policy.named_parameters() if p.requires_grad and p not in of_actor]
+    return [] if values else [name for name in left if any(part in name for part in OF_CRITIC)]
 
 
 def check_actor(

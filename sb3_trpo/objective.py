@@ -138,15 +138,17 @@ def normalize_advantages(
     :param largest: the same for the largest of them
     :return: shape (n,)
     """
-    # In units of the largest one nothing over- or underflows on the way
+    # In units of the largest one nothing over- or underflows on the way, and in float64 sums have no rounding of their own
+    precision = advantages.dtype
+    advantages, weights = advantages.double(), weights.double()
     unit = largest(without_padding(advantages, weights).abs().max())
     advantages = advantages / th.where(unit > 0, unit, th.ones_like(unit))
     sums = (weighted_mean(advantages, weights), weighted_mean(advantages.abs(), weights), (weights != 0).sum().to(advantages))
     mean, mean_size, n = total(th.stack(sums))
     centred = advantages - mean
     std = (total(weighted_mean(centred**2, weights)) * n / (n - 1).clamp(min=1)).sqrt()
-    rounding = 3 * th.finfo(advantages.dtype).eps * mean_size
-    return th.where(std <= rounding, th.zeros_like(centred), centred / std)
+    rounding = 3 * th.finfo(precision).eps * mean_size
+    return th.where(std <= rounding, th.zeros_like(centred), centred / std).to(precision)
 
 
 class NoKLError(NotImplementedError, ValueError):
@@ -174,7 +176,7 @@ def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
     olds, news = list(factors_of(old)), list(factors_of(new))
     keeps_graph = th.is_grad_enabled()
     try:
-        with th.enable_grad():  # that of an exponential family is a derivative
+        with th.enable_grad():  # those of an exponential family are derivatives, as is its entropy
             per_factor = [per_state(th.distributions.kl_divergence(p, q)) for p, q in zip(olds, news, strict=True)]
     except NotImplementedError as error:
         transformed = any(isinstance(factor, th.distributions.TransformedDistribution) for factor in olds)
@@ -261,7 +263,7 @@ def kl_term(old: Distribution, new: Distribution, batch: Batch) -> th.Tensor:
 def entropy_term(distribution: Distribution, batch: Batch) -> float | None:
     """Return a batch's share of the mean entropy in nats, ``None`` where the entropy has no closed form."""
     try:
-        with th.enable_grad():  # that of an exponential family is a derivative
+        with th.enable_grad():
             entropy = distribution.entropy()
     except NotImplementedError:
         return None  # what torch says where it knows none

@@ -24,7 +24,6 @@ from sb3_trpo.gradients import check_actor, check_gradients, untrained
 from sb3_trpo.guards.arguments import check_arguments
 from sb3_trpo.guards.finite import first_cause, unusable, unusable_rollout
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
-from sb3_trpo.guards.passed_on import is_of_users_own
 from sb3_trpo.guards.process import full_precision, unvalidated_distributions
 from sb3_trpo.guards.random_network import N_ASKED, N_DOUBTS, OF_ACTOR, OF_VALUES, is_random
 from sb3_trpo.hints import Hints
@@ -60,11 +59,6 @@ UNTRAINED_CRITIC = (
     "The critic is not trained, although {names} can be: the values have no gradient. TRPO fits what predict_values gives, "
     "where PPO fits what evaluate_actions does; something on the way is detached, or computed without gradients "
     "(torch.no_grad). If that is meant, n_critic_updates=0 says so"
-)
-ANOTHER_DISTRIBUTION = (
-    "The policy acts by another distribution than get_distribution returns: its forward, evaluate_actions or extract_features "
-    "is its own, and log-probabilities of the two differ. TRPO measures and limits the KL of get_distribution, which PPO does "
-    "not ask for: override get_distribution as well, so that it returns what the policy acts by"
 )
 
 
@@ -111,7 +105,6 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     _warned_of_randomness: frozenset[str] = frozenset()
     _known_fisher_path: tuple[Any, str] | None = None
     _warned_of_untrained_critic = False
-    _warned_of_another_distribution = False
 
     n_critic_updates: int
     _distribution: Callable[[Batch], Distribution]
@@ -243,16 +236,15 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             total_timesteps, callback = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, bar)
         if self.processes.size > 1:
             callback = ToldJointly(callback, self.processes)
-        # The episodes of one process would fill a window that is as large as that of one
-        size = self._stats_window_size * self.processes.size
-        if self.ep_info_buffer is None or self.ep_info_buffer.maxlen != size:
+            # The episodes of one process would fill a window that is as large as that of one
+            size = self._stats_window_size * self.processes.size
             self.ep_info_buffer = deque(self.ep_info_buffer or (), maxlen=size)
             self.ep_success_buffer = deque(self.ep_success_buffer or (), maxlen=size)
         return total_timesteps, callback
 
     def _excluded_save_params(self) -> list[str]:
         found_out = ["_is_random", "_known_fisher_path", "last_update", "paths_in_use", "_hints"]
-        warned = ["_warned_of_randomness", "_warned_of_untrained_critic", "_warned_of_another_distribution"]
+        warned = ["_warned_of_randomness", "_warned_of_untrained_critic"]
         of_all = ["_agreed_statistics", "_status_of_all", "_all_are_chains", "_warned_of_same_rollouts"]
         return [*super()._excluded_save_params(), *found_out, *warned, "processes", "_joint_rollout", *of_all]
 
@@ -273,7 +265,6 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         values = reached_by(self._values(probe), everything)
         check_actor(self.policy, actor, values, lambda: self._distribution(probe).log_prob(probe.actions))
         self._warn_of_untrained_critic(untrained(self.policy, actor, values))
-        self._warn_of_another_distribution(batch)
         if not is_chain:
             # For good: a network that drops a layer now and then is the same many times
             is_random_here = self._notice_randomness(batch.few(N_ASKED)) or self._is_random
@@ -303,20 +294,6 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         if names and self.n_critic_updates > 0 and not self._warned_of_untrained_critic:
             self._warned_of_untrained_critic = True
             warnings.warn(UNTRAINED_CRITIC.format(names=", ".join(names)), stacklevel=3)
-
-    @th.no_grad()
-    def _warn_of_another_distribution(self, batch: Batch) -> None:
-        """Warn if a policy of the user's own acts by another distribution than it is asked for: PPO asks for none."""
-        own = any(is_of_users_own(self.policy, name) for name in ("forward", "evaluate_actions", "extract_features"))
-        asked_as_known = not is_of_users_own(self.policy, "get_distribution") and not is_of_users_own(self, "_distribution")
-        if not own or not asked_as_known or self._warned_of_another_distribution or self._is_random:
-            return
-        few = batch.few(N_ASKED)
-        asked = self._distribution(few).log_prob(few.actions)
-        acted = few.old_log_prob.to(asked)
-        if asked.shape == acted.shape and not th.allclose(asked, acted, rtol=1e-2, atol=1e-2, equal_nan=True):
-            self._warned_of_another_distribution = True
-            warnings.warn(ANOTHER_DISTRIBUTION, stacklevel=3)
 
     def _normalized(self, advantages: th.Tensor, weights: th.Tensor) -> th.Tensor:
         """Return the advantages as the surrogate uses them, shape (n,)."""
@@ -464,11 +441,11 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         self._hints = self._hints or Hints()
         hints = self._hints.after(report, progress=1.0 - self._current_progress_remaining)
         for line in filter(None, (report.remark(), *hints)):
-            self.logger.info(line)
+            self.logger.log(line)
 
     def _note_path(self, phase: str, path: str) -> None:
         """Keep which way a phase is going, and say so when it changes."""
         if self.paths_in_use.get(phase) != path:
             self.paths_in_use[phase] = path
             if self.verbose >= 1:
-                self.logger.info(f"{phase}: {path} path")
+                self.logger.log(f"{phase}: {path} path")

@@ -14,7 +14,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
@@ -430,3 +430,98 @@ def test_log_is_complete_when_a_callback_hears_of_the_end(tmp_path: pathlib.Path
     model.set_logger(configure(str(tmp_path), ["csv"]))
     model.learn(3 * 32, callback=Closes())
     assert found == ["", "1", "2", "3"] or found == ["1", "2", "3"]
+
+
+def test_numbers_of_the_last_row_are_in_the_logger_still(tmp_path: pathlib.Path) -> None:
+    """For whoever reads them when training has ended, as with SB3; the next run does not write them once more."""
+    found: list[Any] = []
+
+    class Reads(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_training_end(self) -> None:
+            found.append(self.logger.name_to_value["train/n_updates"])
+
+    model = clipped()
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(2 * 32, callback=Reads())
+    assert found == [2] and model.logger.name_to_value["train/n_updates"] == 2
+    model.logger.record("mine", 1.0)
+    model.learn(32, reset_num_timesteps=False)
+    model.logger.close()
+    with open(tmp_path / "progress.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["train/n_updates"] for row in rows if row["train/n_updates"]] == ["1", "2", "3"]
+    assert [row["mine"] for row in rows if row["mine"]] == ["1.0"]
+
+
+class OwnLogger:
+    """Has what SB3 asks of a logger, and no more."""
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+        self.now: dict[str, Any] = {}
+
+    def record(self, key: str, value: Any, exclude: Any = None) -> None:
+        self.now[key] = value
+
+    record_mean = record
+
+    def dump(self, step: int = 0) -> None:
+        self.rows.append((step, self.now))
+        self.now = {}
+
+    def log(self, *args: Any, level: int = 20) -> None: ...
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_logger_of_the_users_own_is_enough(verbose: int) -> None:
+    model, logger = small_model(verbose=verbose), OwnLogger()
+    model.set_logger(logger)  # type: ignore[arg-type]
+    model.learn(128)
+    assert [step for step, _ in logger.rows] == [64, 128] and logger.now["train/n_updates"] == 2
+
+
+class OwnLoop(TRPO):
+    """Learns in a loop of its own, as SB3 writes it, and looks at the callback that it is handed."""
+
+    def learn(self, total_timesteps: int, callback: Any = None, *args: Any, **kwargs: Any) -> Any:
+        total_timesteps, callback = self._setup_learn(total_timesteps, callback)
+        assert isinstance(callback, BaseCallback) and callback.n_calls == 0
+        callback = CallbackList([callback, ConvertCallback(None)])
+        callback.init_callback(self)
+        callback.on_training_start(locals(), globals())
+        assert self.env is not None
+        while self.num_timesteps < total_timesteps:
+            self.collect_rollouts(self.env, callback, self.rollout_buffer, self.n_steps)
+            self.train()
+        callback.on_training_end()
+        return self
+
+
+def test_subclass_with_a_loop_of_its_own_learns() -> None:
+    """What ``_setup_learn`` returns is a callback, and its end needs nothing of our ``learn``."""
+    heard: list[str] = []
+
+    class Hears(BaseCallback):
+        def _on_step(self) -> bool:
+            heard.append("step")
+            return True
+
+        def _on_training_end(self) -> None:
+            heard.append("end")
+
+    model = small_model(OwnLoop)
+    model.learn(128, Hears())
+    assert heard == [*["step"] * 128, "end"] and model._n_updates == 2
+
+
+@pytest.mark.parametrize("seed", [-1, 2**40, True, 1.5])
+def test_seed_that_cannot_work_is_refused_before_anything_is_seeded(seed: Any) -> None:
+    model = small_model(seed=3)
+    state = th.get_rng_state()
+    with pytest.raises((TypeError, ValueError), match="seed must be"):
+        model.set_random_seed(seed)
+    assert model.seed == 3 and th.equal(state, th.get_rng_state())
+    model.learn(64)

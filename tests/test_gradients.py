@@ -236,8 +236,17 @@ def test_critic_that_gets_no_gradient_is_told_once() -> None:
     assert model.last_update is not None and model.last_update.critic is None and model.last_update.step.accepted
 
 
+class NoCriticButMore(NoCritic):
+    """Has another part, which the user trains."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.auxiliary = th.nn.Linear(3, 1)
+
+
 @pytest.mark.parametrize(
-    ("policy", "arguments"), [(NoCritic, {}), (ValuesWithoutGradient, {"n_critic_updates": 0}), (MlpPolicy, {})]
+    ("policy", "arguments"),
+    [(NoCritic, {}), (NoCriticButMore, {}), (ValuesWithoutGradient, {"n_critic_updates": 0}), (MlpPolicy, {})],
 )
 def test_nothing_is_told_where_no_critic_is_to_be_trained(policy: Any, arguments: dict[str, Any]) -> None:
     with warnings.catch_warnings():

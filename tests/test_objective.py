@@ -455,6 +455,13 @@ def test_normalize_advantages_of_a_constant_are_zero(constant: float, n: int, dt
     assert th.equal(normalize_advantages(advantages, th.full((n,), 1 / n, dtype=dtype)), th.zeros(n, dtype=dtype))
 
 
+@pytest.mark.parametrize("n", [5000, 7200, 20_000, 160_000])
+@pytest.mark.parametrize("constant", [1.0, 0.1, 1e6 / 3])
+def test_normalize_advantages_of_a_constant_are_zero_however_many_there_are(n: int, constant: float) -> None:
+    """Nor does the rounding of 1 / n, or of a sum, become a signal."""
+    assert not normalize_advantages(th.full((n,), constant), th.full((n,), 1 / n)).any()
+
+
 def test_normalize_advantages_keeps_a_signal_on_top_of_a_large_constant() -> None:
     """Numbers that are ten units of the last place apart say which action is better."""
     advantages = th.tensor([450_000.0, 450_001.0] * 32)

@@ -14,9 +14,8 @@ from sb3_contrib.common.recurrent.buffers import RecurrentRolloutBuffer
 
 from sb3_trpo import TRPO
 from sb3_trpo.inspect import TrustRegionRecorder, inspect_model, read_run
-from sb3_trpo.recurrent import MlpLstmPolicy, RecurrentTRPO, SequenceBatch, torchs_own_lstm
+from sb3_trpo.recurrent import RecurrentTRPO, SequenceBatch, torchs_own_lstm
 from sb3_trpo.vec_env import as_vec_env
-from tests.cases import shake
 from tests.from_outside import joint_kl_by_hand
 from tests.small_models import (
     BOX,
@@ -312,20 +311,3 @@ def test_environment_that_spends_a_step_on_each_reset_is_refused() -> None:
     with pytest.raises(ValueError, match=r"env must not spend a step.*memory.*SAME_STEP"):
         model.learn(64)
     assert model.num_timesteps == 0
-
-
-class Doubled(MlpLstmPolicy):
-    """Does what PPO needs for another view of the world, and no more."""
-
-    def extract_features(self, *args: Any, **kwargs: Any) -> Any:
-        features = super().extract_features(*args, **kwargs)
-        return tuple(2 * part for part in features) if isinstance(features, tuple) else 2 * features
-
-
-def test_policy_that_acts_by_another_distribution_is_told_of_once() -> None:
-    """The update asks ``get_distribution``, which knows nothing of it."""
-    model = small_model(RecurrentTRPO, Doubled)
-    shake(list(model.policy.parameters()), scale=0.3, seed=1)
-    with pytest.warns(UserWarning, match="acts by another distribution than get_distribution") as told:
-        model.learn(192)
-    assert len(told) == 1

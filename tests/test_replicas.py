@@ -1,6 +1,7 @@
 """What keeps the copies of a model the same, one piece at a time; whole trainings are in promises/test_many_processes.py."""
 
 import copy
+import pathlib
 from collections import deque
 from functools import partial
 from typing import Any
@@ -312,9 +313,12 @@ def test_every_layer_of_running_statistics_is_that_of_all() -> None:
         assert one.obs_rms.count == other.obs_rms.count > 256
 
 
-def test_window_of_one_process_is_that_of_one_again() -> None:
-    """A model that was saved among two goes on alone."""
-    model = small_model(stats_window_size=10)
-    model.ep_info_buffer = deque(maxlen=20)
+def test_window_of_one_process_is_that_of_one_again(tmp_path: pathlib.Path) -> None:
+    """A model that was saved among two goes on alone; one that the user sets is theirs."""
+    model = small_model(stats_window_size=10).learn(64)
+    model.ep_info_buffer = deque(model.ep_info_buffer or (), maxlen=20)
+    model.save(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model", make_env(), device="cpu").learn(64, reset_num_timesteps=False)
+    assert loaded.ep_info_buffer is not None and loaded.ep_info_buffer.maxlen == 10
     model.learn(64, reset_num_timesteps=False)
-    assert model.ep_info_buffer.maxlen == 10
+    assert model.ep_info_buffer.maxlen == 20

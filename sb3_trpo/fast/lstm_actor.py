@@ -82,6 +82,8 @@ class _LateGenerator:
         return self.make()
 
     def __getattr__(self, name: str) -> Any:
+        if "make" not in vars(self):  # while it is copied
+            raise AttributeError(name)
         return getattr(self.generator, name)
 
 

@@ -1,5 +1,6 @@
 """The file of a saved model: there whole or not at all, and looked into before anything of it is unpickled."""
 
+import errno
 import io
 import json
 import os
@@ -47,8 +48,13 @@ def written_whole(path: pathlib.Path) -> Iterator[BufferedWriter]:
     :return: the file to write to
     :raises PermissionError: if the file is there and must not be written to
     """
-    path = path.resolve()
-    is_there = path.exists()
+    try:
+        target = path.resolve()
+    except RuntimeError as error:  # a link to itself
+        raise OSError(errno.ELOOP, str(error), str(path)) from error
+    if not target.parent.exists():
+        raise FileNotFoundError(errno.ENOENT, f"there is no folder {target.parent} for it to lead into", str(path))
+    path, is_there = target, target.exists()
     if is_there:
         open(path, "ab").close()  # refuses what writing into the file would
     unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 # Packages whose environments know nothing of a model
-WELL_KNOWN = {"gymnasium", "stable_baselines3", "sb3_contrib", "sb3_trpo", "rl_zoo3", "ale_py", "envpool", "shimmy"}
+WELL_KNOWN = {"gymnasium", "stable_baselines3", "sb3_contrib", "sb3_trpo", "rl_zoo3", "ale_py", "envpool", "shimmy", "numpy"}
 OF_A_STEP = {"step", "reset", "step_async", "step_wait"}
 
 
@@ -49,17 +50,31 @@ class PassedOn:
         self.callback.on_rollout_end()
 
 
-class BeforeTheEnd(PassedOn):
+class BeforeTheEnd(PassedOn, BaseCallback):
     """
     Do something once training has ended, before the user's callback hears of it.
+
+    It is a callback itself, for subclasses of an algorithm that are handed it in place of the user's.
 
     :param callback: the user's, or what stands before it
     :param finish: what is to be done
     """
 
     def __init__(self, callback: "BaseCallback | PassedOn", finish: Callable[[], object]):
-        super().__init__(callback)
+        PassedOn.__init__(self, callback)  # whatever else a callback has is the user's
         self.finish = finish
+
+    def __getattr__(self, name: str) -> Any:
+        if "callback" not in vars(self):  # while it is copied
+            raise AttributeError(name)
+        return getattr(self.callback, name)
+
+    def init_callback(self, model: Any) -> None:
+        """Pass the model on."""
+        self.callback.init_callback(model)  # type: ignore[union-attr]
+
+    def _on_step(self) -> bool:
+        return self.callback._on_step()  # type: ignore[union-attr]
 
     def on_training_end(self) -> None:
         """Do it, and pass the end on."""
@@ -117,7 +132,7 @@ def runs_user_code(callback: "BaseCallback | PassedOn") -> bool:
 
 def _is_well_known(thing: Any) -> bool:
     """Whether a class or a function is of a package that knows nothing of a model."""
-    return str(getattr(thing, "__module__", None)).partition(".")[0] in WELL_KNOWN
+    return isinstance(thing, np.ufunc) or str(getattr(thing, "__module__", None)).partition(".")[0] in WELL_KNOWN
 
 
 def is_of_users_own(thing: Any, name: str) -> bool:

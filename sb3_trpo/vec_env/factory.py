@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.wrappers import RecordEpisodeStatistics
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_trpo.vec_env.adapter import GymnasiumVecEnv
@@ -38,7 +39,8 @@ def make_vector_env(
     :param n_envs: number of environments
     :param seed: of the first environment; None for a random one
     :param backend: one of those above
-    :param wrappers: put around each environment and its ``Monitor``, in this order; ``"sync"`` and ``"async"`` only
+    :param wrappers: put around each environment and its ``Monitor``, in this order; one that counts episodes itself takes the
+        place of that; ``"sync"`` and ``"async"`` only
     :param env_kwargs: arguments of the environment
     :param vector_kwargs: arguments of the vector environment, such as ``num_threads`` of EnvPool
     :return: the environments, seeded
@@ -60,7 +62,8 @@ def make_vector_env(
         # The one mode in which nothing is reset by this package
         kwargs = {"autoreset_mode": "SameStep"} | kwargs
     # As in `make_vec_env`: episodes are those of the task, whatever a wrapper makes of rewards and ends
-    around: Any = [Monitor, *wrappers] if wrappers and Monitor not in wrappers else wrappers
+    counting = any(getattr(each, "func", each) in (Monitor, RecordEpisodeStatistics) for each in wrappers)
+    around: Any = [Monitor, *wrappers] if wrappers and not counting else wrappers
     env = gym.make_vec(id, n_envs, mode, vector_kwargs=kwargs, wrappers=around, **(env_kwargs or {}))
     made = GymnasiumVecEnv(env)
     made.seed(seed)

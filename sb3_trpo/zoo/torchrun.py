@@ -1,5 +1,6 @@
 """RL Zoo's ``train`` in several processes: ``torchrun --nproc_per_node=4 -m sb3_trpo.zoo train --env HalfCheetah-v5``."""
 
+import argparse
 import atexit
 import shutil
 import sys
@@ -37,7 +38,11 @@ def train_together(processes: Processes, arguments: list[str]) -> list[str]:
     """
     if processes.size == 1:
         return arguments
-    if not {"-optimize", "--optimize-hyperparameters"}.isdisjoint(arguments):
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("-optimize", "--optimize-hyperparameters", action="store_true")
+    options.add_argument("--track", action="store_true")
+    chosen, untracked = options.parse_known_args(arguments)
+    if chosen.optimize_hyperparameters:
         sys.exit("-optimize must be left out under torchrun: each process would try hyperparameters of its own")
     for name, cls in rl_zoo3.ALGOS.items():
         if issubclass(cls, TRPO):
@@ -47,6 +52,5 @@ def train_together(processes: Processes, arguments: list[str]) -> list[str]:
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     sys.stdout = (folder / "said").open("w")
-    arguments = [argument for argument in arguments if argument != "--track"]
     quiet = ["--log-folder", str(folder), "--tensorboard-log", "", "--eval-freq", "-1", "--save-freq", "-1", "--verbose", "0"]
-    return [*arguments, *quiet]
+    return [*untracked, *quiet]

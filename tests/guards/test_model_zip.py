@@ -132,6 +132,17 @@ def test_save_writes_into_the_file_that_a_link_names(tmp_path: pathlib.Path) -> 
     assert link.is_symlink() and (folder / "not there yet.zip").exists()
 
 
+def test_link_that_leads_nowhere_is_named(tmp_path: pathlib.Path) -> None:
+    """The error is of the name that was given."""
+    lost, loop = tmp_path / "lost.zip", tmp_path / "loop.zip"
+    lost.symlink_to(tmp_path / "no" / "folder" / "model.zip")
+    loop.symlink_to(loop)
+    for path in (lost, loop):
+        with pytest.raises(OSError, match=path.name):
+            small_model().save(path)
+    assert {path.name for path in tmp_path.iterdir()} == {"lost.zip", "loop.zip"}
+
+
 def test_save_keeps_the_permissions_of_the_file(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "model.zip"
     path.touch()

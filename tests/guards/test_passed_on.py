@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from gymnasium.wrappers import ClipAction, TransformReward
 from stable_baselines3.common.callbacks import (
@@ -105,7 +106,8 @@ Holding = type("Holding", (), {"__module__": "shimmy.own", "__init__": lambda se
         (InItself, True),
         (ClipAction, False),
         (lambda env: TransformReward(env, squared), True),
-        (lambda env: TransformReward(env, partial(max, 0.0)), True),
+        (lambda env: TransformReward(env, partial(squared)), True),
+        (lambda env: TransformReward(env, np.tanh), False),  # type: ignore[arg-type]
         (lambda env: ClipAction(TransformReward(env, lambda reward: reward)), True),
         (lambda env: Holding(InItself(env)), True),
     ],

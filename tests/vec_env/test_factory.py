@@ -2,13 +2,15 @@
 
 import builtins
 import importlib
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.wrappers import TimeAwareObservation
+from gymnasium.wrappers import RecordEpisodeStatistics, TimeAwareObservation
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trpo.vec_env import factory, make_vector_env
@@ -115,3 +117,12 @@ def test_importing_the_package_does_not_import_envpool(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(builtins, "__import__", watched)
     importlib.reload(factory)
+
+
+@pytest.mark.parametrize("wrapper", [RecordEpisodeStatistics, partial(RecordEpisodeStatistics, buffer_length=3), Monitor])
+def test_wrapper_that_counts_episodes_itself_takes_the_place_of_the_monitor(wrapper: Any) -> None:
+    """Gymnasium's refuses to count what somebody else has counted."""
+    env = make_vector_env("CartPole-v1", 2, seed=0, backend="sync", wrappers=[wrapper])
+    env.reset()
+    ended = [info for _ in range(60) for info in env.step(np.zeros(2, int))[3] if "episode" in info]
+    assert len(ended) > 5 and all(info["episode"]["r"] == info["episode"]["l"] for info in ended)

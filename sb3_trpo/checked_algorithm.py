@@ -294,18 +294,9 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._learning = None
         return self
 
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: Any = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> Any:
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         self._forget_last_row()
-        total_timesteps, callback = super()._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
-        )
+        total_timesteps, callback = super()._setup_learn(*args, **kwargs)
         # A callback that hears of the end finds the log complete, and may close it
         return total_timesteps, BeforeTheEnd(callback, self._write_last_row)
 

@@ -300,9 +300,14 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         # A callback that hears of the end finds the log complete, and may close it
         return total_timesteps, BeforeTheEnd(callback, self._write_last_row)
 
+    def _held_by_logger(self) -> list[dict[str, Any]]:
+        """Return what the logger holds for the next row, values first: of a logger of another kind nothing."""
+        logger = getattr(self, "_logger", None)  # none before the first run
+        return [getattr(logger, name, {}) for name in ("name_to_value", "name_to_count", "name_to_excluded")]
+
     def _write_last_row(self) -> None:
         """Write what the last update did, and let it stand where SB3 does, for whoever reads it when training has ended."""
-        held = [getattr(self.logger, name, {}) for name in ("name_to_value", "name_to_count", "name_to_excluded")]
+        held = self._held_by_logger()
         if not self._logs_anything or not held[0]:
             return
         before = [dict(part) for part in held]
@@ -313,8 +318,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _forget_last_row(self) -> None:
         """Take out of the logger what has been written, and nobody has recorded anew: the next row is not to have it again."""
-        logger = getattr(self, "_logger", None)  # none before the first run
-        held = [getattr(logger, name, {}) for name in ("name_to_value", "name_to_count", "name_to_excluded")]
+        held = self._held_by_logger()
         for name, value in self._written.items():
             if held[0].get(name) is value:
                 for part in held:

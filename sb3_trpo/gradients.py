@@ -59,9 +59,11 @@ def untrained(policy: nn.Module, actor: Iterable[nn.Parameter], values: list[nn.
     :param values: those that the values were seen to depend on
     :return: nothing where the values depend on any, or where nothing else is left to be trained
     """
+    if values:
+        return []
     of_actor = set(actor)
     left = [name for name, p in policy.named_parameters() if p.requires_grad and p not in of_actor]
-    return [] if values else [name for name in left if any(part in name for part in OF_CRITIC)]
+    return [name for name in left if any(part in name for part in OF_CRITIC)]
 
 
 def check_actor(

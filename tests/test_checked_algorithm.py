@@ -4,7 +4,7 @@ import copy
 import csv
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -413,39 +413,41 @@ def test_log_has_the_row_of_the_last_update(log_interval: int | None, rows: list
         assert [row["train/n_updates"] for row in csv.DictReader(file) if row["train/n_updates"]] == rows
 
 
+class AtTheEnd(BaseCallback):
+    """Does something with the logger when training has ended."""
+
+    def __init__(self, act: Callable[[Any], Any]):
+        super().__init__()
+        self.act = act
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self.act(self.logger)
+
+
 def test_log_is_complete_when_a_callback_hears_of_the_end(tmp_path: pathlib.Path) -> None:
     """It may read the log then, and close it."""
     found: list[str] = []
 
-    class Closes(BaseCallback):
-        def _on_step(self) -> bool:
-            return True
-
-        def _on_training_end(self) -> None:
-            self.logger.close()
-            with open(tmp_path / "progress.csv", newline="") as file:
-                found.extend(row["train/n_updates"] for row in csv.DictReader(file))
+    def close(logger: Any) -> None:
+        logger.close()
+        with open(tmp_path / "progress.csv", newline="") as file:
+            found.extend(row["train/n_updates"] for row in csv.DictReader(file))
 
     model = clipped()
     model.set_logger(configure(str(tmp_path), ["csv"]))
-    model.learn(3 * 32, callback=Closes())
+    model.learn(3 * 32, callback=AtTheEnd(close))
     assert found == ["", "1", "2", "3"] or found == ["1", "2", "3"]
 
 
 def test_numbers_of_the_last_row_are_in_the_logger_still(tmp_path: pathlib.Path) -> None:
     """For whoever reads them when training has ended, as with SB3; the next run does not write them once more."""
     found: list[Any] = []
-
-    class Reads(BaseCallback):
-        def _on_step(self) -> bool:
-            return True
-
-        def _on_training_end(self) -> None:
-            found.append(self.logger.name_to_value["train/n_updates"])
-
     model = clipped()
     model.set_logger(configure(str(tmp_path), ["csv"]))
-    model.learn(2 * 32, callback=Reads())
+    model.learn(2 * 32, callback=AtTheEnd(lambda logger: found.append(logger.name_to_value["train/n_updates"])))
     assert found == [2] and model.logger.name_to_value["train/n_updates"] == 2
     model.logger.record("mine", 1.0)
     model.learn(32, reset_num_timesteps=False)

@@ -13,18 +13,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
-# For each script the options that it gets unless they are among the arguments, each by all of its names
-Defaults = dict[tuple[str, ...], str]
-_PLAYED: Defaults = {("--algo",): "trpo", ("--folder", "-f"): "logs"}
+# For each script the options that it gets before the user's
+Defaults = dict[str, str]
+_PLAYED: Defaults = {"--algo": "trpo", "--folder": "logs"}
 SCRIPTS: dict[str, Defaults] = {
-    "train": {("--algo",): "trpo"},
+    "train": {"--algo": "trpo"},
     "enjoy": _PLAYED,
     "record_video": _PLAYED,
     "record_training": _PLAYED,
-    "plot_train": {("--algo", "-a"): "trpo", ("--exp-folder", "-f"): "logs"},
-    "all_plots": {("--algos", "-a"): "trpo", ("--exp-folders", "-f"): "logs"},
+    "plot_train": {"--algo": "trpo", "--exp-folder": "logs"},
+    "all_plots": {"--algos": "trpo", "--exp-folders": "logs"},
     "plot_from_file": {},
 }
 # These are no functions, but what their modules do when they are run
@@ -36,10 +37,10 @@ def with_defaults(arguments: list[str], defaults: Defaults) -> list[str]:
     Put options before those that are there: of an option that is given twice, in whatever spelling, the last one counts.
 
     :param arguments: the command line
-    :param defaults: value by the names of the option
+    :param defaults: value by the name of the option
     :return: the command line with all of the options
     """
-    return [part for names, value in defaults.items() for part in (names[0], value)] + arguments
+    return [*chain.from_iterable(defaults.items()), *arguments]
 
 
 @contextmanager

@@ -104,7 +104,8 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        cls.kind = cls.kind or cls.__name__
+        if not cls.kind:
+            cls.kind = cls.__name__  # of subclasses too, by the order of their classes
 
     def __init__(
         self,
@@ -311,7 +312,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         if not self._logs_anything or not held[0]:
             return
         before = [dict(part) for part in held]
-        super().dump_logs()
+        self.dump_logs(0)
         for part, values in zip(held, before, strict=True):
             part.update(values)
         self._written = before[0]

@@ -144,7 +144,7 @@ def summarize(losses: list[th.Tensor], n_skipped: int, *, undone: bool) -> Criti
 
 class Origin:
     """
-    The weights and the optimizer's memory of them before a fit.
+    The weights and the optimizer's memory of them before a fit, and what else the optimizer holds.
 
     :param optimizer: holds the parameters
     :param parameters: those that the fit may move
@@ -154,22 +154,35 @@ class Origin:
         self.optimizer = optimizer
         self.parameters = parameters
         self.weights = [parameter.detach().clone() for parameter in parameters]
-        self.states = [copy.deepcopy(optimizer.state.get(parameter)) for parameter in parameters]
+        # What stands around another optimizer may have no memory of its own
+        self.memory = getattr(optimizer, "state", {})
+        self.states = [copy.deepcopy(self.memory.get(parameter)) for parameter in parameters]
+        own = set(parameters)
+        others = (parameter for group in optimizer.param_groups for parameter in group["params"] if parameter not in own)
+        self.others = [(parameter, parameter.detach().clone()) for parameter in others]
 
     def is_left_finite(self) -> bool:
         """Whether every weight and every tensor of the optimizer's memory is finite now."""
-        memory = [value for p in self.parameters for value in self.optimizer.state.get(p, {}).values()]
+        memory = [value for p in self.parameters for value in self.memory.get(p, {}).values()]
         return all(bool(t.isfinite().all()) for t in (*self.parameters, *memory) if isinstance(t, th.Tensor))
+
+    @th.no_grad()
+    def restore_others(self) -> None:
+        """Put back what the fit may not move: an optimizer that decays or averages moves parameters without a gradient too."""
+        for parameter, weight in self.others:
+            if not th.equal(parameter, weight):
+                parameter.copy_(weight)
 
     @th.no_grad()
     def restore(self) -> None:
         """Put everything back in place."""
+        self.restore_others()
         for parameter, weight, state in zip(self.parameters, self.weights, self.states, strict=True):
             parameter.copy_(weight)
             if state is None:
-                self.optimizer.state.pop(parameter, None)
+                self.memory.pop(parameter, None)
             else:
-                self.optimizer.state[parameter] = state
+                self.memory[parameter] = state
 
 
 def step_on_minibatches(
@@ -251,6 +264,7 @@ def fit_critic(
     minibatches = epochs if pool is None else map(pool.turns, epochs)
     try:
         losses, n_skipped, still_finite = step_on_minibatches(minibatches if parameters else (), differentiate, optimizer.step)
+        origin.restore_others()
         # Weights may be finite and yet too large to ever be fitted again
         kept = origin.is_left_finite() and (still_finite is None or (still_finite() and holds()))
     finally:

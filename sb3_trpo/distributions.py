@@ -234,9 +234,12 @@ def frozen(distribution: Distribution) -> Distribution:
 def selected(distribution: Distribution, rows: th.Tensor, n: int) -> Distribution:
     """Return a copy of an SB3 action distribution for n states, with its graph, of some of them."""
     of_some = _Copy(lambda tensor: tensor[rows] if tensor.shape[:1] == (n,) else tensor, share=True)(distribution)
-    for factor in factors_of(of_some):
-        if factor._batch_shape[:1] == (n,):
-            factor._batch_shape = th.Size((len(rows), *factor._batch_shape[1:]))
+    to_visit = list(factors_of(of_some))
+    while to_visit:
+        part = to_visit.pop()
+        if part._batch_shape[:1] == (n,):
+            part._batch_shape = th.Size((len(rows), *part._batch_shape[1:]))
+        to_visit.extend(within for within in vars(part).values() if isinstance(within, TorchDistribution))
     return of_some
 
 

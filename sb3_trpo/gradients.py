@@ -37,6 +37,25 @@ def check_gradients(policy: nn.Module) -> None:
         )
 
 
+def _operations(output: th.Tensor) -> list[tuple[str, int]]:
+    """List what an output was made by, from it to the leaves, and of which variables."""
+    found, numbers, to_visit = [], dict[object, int](), [output.grad_fn]
+    while to_visit:
+        node = to_visit.pop()
+        if node is None or node in numbers:
+            found.append(("", numbers.get(node, -1)))
+            continue
+        numbers[node] = len(numbers)
+        found.append((node.name(), id(getattr(node, "variable", None))))
+        to_visit.extend(function for function, _ in node.next_functions)
+    return found
+
+
+def is_same_function(given: th.Tensor, expected: th.Tensor) -> bool:
+    """Whether two outputs have the same values, and were made by the same operations from the same parameters."""
+    return th.equal(given, expected) and _operations(given) == _operations(expected)
+
+
 @contextmanager
 def _thawed(policy: nn.Module) -> Iterator[None]:
     """Let every parameter be trainable for a moment."""

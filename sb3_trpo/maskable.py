@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from sb3_trpo.fast.actors import lean_actor
 from sb3_trpo.fast.kinds import KNOWN_POLICIES, MASKED_KINDS, note_kinds
+from sb3_trpo.guards.overridden import known_kind
 from sb3_trpo.guards.passed_on import AsGiven
 from sb3_trpo.objective import Batch
 from sb3_trpo.policies import CountsFromZero
@@ -185,11 +186,12 @@ def without_masks(distribution: Any) -> Distribution:
 
     :param distribution: the policy's; one of the user's own is returned as it is
     """
-    if isinstance(distribution, MaskableMultiCategoricalDistribution):
+    kind = known_kind(distribution, (MaskableMultiCategoricalDistribution, MaskableCategoricalDistribution))
+    if kind is MaskableMultiCategoricalDistribution:
         categoricals = MultiCategoricalDistribution(distribution.action_dims)
         categoricals.distribution = [th.distributions.Categorical(logits=one.logits) for one in distribution.distributions]
         return categoricals
-    if isinstance(distribution, MaskableCategoricalDistribution):
+    if kind is MaskableCategoricalDistribution:
         categorical = CategoricalDistribution(distribution.action_dim)
         categorical.distribution = th.distributions.Categorical(logits=distribution.distribution.logits)
         return categorical

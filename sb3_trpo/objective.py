@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_trpo.distributions import copied, detached, factors_of, frozen, in_double, moved, named, per_state
 from sb3_trpo.guards.random_network import SameNoise
-from sb3_trpo.trust_region import CentralDifferences, first_that_works, fisher_vector_product, flat_gradient
+from sb3_trpo.trust_region import CentralDifferences, first_that_works, fisher_vector_product, flat_gradient, reached_by
 from sb3_trpo.trust_region.fallbacks import somewhere_else
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
@@ -204,11 +204,14 @@ def check_kl(distribution: Distribution, actions: th.Tensor, parameters: Paramet
     :param parameters: those that move; they are moved, and given back bit for bit
     :raises NoKLError: naming the distribution
     :raises NotFrozenError: naming it, if the copy that stands for the old policy would move too
+    :raises ValueError: if its log-probabilities depend on parameters that the KL does not depend on
     """
     try:
         # Transforms that depend on the policy differ from then on, and torch knows no KL across them
         old, new = detached(distribution), moved(distribution)
         before, again = (_of_old(old, new, actions) for _ in range(2))
+        with th.enable_grad():
+            unseen = set(parameters) - {*reached_by(kl_old_new(old, distribution), parameters)}
     except NoKLError:
         raise
     except Exception:
@@ -224,6 +227,12 @@ def check_kl(distribution: Distribution, actions: th.Tensor, parameters: Paramet
         raise NotFrozenError(
             f"the KL is measured from the old policy, and {named(distribution)} of the old policy changes when the parameters "
             "do: it holds them where no copy can reach, in a function or a method. Give it tensors, or a torch.nn.Module"
+        )
+    if unseen:
+        raise ValueError(
+            f"the KL of {named(distribution)} is that of the torch distribution in it, and its log_prob depends on parameters "
+            f"that this does not depend on, of shapes {sorted(tuple(p.shape) for p in unseen)}: the limit would not hold for "
+            "them. Put them into the torch distribution, or detach them"
         )
 
 

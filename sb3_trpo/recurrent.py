@@ -90,7 +90,7 @@ class MultiInputLstmPolicy(MlpLstmPolicy, RecurrentMultiInputActorCriticPolicy):
 
 class Rows:
     """
-    Rows of a tensor, copied when they are asked for: the pieces of a rollout share its memory.
+    Rows of a tensor, copied when they are asked for: the pieces of a rollout share its memory. ``[:]`` is all of them.
 
     :param values: the tensor
     :param rows: which of its rows these are, in their order
@@ -104,7 +104,7 @@ class Rows:
         return len(self.rows)
 
     def __getitem__(self, rows: Any) -> th.Tensor:
-        return self.values[self.rows[rows]]
+        return self.values[self.rows][rows] if isinstance(rows, tuple) else self.values[self.rows[rows]]
 
 
 def only(observations: Any, rows: th.Tensor) -> Any:
@@ -470,7 +470,8 @@ class RecurrentTRPO(TRPO):
         return values.flatten()[padded.rows]
 
     def _fast_fisher(self, chunks: Sequence[Batch], parameters: Parameters) -> MatrixVectorProduct | None:
-        return lstm_fisher(self.policy, chunks, parameters, self._distribution) if self._acts_as_known() else None
+        is_known = self._acts_as_known() and self._adds_nothing("_distribution", chunks)
+        return lstm_fisher(self.policy, chunks, parameters, self._distribution) if is_known else None
 
     def _value_epochs(self, batch: Batch) -> Iterator[Iterable[Any]]:
         assert isinstance(batch, SequenceBatch)

@@ -525,6 +525,23 @@ def compute_returns_and_advantage(rollout_buffer: RolloutBuffer, last_values: np
     rollout_buffer.returns = rollout_buffer.advantages + rollout_buffer.values
 
 
+def check_critic_lambda(gae_lambda: float | None, rollout_buffer: RolloutBuffer) -> None:
+    """
+    Refuse a λ of the critic's own with a buffer that computes its returns in another way: they would be replaced.
+
+    :param gae_lambda: λ of the returns, ``None`` where they stay as they are
+    :param rollout_buffer: where a rollout goes
+    :raises ValueError: naming the buffer
+    """
+    name = "compute_returns_and_advantage"
+    is_own = name in vars(rollout_buffer) or getattr(type(rollout_buffer), name) is not getattr(RolloutBuffer, name)
+    if gae_lambda is not None and is_own:
+        raise ValueError(
+            f"critic_gae_lambda must be None with a rollout_buffer_class that has a {name} of its own, got {gae_lambda} and "
+            f"{type(rollout_buffer).__name__}, whose returns it would replace"
+        )
+
+
 def relabel_returns(rollout_buffer: RolloutBuffer, gae_lambda: float) -> None:
     """
     Replace the returns in a buffer by those of a λ of their own; the advantages stay.

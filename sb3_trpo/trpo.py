@@ -24,7 +24,7 @@ from sb3_trpo.hyperparameters import OF_EVERY_TRPO, TRPO_RULES, defaults_by_mode
 from sb3_trpo.metrics import PhaseClock, UpdateReport
 from sb3_trpo.objective import Batch
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_trpo.rollout import RelabelledReturns, collect_rollouts, is_sb3s_own, step_weights, whole_rollout
+from sb3_trpo.rollout import RelabelledReturns, collect_rollouts, step_weights, whole_rollout
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 from sb3_trpo.update import TrustRegionUpdate
 
@@ -305,7 +305,7 @@ class TRPO(TrustRegionUpdate):
         """
         whole, counted = ValueBatch(batch.observations, batch.returns), batch.weights.nonzero().squeeze(1)
         for _ in range(self.n_critic_updates):
-            if is_sb3s_own(self.rollout_buffer):
+            if self._is_in_batch():
                 # Not through the buffer: it would bring every minibatch to the device anew
                 order = th.as_tensor(self._random.permutation(len(counted)), device=counted.device)
                 yield Pass(whole, counted[order], self.batch_size)
@@ -318,7 +318,8 @@ class TRPO(TrustRegionUpdate):
 
         Called once an update, if ``fast``, with the pieces of the rollout that make the Fisher matrix, and the variables.
         """
-        return gauss_newton_fisher(self.policy, chunks, parameters, self._distribution)
+        product = gauss_newton_fisher(self.policy, chunks, parameters, self._distribution)
+        return product if self._adds_nothing("_distribution", chunks) else None
 
     def _chunk_size(self) -> int:
         """

@@ -18,12 +18,14 @@ from sb3_trpo.distributed import Processes
 from sb3_trpo.distributions import factors_of
 from sb3_trpo.fast.forward_mode import forward_mode_fisher
 from sb3_trpo.fast.gauss_newton import actor_of
+from sb3_trpo.fast.kinds import CLOSED_FORM, MASKED_KINDS
 from sb3_trpo.fast.mlp_critic import mlp_critic
 from sb3_trpo.fast.network import is_a_chain
-from sb3_trpo.gradients import check_actor, check_gradients, untrained
+from sb3_trpo.gradients import check_actor, check_gradients, is_same_function, untrained
 from sb3_trpo.guards.arguments import check_arguments
 from sb3_trpo.guards.finite import first_cause, unusable, unusable_rollout
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
+from sb3_trpo.guards.overridden import as_in_package, is_as_in_package, known_kind
 from sb3_trpo.guards.process import full_precision, unvalidated_distributions
 from sb3_trpo.guards.random_network import N_ASKED, N_DOUBTS, OF_ACTOR, OF_VALUES, is_random
 from sb3_trpo.hints import Hints
@@ -42,7 +44,13 @@ from sb3_trpo.replicas import (
     share,
     unmoved_if_it_fails,
 )
-from sb3_trpo.rollout import check_wasted_steps, explained_by_values, observation_spread
+from sb3_trpo.rollout import (
+    check_critic_lambda,
+    check_wasted_steps,
+    explained_by_values,
+    is_sb3s_own,
+    observation_spread,
+)
 from sb3_trpo.trust_region import TrustRegionStep, flatten, reached_by, refused_step, trust_region_step
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
@@ -89,6 +97,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     sub_sampling_factor: int
     fast: bool
     std_damping: float | None
+    critic_gae_lambda: float | None
     paths_in_use: dict[str, str]
     _hints: Hints | None = None
     # The processes while an update is made with them. Who looks at an update from outside looks at this one's share of it
@@ -203,7 +212,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
                 told["learning_rate"] = self.lr_schedule(self._current_progress_remaining)
                 told[CHECKSUM] = checksum(self)
                 # A module may have a hook on one process alone, where somebody looks at it
-                found |= {"status": unusable_rollout(self.rollout_buffer), "is_a_chain": is_a_chain(self.policy)}
+                found |= {"status": unusable_rollout(self.rollout_buffer), "is_a_chain": self._is_a_chain()}
 
     def _check_attributes(self) -> None:
         super()._check_attributes()
@@ -228,6 +237,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         with self.processes.jointly(lambda: told, check_same):
             check_gradients(self.policy)  # before a rollout is collected for nothing
             check_wasted_steps(self.env, self.rollout_buffer)
+            check_critic_lambda(self.critic_gae_lambda, self.rollout_buffer)
             if self.processes.size > 1:
                 told |= arguments_of(self, total_timesteps=total_timesteps, reset_num_timesteps=reset_num_timesteps)
         share(self)
@@ -255,14 +265,15 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         A parameter of both is the actor's: if the value fit moved it, the policy would leave the trust region.
         """
         # What a chain of layers depends on does not depend on the state; other networks may take a branch
-        is_chain = is_a_chain(self.policy) if self._peers.size == 1 else self._all_are_chains
-        probe = batch.few(1 if is_chain else self._chunk_size())
+        is_chain = self._is_a_chain() if self._peers.size == 1 else self._all_are_chains
+        probes = [batch.few(1)] if is_chain else batch.split(self._chunk_size())
         everything = list(self.policy.parameters())
+        actor, values = self._reached(probes, everything)
+        probe = probes[0]
         distribution = self._distribution(probe)
-        actor = reached_by(distribution.log_prob(probe.actions), everything)
-        if any(type(factor) not in KNOWN_KL for factor in factors_of(distribution)):
+        is_sb3s = known_kind(distribution, (*CLOSED_FORM, *MASKED_KINDS)) is not None
+        if not is_sb3s or any(type(factor) not in KNOWN_KL for factor in factors_of(distribution)):
             check_kl(distribution, probe.actions, actor)
-        values = reached_by(self._values(probe), everything)
         check_actor(self.policy, actor, values, lambda: self._distribution(probe).log_prob(probe.actions))
         self._warn_of_untrained_critic(untrained(self.policy, actor, values))
         if not is_chain:
@@ -274,6 +285,39 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             actor, values = ([everything[i] for i in sorted(set().union(*found))] for found in reached)
         actors = set(actor)
         return actor, [parameter for parameter in values if parameter not in actors]
+
+    def _reached(self, probes: Sequence[Batch], everything: Parameters) -> list[list[th.nn.Parameter]]:
+        """Return the parameters that the action distribution depends on in any transition, and those of the values."""
+        of_actor = [set(reached_by(self._distribution(probe).log_prob(probe.actions), everything)) for probe in probes]
+        of_values = [set(reached_by(self._values(probe), everything)) for probe in probes]
+        return [[p for p in everything if any(p in found for found in each)] for each in (of_actor, of_values)]
+
+    def _is_a_chain(self) -> bool:
+        """Whether the action distribution and the values come from the same parameters in every state."""
+        return is_a_chain(self.policy) and all(is_as_in_package(self, hook) for hook in ("_distribution", "_values"))
+
+    def _adds_nothing(self, hook: str, batches: Sequence[Batch]) -> bool:
+        """
+        Whether a hook is one of this package's, or does no more than that with a policy.
+
+        :param hook: ``_distribution`` or ``_values``
+        :param batches: transitions; for all of them one of the user's own must give the same by the same operations
+        """
+        if is_as_in_package(self, hook):
+            return True
+        ours = as_in_package(self, hook)
+
+        def look(ask: Callable[[Batch], Any], batch: Batch) -> th.Tensor:
+            given = ask(batch)
+            return given if isinstance(given, th.Tensor) else given.log_prob(batch.actions)
+
+        return ours is not None and all(
+            is_same_function(look(getattr(self, hook), batch), look(partial(ours, self), batch)) for batch in batches
+        )
+
+    def _is_in_batch(self) -> bool:
+        """Whether the critic learns from the batch: what a buffer of the user's own yields may be different each time."""
+        return is_sb3s_own(self.rollout_buffer) or not is_as_in_package(self, "_full_batch")
 
     def _notice_randomness(self, few: Batch) -> bool:
         """Return whether the action distribution is random; warn once of it, and once of the values."""
@@ -375,6 +419,8 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         """Fit the values to the returns of the rollout, moving these parameters only."""
         batch_size = min(self.batch_size, len(batch.returns))
         quick = mlp_critic(self.policy, parameters, batch, self._values, batch_size) if self.fast else None
+        if quick is not None and not self._adds_nothing("_values", batch.split(self._chunk_size())):
+            quick = None
         alone = self._peers.size == 1
         # What became of the policy is measured after the fit; of several processes that would be one more collective
         if self._on_any(quick is None or not (alone or self._is_of_layers_alone(batch))):
@@ -389,7 +435,8 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
 
     def _is_of_layers_alone(self, batch: Batch) -> bool:
         """Whether the policy is what the actor's own layers give: then it depends on nothing else, seen or unseen."""
-        return actor_of(self.policy, batch, self._distribution) is not None
+        is_read = actor_of(self.policy, batch, self._distribution) is not None
+        return is_read and self._adds_nothing("_distribution", batch.split(self._chunk_size()))
 
     def _is_kept(self, problem: PolicyProblem, step: TrustRegionStep) -> bool:
         """Whether the policy is still what the step made of it: a critic may move what no graph shows (detached features)."""

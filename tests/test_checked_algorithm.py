@@ -527,3 +527,20 @@ def test_seed_that_cannot_work_is_refused_before_anything_is_seeded(seed: Any) -
         model.set_random_seed(seed)
     assert model.seed == 3 and th.equal(state, th.get_rng_state())
     model.learn(64)
+
+
+class OneNumberMore(Clipped):
+    """Writes a number of its own into each row."""
+
+    def dump_logs(self, iteration: int) -> None:  # type: ignore[override]
+        self.logger.record("mine", 1.0)
+        super().dump_logs(iteration)
+
+
+def test_last_row_is_written_by_the_method_of_the_subclass(tmp_path: pathlib.Path) -> None:
+    model = OneNumberMore("MlpPolicy", make_env(), n_steps=32, device="cpu")
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(2 * 32)
+    model.logger.close()
+    with open(tmp_path / "progress.csv", newline="") as file:
+        assert [row["mine"] for row in csv.DictReader(file)] == ["1.0"] * 3

@@ -307,6 +307,34 @@ def test_fit_critic_that_spoils_the_memory_of_the_optimizer_is_undone() -> None:
     assert th.equal(parameter.detach()[:, 0], normal(3, seed=0)) and not optimizer.state.get(parameter)
 
 
+class Decays(th.optim.SGD):
+    """An optimizer that shrinks all that it holds, gradient or not."""
+
+    @th.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            parameter.mul_(0.9)
+
+
+class Around:
+    """Stands around an optimizer, and remembers nothing itself."""
+
+    def __init__(self, optimizer: th.optim.Optimizer):
+        self.zero_grad, self.step, self.param_groups = optimizer.zero_grad, optimizer.step, optimizer.param_groups
+
+
+@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, Around])
+def test_fit_critic_with_an_optimizer_that_moves_everything_moves_the_critic(wrap: Callable[[Any], Any]) -> None:
+    """The policy is what it was when it is asked whether it is kept, and the fit is good."""
+    parameter, of_actor = linear(normal(3, seed=0)), linear(normal(3, seed=1))
+    optimizer = wrap(Decays([parameter, of_actor], lr=1e-2))
+    is_kept = lambda: th.equal(of_actor.detach()[:, 0], normal(3, seed=1))  # noqa: E731
+    fit = fit_critic(linear_critic(parameter), optimizer, [parameter], epochs(1), holds=is_kept)
+    assert fit is not None and fit.status == "fitted" and is_kept()
+    assert not th.equal(parameter.detach()[:, 0], normal(3, seed=0))
+
+
 def test_fit_critic_passes_over_parameters_that_get_no_gradient() -> None:
     """A parameter that the values do not depend on in these states is no obstacle."""
     parameter, idle = linear(normal(3, seed=0)), linear(normal(3, seed=1))

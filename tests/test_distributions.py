@@ -15,7 +15,7 @@ from torch.distributions import kl as registry
 from torch.distributions.utils import lazy_property
 
 from sb3_trpo import TRPO, kl_old_new
-from sb3_trpo.distributions import copied, detached, factors_of, frozen, in_double, named
+from sb3_trpo.distributions import copied, detached, factors_of, frozen, in_double, named, selected
 from sb3_trpo.inspect import inspect_model
 from sb3_trpo.inspect.probe import action_distribution
 from sb3_trpo.objective import log_ratio
@@ -500,3 +500,14 @@ def test_distribution_that_keeps_its_parts_elsewhere_is_refused_by_name() -> Non
 
     with pytest.raises(TypeError, match=r"Elsewhere must have its torch.* `distribution`.*got \[.*'gaussian'"):
         list(factors_of(Elsewhere(2).proba_distribution(th.zeros(3, 2), th.zeros(2))))
+
+
+def test_some_states_of_a_distribution_are_of_one_shape_at_every_depth() -> None:
+    """One that checks what it is given would take the actions of those states for the wrong ones."""
+    normal = td.Normal(th.zeros(6, 2), th.ones(6, 2), validate_args=True)
+    inner = td.Independent(td.Independent(normal, 0), 1, validate_args=True)
+    distribution = DiagGaussianDistribution(2)
+    distribution.distribution = inner  # type: ignore[assignment]
+    some: Any = selected(distribution, th.tensor([4, 0]), 6)
+    assert some.distribution.log_prob(th.zeros(2, 2)).shape == (2,)
+    assert inner.log_prob(th.zeros(6, 2)).shape == (6,)

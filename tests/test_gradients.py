@@ -13,7 +13,7 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_trpo import TRPO, MlpPolicy
-from sb3_trpo.gradients import NoGradientError
+from sb3_trpo.gradients import NoGradientError, is_same_function
 from sb3_trpo.inspect import inspect_model
 from tests.small_models import DISCRETE, changed, make_env, policy_state, small_model
 
@@ -252,3 +252,13 @@ def test_nothing_is_told_where_no_critic_is_to_be_trained(policy: Any, arguments
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         small_model(TRPO, policy, **arguments).learn(64)
+
+
+def test_same_function_is_of_the_same_values_by_the_same_operations() -> None:
+    x = th.tensor([1.0, 2.0], requires_grad=True)
+    y = th.tensor([1.0, 2.0], requires_grad=True)
+    assert is_same_function(2.0 * x, 2.0 * x) and is_same_function((x * x).sum(), (x * x).sum())
+    assert not is_same_function(2.0 * x, 3.0 * x)
+    assert not is_same_function(x + 0.0 * y.detach(), x.clamp(-9.0, 9.0))
+    assert not is_same_function(2.0 * x, 2.0 * y)
+    assert not is_same_function(x * x, x * y)

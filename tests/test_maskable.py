@@ -15,6 +15,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from sb3_contrib import MaskablePPO, RecurrentPPO
+from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution
 from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -370,3 +371,38 @@ def test_wrapped_add_of_the_buffer_is_told_the_masks() -> None:
     model.learn(32, callback=Wraps())
     assert len(told) == 23
     np.testing.assert_array_equal(np.stack(told), model.rollout_buffer.action_masks[-23:])
+
+
+class Cautious(MaskableCategoricalDistribution):
+    """Mixes its probabilities with equal ones, where it samples and where it is asked."""
+
+    def mixed(self) -> th.distributions.Categorical:
+        assert self.distribution is not None
+        probs = self.distribution.probs
+        possible = (probs > 0.0).to(probs)
+        return th.distributions.Categorical(probs=0.5 * probs + 0.5 * possible / possible.sum(1, keepdim=True))
+
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        return self.mixed().log_prob(actions)
+
+    def sample(self) -> th.Tensor:
+        return self.mixed().sample()
+
+
+class CautiousPolicy(MaskableActorCriticPolicy):
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.action_dist = Cautious(4)
+
+
+def test_masked_distribution_of_the_users_own_is_asked_itself() -> None:
+    """The ratio begins at one by what the policy acts by."""
+    env = masked_env(VECTOR, DISCRETE, n_envs=2)
+    model = small_model(MaskableTRPO, CautiousPolicy, env, fast=False)
+    assert model.env is not None
+    _, callback = model._setup_learn(64)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    batch = model._full_batch()
+    assert (model._distribution(batch).log_prob(batch.actions) - batch.old_log_prob).abs().max() < 1e-5
+    model.train()
+    assert model.last_update is not None and model.last_update.step.accepted

@@ -391,3 +391,19 @@ def test_critic_is_fitted_to_returns_of_a_lambda_of_its_own(
     np.testing.assert_array_equal(np.sort(seen[0].advantages), np.sort(seen[1].advantages))
     assert changed(policy_state(model), policy_state(shorter))
     assert all("value" in name or "vf" in name for name in changed(policy_state(model), policy_state(shorter)))
+
+
+class OwnReturns(RolloutBuffer):
+    """Computes returns in a way of its own."""
+
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
+        super().compute_returns_and_advantage(last_values, dones)
+        self.returns = self.rewards + self.values
+
+
+def test_lambda_of_the_critic_does_not_replace_returns_of_the_users_own() -> None:
+    model = small_model(rollout_buffer_class=OwnReturns, critic_gae_lambda=0.5)
+    with pytest.raises(ValueError, match=r"critic_gae_lambda must be None .*got 0\.5 and OwnReturns"):
+        model.learn(64)
+    model.critic_gae_lambda = None
+    model.learn(64)

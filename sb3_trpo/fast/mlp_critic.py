@@ -196,6 +196,7 @@ class MlpCritic:
         return returns.cpu().numpy().astype(self.flat.dtype, copy=False)
 
     def _array(self, batch: ValueBatch) -> Arrays:
+        batch = ValueBatch(batch.observations, batch.returns)  # of a variant it may be more
         batch = batch if self.is_given_features else batch.to("cpu")
         return self._inputs(batch), self._targets(batch.returns)
 
@@ -209,7 +210,7 @@ def mlp_critic(
     policy: ActorCriticPolicy,
     parameters: list[nn.Parameter],
     batch: Batch,
-    values_of: Callable[[ValueBatch], th.Tensor],
+    values_of: Callable[[Batch | ValueBatch], th.Tensor],
     batch_size: int,
 ) -> MlpCritic | None:
     """
@@ -261,9 +262,11 @@ def mlp_critic(
     return MlpCritic(policy, network, n_fixed)
 
 
-def _agrees(policy: ActorCriticPolicy, network: Network, batch: Batch, values_of: Callable[[ValueBatch], th.Tensor]) -> bool:
+def _agrees(
+    policy: ActorCriticPolicy, network: Network, batch: Batch, values_of: Callable[[Batch | ValueBatch], th.Tensor]
+) -> bool:
     """Whether what the algorithm takes for the values is what the chain gives, up to rounding."""
     few = batch.few(N_COMPARED)
     # With a graph, which is looked at too
-    given = values_of(ValueBatch(few.observations, few.returns))
+    given = values_of(few)
     return is_as_read(given, run(policy, network, few.observations).flatten())

@@ -1,6 +1,6 @@
 """Classes of the user's own: whether they do as those that they are derived from."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 # A constructor may do as it likes, for what it has made can be looked at; the others are Python's
@@ -34,3 +34,26 @@ def known_kind(thing: Any, known: Collection[type]) -> type | None:
         return None
     wrapped = any(callable(value) and hasattr(kind, name) for name, value in vars(thing).items())
     return None if wrapped else kind
+
+
+def as_in_package(thing: Any, name: str) -> Callable[..., Any] | None:
+    """
+    Return a method as the nearest class of this package has it, whatever a class of the user's own or the object has.
+
+    :param thing: the object
+    :param name: of the method
+    :return: the function; ``None`` where no class of this package has it, since somebody has put another one in its place
+    """
+    functions = (vars(kind)[name] for kind in type(thing).__mro__ if name in vars(kind))
+    package = __name__.partition(".")[0]
+    return next((each for each in functions if _module_of(each).partition(".")[0] == package), None)
+
+
+def is_as_in_package(thing: Any, name: str) -> bool:
+    """Whether a method is that of the nearest class of this package: neither overridden nor replaced."""
+    return getattr(getattr(thing, name), "__func__", None) is as_in_package(thing, name) is not None
+
+
+def _module_of(function: Any) -> str:
+    # Not its __module__, which a decorator copies
+    return getattr(function, "__globals__", {}).get("__name__", "")

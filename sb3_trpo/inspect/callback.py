@@ -11,6 +11,7 @@ from stable_baselines3.common.logger import Figure as LoggedFigure
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from sb3_trpo.guards.overridden import is_as_in_package
 from sb3_trpo.inspect.as_ours import seen_as_ours
 from sb3_trpo.inspect.run_files import (
     SLICES_FILE,
@@ -25,7 +26,7 @@ from sb3_trpo.inspect.run_files import (
     read_run,
     take_up,
 )
-from sb3_trpo.inspect.watched_update import OtherUpdate, OwnUpdate, WatchedUpdate
+from sb3_trpo.inspect.watched_update import OtherUpdate, OwnUpdate, UpdateOfVariant, WatchedUpdate
 from sb3_trpo.trpo import TRPO
 
 Result = TypeVar("Result")
@@ -127,9 +128,11 @@ class TrustRegionRecorder(BaseCallback):
 
     def _watch(self) -> WatchedUpdate:
         pictures = bool(self.pictures_every) and self._n_updates % self.pictures_every == 0
-        if isinstance(self.model, TRPO):
-            return OwnUpdate(self.model, pictures=pictures, states=self.states)
-        return OtherUpdate(self.model, self._n_updates, pictures=pictures, states=self.states)
+        other = OtherUpdate(self.model, self._n_updates, pictures=pictures, states=self.states)
+        if not isinstance(self.model, TRPO):
+            return other
+        own = OwnUpdate(self.model, pictures=pictures, states=self.states)
+        return own if is_as_in_package(self.model, "train") else UpdateOfVariant(own, other)
 
     def _or_warn(self, look: Callable[[], Result]) -> Result | None:
         """Return what a look at the user's policy finds; if it fails, training goes on, and it is not tried again."""

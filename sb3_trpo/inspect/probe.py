@@ -1,5 +1,6 @@
 """Looks at an update from the inside, and leaves the model as it was: policies in single states, slices of parameter space."""
 
+import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 
 from sb3_trpo.distributions import factors_of, frozen
+from sb3_trpo.guards.overridden import is_as_in_package
 from sb3_trpo.inspect.as_ours import gain_unit_of, name_of, nothing_drawn
 from sb3_trpo.inspect.measure import as_updates_are_measured
 from sb3_trpo.inspect.planes import as_they_were, slice_of
@@ -246,6 +248,8 @@ class _Silent(BaseCallback):
 def _state_kept(model: TRPO) -> Iterator[None]:
     """Give a model its counters, logger and statistics back after a rollout; its environments have moved on."""
     before = dict(vars(model))
+    # A variant may train another network on what it collects
+    learned = None if is_as_in_package(model, "collect_rollouts") else copy.deepcopy(model.get_parameters())
     normalizer = model.get_vec_normalize_env()
     was_training = normalizer is not None and normalizer.training
     try:
@@ -259,6 +263,8 @@ def _state_kept(model: TRPO) -> Iterator[None]:
             normalizer.training = was_training
         vars(model).clear()
         vars(model).update(before)
+        if learned is not None:
+            model.set_parameters(learned, device=model.device)
         # The next call of learn begins a new episode
         model._last_obs = None
 

@@ -26,6 +26,9 @@ from sb3_trpo.trpo import TRPO
 # Ours reports its means itself; how they are spread is measured on so many states, which takes next to no time
 SPREAD_STATES = 256
 
+# How far the KL that an update reports may be from what is measured of it, in units of the limit
+OF_ROUNDING = 1e-3
+
 Pictures = tuple[tuple[StatesRecord, ...], tuple[SliceRecord, ...]]
 
 
@@ -201,6 +204,43 @@ class OtherUpdate:
                 has_limit=not math.isnan(limit),
                 n_states=len(few.weights),
             )
+
+
+class UpdateOfVariant:
+    """
+    An update of a TRPO whose ``train`` is the user's own: what it reports, if the policy is what the report says of it.
+
+    :param own: the update as it reports itself
+    :param other: the same, measured from outside
+    """
+
+    def __init__(self, own: OwnUpdate, other: OtherUpdate):
+        self.own = own
+        self.other = other
+        self.chosen: WatchedUpdate = other
+
+    def prepare(self) -> None:
+        """Keep the policy as it is before the update."""
+        self.own.prepare()
+        self.other.prepare()
+
+    def measure(self) -> None:
+        """Measure from outside, and choose."""
+        self.other.measure()
+        report, measured = self.own.report, self.other.measured
+        if report is not None and measured is not None:
+            apart = abs(measured[0].mean_kl - report.step.mean_kl)
+            if apart <= OF_ROUNDING * max(report.max_kl, report.step.mean_kl):
+                self.chosen = self.own
+                self.own.measure()
+
+    def record(self, **others: Any) -> UpdateRecord | None:
+        """Return what there is to keep."""
+        return self.chosen.record(**others)
+
+    def pictures(self) -> Pictures:
+        """Return what the pictures need."""
+        return self.chosen.pictures()
 
 
 def record_from_outside(model: OnPolicyAlgorithm, n_updates: int, **known: Any) -> UpdateRecord:

@@ -158,7 +158,7 @@ def somewhere_else(parameters: Parameters, generator: th.Generator) -> Iterator[
     try:
         with th.no_grad():
             for parameter in parameters:
-                scale = 0.3 / max(1.0, parameter.numel() / (len(parameter) if parameter.dim() else 1)) ** 0.5
+                scale = 0.3 / max(1.0, parameter.numel() / (max(1, len(parameter)) if parameter.dim() else 1)) ** 0.5
                 parameter.add_(scale * th.randn(parameter.shape, generator=generator, device="cpu").to(parameter))
         yield
     finally:

@@ -1,12 +1,15 @@
 """What does as a class that is known is told from what may do anything."""
 
 import copy
+import functools
 from abc import ABC, abstractmethod
 from typing import Any
 
 import pytest
 
-from sb3_trpo.guards.overridden import known_kind
+from sb3_trpo import TRPO
+from sb3_trpo.guards.overridden import as_in_package, is_as_in_package, known_kind
+from tests.small_models import small_model
 
 
 class Known(ABC):
@@ -94,3 +97,17 @@ def test_method_that_is_set_on_an_object_is_the_users_own() -> None:
 def test_nearest_class_that_is_known_counts() -> None:
     assert known_kind(Below(), {Store, Overriding}) is Overriding
     assert known_kind({}, {Store}) is None
+
+
+def test_method_of_this_package_is_told_from_one_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Overrides(TRPO):
+        def _full_batch(self) -> Any:
+            return super()._full_batch()
+
+    ours, theirs, on_object = (small_model(cls) for cls in (TRPO, Overrides, TRPO))
+    vars(on_object)["_full_batch"] = lambda: None
+    assert is_as_in_package(ours, "_full_batch") and is_as_in_package(theirs, "train")
+    assert not is_as_in_package(theirs, "_full_batch") and not is_as_in_package(on_object, "_full_batch")
+    assert as_in_package(theirs, "_full_batch") is TRPO._full_batch
+    monkeypatch.setattr(TRPO, "_full_batch", functools.wraps(TRPO._full_batch)(lambda self: None))
+    assert as_in_package(ours, "_full_batch") is None and not is_as_in_package(ours, "_full_batch")

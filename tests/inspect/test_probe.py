@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,3 +139,28 @@ def test_environment_without_masks_is_refused_by_name(cls: type[TRPO], policy: s
     with pytest.raises(ValueError, match=r"env must have a method action_masks\(\).*ActionMasker"):
         inspect_model(model)
     assert model.rollout_buffer.pos == 0
+
+
+class Discriminating(TRPO):
+    """Trains another network on what it collects, as GAIL does."""
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.discriminator = th.nn.Linear(3, 1)
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+        goes_on = super().collect_rollouts(*args, **kwargs)
+        with th.no_grad():
+            self.discriminator.weight.add_(1.0)
+        return goes_on
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        names, others = super()._get_torch_save_params()
+        return [*names, "discriminator"], others
+
+
+def test_inspect_model_leaves_the_other_networks_of_a_variant_alone() -> None:
+    model = small_model(Discriminating)
+    before = model.discriminator.weight.detach().clone()  # type: ignore[attr-defined]
+    inspect_model(model)
+    assert th.equal(model.discriminator.weight, before)  # type: ignore[attr-defined]

@@ -303,3 +303,37 @@ def test_policy_of_an_odd_distribution_learns_as_a_gaussian_does(kind: type[Diag
     assert ours.accepted and theirs.accepted
     assert ours.mean_kl == pytest.approx(theirs.mean_kl, rel=1e-2)
     assert ours.surrogate == pytest.approx(theirs.surrogate, rel=1e-2)
+
+
+class Flow(DiagGaussianDistribution):
+    """Learns to shift and to stretch its actions, where the torch distribution in it does not see it."""
+
+    shift: th.Tensor
+
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        return super().log_prob(actions - self.shift)
+
+    def sample(self) -> th.Tensor:
+        return super().sample() + self.shift
+
+
+class FlowPolicy(ActorCriticPolicy):
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.action_dist = Flow(3)
+        self.shift = nn.Parameter(th.zeros(3))
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Any:
+        assert isinstance(self.action_dist, Flow)
+        self.action_dist.shift = self.shift
+        return super()._get_action_dist_from_latent(latent_pi)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_log_prob_that_knows_more_than_the_kl_is_refused_before_anything_moves(fast: bool) -> None:
+    """The limit would not hold for what the KL does not depend on."""
+    model = small_model(policy=FlowPolicy, fast=fast)
+    before = policy_state(model)
+    with pytest.raises(ValueError, match=r"KL of Flow of Normal .*log_prob depends on parameters .*\(3,\)"):
+        model.learn(64)
+    assert not changed(before, policy_state(model))

@@ -182,3 +182,45 @@ def test_model_that_learns_or_is_not_ours_is_not_inspected() -> None:
     with pytest.raises(TypeError, match="got PPO: TrustRegionRecorder"):
         inspect_model(model)
     assert math.isclose(model.num_timesteps, 0)
+
+
+@th.no_grad()
+def move(model: TRPO) -> None:
+    policy: Any = model.policy
+    policy.action_net.bias.add_(0.3)
+
+
+class OwnTrain(TRPO):
+    """Makes its updates itself, and reports none."""
+
+    def train(self) -> None:
+        move(self)
+        self._n_updates += 1
+
+
+class AuxiliaryPhase(TRPO):
+    """Moves the policy after the update, which its report does not know."""
+
+    def train(self) -> None:
+        super().train()
+        move(self)
+
+
+class Around(TRPO):
+    """Does something around the update, and nothing with the policy."""
+
+    def train(self) -> None:
+        super().train()
+        self.logger.record("train/mine", 1.0)
+
+
+@pytest.mark.parametrize("variant", [OwnTrain, AuxiliaryPhase, Around])
+def test_update_of_a_variant_is_recorded_as_what_became_of_the_policy(variant: type[TRPO], tmp_path: Path) -> None:
+    """By its report, where that tells of it; and measured from outside, where it does not."""
+    model = small_model(variant)
+    model.learn(3 * 64, callback=TrustRegionRecorder(tmp_path, pictures_every=1))
+    run = read_run(tmp_path)
+    assert [update.n_updates for update in run.updates] == [1, 2, 3] and len(run.states) == 3
+    for update, states in zip(run.updates, run.states, strict=True):
+        assert states.kl.mean() == pytest.approx(update.mean_kl, rel=1e-3)
+        assert bool(update.candidates) == (variant is Around)

@@ -8,6 +8,7 @@ import torch as th
 from torch import nn
 
 from sb3_trpo.trust_region import CentralDifferences, first_that_works, flatten
+from sb3_trpo.trust_region.fallbacks import somewhere_else
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct
 from tests.cases import normal
 from tests.oracles import relative_error
@@ -223,3 +224,12 @@ def test_parameter_that_has_left_its_domain_contradicts_nothing() -> None:
     with th.random.fork_rng():
         assert first_that_works([("wrong", product(2.0)), ("right", product(1.0))], differences, [scale]) == "right"
     assert scale.item() == start
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (0,), (3, 0)])
+def test_empty_parameter_is_moved_nowhere(shape: tuple[int, ...]) -> None:
+    """One head of several may have no outputs."""
+    parameters = [nn.Parameter(th.zeros(shape)), nn.Parameter(th.zeros(2))]
+    with somewhere_else(parameters, th.Generator("cpu").manual_seed(0)):
+        assert parameters[0].shape == shape and bool((parameters[1] != 0.0).all())
+    assert bool((parameters[1] == 0.0).all())

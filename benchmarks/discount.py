@@ -8,6 +8,7 @@ An episode that gains r a step and falls after L steps has the discounted return
 ends goes on for the critic, with r / (1 - γ).
 """
 
+import argparse
 import json
 from pathlib import Path
 
@@ -99,6 +100,7 @@ def table(curves: pd.DataFrame) -> str:
 
 def main() -> None:
     """Draw and print what is on record."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     curves = paths()
     draw(curves, RESULTS / "discount.png")
     print(table(curves))

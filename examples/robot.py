@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch as th
 from gymnasium.wrappers import RescaleAction
-from stable_baselines3.common.callbacks import CallbackList, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
@@ -30,6 +30,20 @@ def make_test_env(env_id: str, seed: int) -> VecNormalize:
     env = make_env(env_id, n_envs=4, seed=seed)
     env.training, env.norm_reward = False, False
     return env
+
+
+class SaveStatistics(BaseCallback):
+    """Save the statistics of the normalisation, which the policy of the moment goes with."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    def _on_step(self) -> bool:
+        env = self.model.get_vec_normalize_env()
+        assert env is not None
+        env.save(str(self.path))
+        return True
 
 
 def main() -> None:
@@ -65,6 +79,7 @@ def main() -> None:
         eval_freq=arguments.steps // 8 // 5,
         n_eval_episodes=4,
         best_model_save_path=str(arguments.folder),
+        callback_on_new_best=SaveStatistics(arguments.folder / "best_statistics.pkl"),
         verbose=0,
     )
     model.learn(arguments.steps, callback=CallbackList([recorder, tests]), progress_bar=True)

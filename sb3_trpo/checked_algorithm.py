@@ -147,7 +147,11 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._made_env = None
 
     def _build(self) -> None:
-        """Seed the model and make its policy and its buffer: a hook for algorithms with others than SB3's."""
+        """
+        Seed the model and make its policy and its buffer: a hook for algorithms with others than SB3's.
+
+        Called once, when the model is made or loaded; ``policy`` and ``rollout_buffer`` are there when it returns.
+        """
         super()._setup_model()
 
     # What is set later is checked when it is used

@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from sb3_trpo import hyperparameters
 from sb3_trpo.guards.arguments import check_arguments
 from sb3_trpo.guards.environments import check_action_space
-from sb3_trpo.hyperparameters import PER_DIMENSION, TRPO_RULES, default_of
+from sb3_trpo.hyperparameters import PER_DIMENSION, TRPO_RULES, as_read, default_of
 
 
 class ScaledSchedule:
@@ -60,7 +60,7 @@ def _scaled(arguments: Mapping[str, Any], factor: float, defaults: Mapping[str, 
         if value is None:
             scaled[name] = default
         else:
-            scaled[name] = ScaledSchedule(value, factor) if callable(value) else float(factor * value)
+            scaled[name] = ScaledSchedule(value, factor) if callable(value) else as_read(factor * value)
     return scaled
 
 

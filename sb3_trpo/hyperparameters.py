@@ -73,8 +73,12 @@ def default_of(name: str, action_space: spaces.Space) -> float:
     :param action_space: that of the environment
     :return: in nats for the whole action
     """
-    # Six times 0.1 shall be 0.6, as one reads it
-    return round(PER_DIMENSION[name] * n_averaged_dimensions(action_space), 12)
+    return as_read(PER_DIMENSION[name] * n_averaged_dimensions(action_space))
+
+
+def as_read(value: float) -> float:
+    """Return a number without the rounding of a product: six times 0.1 shall be 0.6, as one reads it."""
+    return float(f"{value:.12g}")
 
 
 def defaults_by_model(given: Mapping[str, Any], action_space: spaces.Space, policy: BasePolicy) -> dict[str, float]:

@@ -33,7 +33,7 @@ def test_units_of_contrib_are_converted_for_an_action_space(action_space: spaces
     """Limit and damping are multiplied with what contrib averages over, everything else is passed on."""
     given = {"target_kl": 0.02, "cg_damping": 0.05, "n_steps": 512, "seed": 3}
     ours = from_contrib(given, action_space)
-    assert ours == given | {"target_kl": factor * 0.02, "cg_damping": factor * 0.05}
+    assert ours == pytest.approx(given | {"target_kl": factor * 0.02, "cg_damping": factor * 0.05})
     assert to_contrib(ours, action_space) == pytest.approx(given)
     assert given["target_kl"] == 0.02
     assert n_averaged_dimensions(action_space) == factor
@@ -43,6 +43,7 @@ def test_defaults_are_converted_too() -> None:
     """What is not given is contrib's default, in our units: the same numbers would mean another trust region."""
     assert from_contrib({}, BOX) == pytest.approx({"target_kl": 0.03, "cg_damping": 0.3})
     assert from_contrib({"target_kl": 0.02}, BOX) == pytest.approx({"target_kl": 0.06, "cg_damping": 0.3})
+    assert from_contrib({"cg_damping": 0.1}, BOX)["cg_damping"] == 0.3 == from_contrib({}, BOX)["cg_damping"]  # as it is read
     assert to_contrib({}, BOX) == pytest.approx({"target_kl": 0.01, "cg_damping": 0.1})
 
 

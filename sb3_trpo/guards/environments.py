@@ -40,7 +40,8 @@ def check_action_space(action_space: spaces.Space) -> None:
     if not supported:
         raise ValueError(
             "env.action_space must be a Box of one float or more with finite bounds, a Discrete or one-dimensional "
-            f"MultiDiscrete that starts at 0, or a MultiBinary(n) with an integer n, got {action_space}"
+            f"MultiDiscrete that starts at 0, or a MultiBinary(n) with an integer n, got {action_space}: "
+            "gymnasium.wrappers.TransformAction makes such a space of another one, by a function that shifts, scales or rounds"
         )
 
 

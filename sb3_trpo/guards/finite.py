@@ -78,9 +78,10 @@ def refuse_nonfinite(what: str, values: Any, *, step: int | None = None) -> None
         if not is_finite(part):
             index, *_ = np.argwhere(~np.isfinite(part)).tolist()
             at_step, env, *place = index if step is None else (step - 1, *index)
+            where = f"{key}{place or ''} = " if key or place else ""
             raise NonFiniteError(
                 f"{what} environment {env} at step {at_step + 1} of the rollout must be finite, got "
-                f"{key}{place or ''} = {part[tuple(index)]}. Nothing was updated; "
+                f"{where}{part[tuple(index)]}. Nothing was updated; "
                 "error_if_nonfinite=False lets training go on, without updates from such rollouts"
             )
 

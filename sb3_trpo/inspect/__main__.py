@@ -78,6 +78,8 @@ def load(options: argparse.Namespace) -> Run:
     """
     (path,) = options.run
     if path.suffix == ".zip":
+        if not path.exists():
+            raise FileNotFoundError(f"there is no file {path}")
         if options.env is None:
             raise ValueError(f"{path} is a saved model: say which environment with --env")
         return inspect_zip(path, options.env, options.vec_normalize, options.seed)

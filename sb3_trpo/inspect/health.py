@@ -27,10 +27,10 @@ EXPLAINED_VARIANCE = 0.1
 SPIKE, FAR = 5.0, 0.01
 
 # What to try, in the arguments that the algorithm has
-LONGER_SEARCH = (
-    "lower target_kl, collect more per update, begin with more noise (log_std_init) or let it fall more slowly (std_damping)."
-)
-LONGER_SEARCH_BY_LOSS = "collect more per update, begin with more noise (log_std_init), or pay for entropy (ent_coef)."
+LONGER_SEARCH = "lower target_kl, collect more per update"
+LONGER_SEARCH_BY_NOISE = ", begin with more noise (log_std_init) or let it fall more slowly (std_damping)"
+LONGER_SEARCH_BY_LOSS = "pay for entropy (ent_coef), collect more per update"
+LONGER_SEARCH_BY_LOSS_AND_NOISE = ", or begin with more noise (log_std_init)"
 BETTER_FIT = "Fit more (n_critic_updates, learning_rate)"
 BETTER_LOSS = "Fit more (n_epochs, learning_rate, vf_coef), as far as the algorithm lets you"
 
@@ -175,9 +175,9 @@ def steps_refused(updates: Sequence[UpdateRecord]) -> Finding:
         not wrong,
         f"{len(latest) - len(refused)} of the latest {len(latest)} updates did."
         + (f" Refused: {reasons}." if refused else ""),
-        "An update without gain leaves the policy as it was, which is safe and learns nothing. Gradient zero: are the rewards "
-        "all the same? Not finite: look for NaN in rewards and observations. Line search failed: collect more per update, or "
-        "allow more candidates (line_search_max_iter)."
+        "An update without gain leaves the policy as it was, which is safe and learns nothing. Gradient zero: do rewards and "
+        "observations ever differ? Not finite: look for NaN in rewards and observations. Line search failed: collect more per "
+        "update, or allow more candidates (line_search_max_iter)."
         if wrong
         else "",
         "step_fraction",
@@ -246,6 +246,13 @@ def update_gains(updates: Sequence[UpdateRecord]) -> Finding:
     )
 
 
+def _longer_search(updates: Sequence[UpdateRecord], *, continuous: bool) -> str:
+    """Return what keeps a policy random for longer, in arguments that do something for its actions."""
+    if _tells_of_search(updates):
+        return LONGER_SEARCH + (LONGER_SEARCH_BY_NOISE if continuous else "")
+    return LONGER_SEARCH_BY_LOSS + (LONGER_SEARCH_BY_LOSS_AND_NOISE if continuous else "")
+
+
 def policy_explores(updates: Sequence[UpdateRecord]) -> Finding:
     """Has the policy kept some of its randomness?"""
     continuous = math.isfinite(updates[0].std)
@@ -260,7 +267,7 @@ def policy_explores(updates: Sequence[UpdateRecord]) -> Finding:
         not wrong,
         f"The {what} is {last:.3g}, {last / first:.0%} of the {first:.3g} at the beginning of the record.",
         "The policy is all but deterministic and sees little that is new. If the return is where it should be, training is "
-        "done; if not, it settled too early: " + (LONGER_SEARCH if _tells_of_search(updates) else LONGER_SEARCH_BY_LOSS)
+        f"done; if not, it settled too early: {_longer_search(updates, continuous=continuous)}."
         if wrong
         else "",
         panel,

@@ -75,9 +75,11 @@ def main() -> None:
     from sb3_trpo.zoo.quick_envs import QUICK_ENVS
     from sb3_trpo.zoo.torchrun import train_together
 
-    ours = argparse.ArgumentParser(parser.prog, add_help=False, allow_abbrev=False)
-    ours.add_argument("--vector-env", choices=QUICK_ENVS)
+    ours = argparse.ArgumentParser(f"{parser.prog} {script}", add_help=False, allow_abbrev=False)
+    ours.add_argument("--vector-env", choices=QUICK_ENVS, help="the vector environment to train in")
     chosen, arguments = ours.parse_known_args(sys.argv[2:])
+    if {"-h", "--help"} & {*arguments}:
+        ours.print_help()  # and below it RL Zoo's script tells its own
     if chosen.vector_env is not None:
         made: Any = staticmethod(QUICK_ENVS[chosen.vector_env])
         ExperimentManager.default_vec_env_cls = made

@@ -59,8 +59,8 @@ def silent_model(*, fast: bool = True, **planned: Any) -> TRPO:
 @pytest.mark.parametrize(
     "planned, said",
     [
-        ({"rewards": {3: math.nan}}, ["the reward", "environment 1 at step 3 of the rollout", "= nan"]),
-        ({"rewards": {8: -math.inf}}, ["the reward", "environment 1 at step 8 of the rollout", "= -inf"]),
+        ({"rewards": {3: math.nan}}, ["the reward", "environment 1 at step 3 of the rollout", "got nan. "]),
+        ({"rewards": {8: -math.inf}}, ["the reward", "environment 1 at step 8 of the rollout", "got -inf. "]),
         ({"observations": {0: math.nan}}, ["the observation", "environment 1 at step 0 of the rollout", "a[1, 0] = nan"]),
         ({"observations": {5: math.inf}}, ["the observation", "environment 1 at step 5 of the rollout", "a[1, 0] = inf"]),
         (

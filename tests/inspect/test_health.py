@@ -61,6 +61,14 @@ def test_rules_judge_a_standard_deviation_where_there_is_one(healthy: UpdateReco
     assert policy_explores(updates).healthy is True and policy_explores(updates).panel == "std"
     updates[-1] = updates[-1]._replace(std=0.05)
     assert policy_explores(updates).healthy is False
+    assert "log_std_init" in policy_explores(updates).advice and "std_damping" in policy_explores(updates).advice
+
+
+def test_advice_on_exploration_names_arguments_that_do_something(healthy: UpdateRecord, of_ppo: UpdateRecord) -> None:
+    """Discrete actions have no standard deviation to begin with or to damp."""
+    for update, argument in ((healthy, "target_kl"), (of_ppo, "ent_coef")):
+        advice = policy_explores(list(map(UNHEALTHY[policy_explores], series(update)))).advice
+        assert argument in advice and "std" not in advice
 
 
 @pytest.fixture()

@@ -55,7 +55,8 @@ def test_command_inspects_a_saved_model(tmp_path: Path, capsys: pytest.CaptureFi
     "arguments, message",
     [
         (["nowhere"], r"updates\.jsonl does not exist"),
-        (["model.zip"], "--env"),
+        (["model.zip"], "model.zip is a saved model: .*--env"),
+        (["nowhere.zip"], "there is no file nowhere.zip"),
         (["folder", "--env", "CartPole-v1"], "saved model"),
         (["nowhere.zip", "--env", "CartPole-v1"], "nowhere"),
         (["empty"], "no update"),
@@ -69,6 +70,7 @@ def test_command_says_what_is_wrong(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "updates.jsonl").write_text("")
+    (tmp_path / "model.zip").write_text("")
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and re.search(message, error)

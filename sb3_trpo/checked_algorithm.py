@@ -119,6 +119,9 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         check_arguments(self.rules, {"error_if_nonfinite": error_if_nonfinite, "verbose": verbose, **arguments})
         check_policy(policy, self.policy_aliases, self.policy_base, of=self.kind)
         self.error_if_nonfinite = error_if_nonfinite
+        for name in ("policy_kwargs", "rollout_buffer_kwargs"):
+            if arguments.get(name) is not None:
+                arguments[name] = dict(arguments[name])  # any mapping will do
         made = made_env(env, verbose)
         with closed_if_refused(made, env):
             super().__init__(policy, made, verbose=verbose, supported_action_spaces=self.supported_action_spaces, **arguments)

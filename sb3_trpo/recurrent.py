@@ -25,6 +25,7 @@ from sb3_trpo.distributions import selected
 from sb3_trpo.fast.lstm_actor import QuickModel
 from sb3_trpo.fast.lstm_fisher import lstm_fisher
 from sb3_trpo.fast.network import is_as
+from sb3_trpo.guards.environments import spends_steps_on_resets
 from sb3_trpo.objective import Batch, rows_of
 from sb3_trpo.policies import CountsFromZero
 from sb3_trpo.rollout import check_full
@@ -319,7 +320,7 @@ class RecurrentTRPO(TRPO):
         self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
     ) -> Any:
         begins = reset_num_timesteps or self._last_obs is None
-        if getattr(self.env, "wastes_steps", False):
+        if spends_steps_on_resets(self.env) is not None:
             raise ValueError(
                 f"env must not spend a step on each reset where the policy has a memory, got {self.env!r}: make it with "
                 "autoreset_mode=AutoresetMode.SAME_STEP of gymnasium.vector"

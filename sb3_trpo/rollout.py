@@ -21,7 +21,8 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.guards.overridden import known_kind
+from sb3_trpo.guards.environments import spends_steps_on_resets
+from sb3_trpo.guards.overridden import is_as_written, known_kind
 from sb3_trpo.guards.passed_on import PassedOn, is_of_users_own, runs_user_code, steps_through_user_code
 
 Observations = np.ndarray | dict[str, np.ndarray]
@@ -99,7 +100,8 @@ KNOWN_BUFFERS: set[type[RolloutBuffer]] = {RolloutBuffer, DictRolloutBuffer}
 
 def is_sb3s_own(rollout_buffer: RolloutBuffer) -> bool:
     """Whether a buffer does as one of SB3's or sb3-contrib's: nothing of it is overridden."""
-    return known_kind(rollout_buffer, KNOWN_BUFFERS) is not None
+    kind = known_kind(rollout_buffer, KNOWN_BUFFERS)
+    return kind is not None and is_as_written(kind, "add", "get", "_get_samples", "reset", "compute_returns_and_advantage")
 
 
 def _environment_actions(model: OnPolicyAlgorithm, actions: np.ndarray) -> np.ndarray:
@@ -386,7 +388,7 @@ def check_wasted_steps(env: Any, rollout_buffer: RolloutBuffer) -> None:
     :param rollout_buffer: where its steps go
     :raises ValueError: with the way out
     """
-    if getattr(env, "wastes_steps", False) and not is_sb3s_own(rollout_buffer):
+    if spends_steps_on_resets(env) is not None and not is_sb3s_own(rollout_buffer):
         raise ValueError(
             f"rollout_buffer_class must be SB3's own with an environment that spends a step on each reset, got "
             f"{type(rollout_buffer).__name__}. Or make the environment with autoreset_mode=AutoresetMode.SAME_STEP of "

@@ -20,6 +20,7 @@ from stable_baselines3.common.distributions import (
     MultiCategoricalDistribution,
     StateDependentNoiseDistribution,
 )
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import obs_as_tensor
@@ -34,6 +35,7 @@ from sb3_trpo.fast.network import Network, is_as_read, is_as_sb3, is_quicker_on_
 from sb3_trpo.fast.numpy_layers import forward
 from sb3_trpo.fast.places import Places
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
+from sb3_trpo.guards.overridden import is_as_written
 from sb3_trpo.rollout import EVALUATION_ROWS, Acted, Critic, Observations, is_sb3s_own, rows_of
 from sb3_trpo.trust_region.fisher import flatten, unflatten
 
@@ -318,10 +320,11 @@ class Forward:
         :param inputs: float32, shape (n, n_inputs)
         :param arrays: what ``read`` returned
         """
-        if len(inputs) <= EVALUATION_ROWS:
-            return self._block(inputs, arrays)
-        starts = range(0, len(inputs), EVALUATION_ROWS)
-        latents, outputs = zip(*(self._block(inputs[at : at + EVALUATION_ROWS], arrays) for at in starts), strict=True)
+        with np.errstate(all="ignore"):
+            if len(inputs) <= EVALUATION_ROWS:
+                return self._block(inputs, arrays)
+            starts = range(0, len(inputs), EVALUATION_ROWS)
+            latents, outputs = zip(*(self._block(inputs[at : at + EVALUATION_ROWS], arrays) for at in starts), strict=True)
         return np.concatenate(latents), np.concatenate(outputs)
 
     def _block(self, inputs: np.ndarray, arrays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -375,9 +378,10 @@ class _NumpyActor:
 
     def __call__(self, observations: Observations, action_masks: np.ndarray | None = None) -> Acted:
         arrays = self.forward.read()
-        latent, outputs = self.forward(self.encode(observations, self.n_envs), arrays)
-        outputs = masked_array(outputs, action_masks)
-        actions, log_std = self.distribution.sample(latent, outputs, arrays[-1] if self.has_std else None)
+        with np.errstate(all="ignore"):
+            latent, outputs = self.forward(self.encode(observations, self.n_envs), arrays)
+            outputs = masked_array(outputs, action_masks)
+            actions, log_std = self.distribution.sample(latent, outputs, arrays[-1] if self.has_std else None)
         # A copy: what becomes of the actions is the callbacks' affair
         self.acted.append((outputs, log_std, actions.copy()))
         if len(self.acted) == self.most_acted:
@@ -416,9 +420,10 @@ def encoder(policy: ActorCriticPolicy, network: Network) -> Callable[[Observatio
     keys = list(network.branches)
 
     def joined(observations: Any, n: int) -> np.ndarray:
-        if isinstance(observations, np.ndarray):
-            return observations.reshape(n, -1).astype(np.float32, copy=False)
-        return np.concatenate([observations[key].reshape(n, -1) for key in keys], axis=1, dtype=np.float32)
+        with np.errstate(all="ignore"):  # as torch does, whatever the process has set
+            if isinstance(observations, np.ndarray):
+                return observations.reshape(n, -1).astype(np.float32, copy=False)
+            return np.concatenate([observations[key].reshape(n, -1) for key in keys], axis=1, dtype=np.float32)
 
     return joined
 
@@ -593,6 +598,9 @@ def lean_actor(
     :param rollout_buffer: where the experience goes
     :param n_envs: number of environments
     :param masks_now: as for :class:`LeanActor`
-    :return: ``None`` where lean collection does not apply: buffers of the user's own, and policies that no quick actor covers
+    :return: ``None`` where lean collection does not apply: buffers of the user's own, policies that no quick actor covers, and
+        another loop in the place of SB3's
     """
-    return LeanActor(model, n_envs, masks_now) if is_sb3s_own(rollout_buffer) and _is_covered(model.policy) else None
+    is_covered = is_sb3s_own(rollout_buffer) and _is_covered(model.policy)
+    is_covered = is_covered and is_as_written(OnPolicyAlgorithm, "collect_rollouts")
+    return LeanActor(model, n_envs, masks_now) if is_covered else None

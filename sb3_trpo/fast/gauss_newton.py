@@ -12,6 +12,7 @@ The plain twin is ``trust_region.fisher_vector_product``, which differentiates t
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
@@ -380,10 +381,11 @@ class GaussNewtonFisher:
         result = [th.zeros_like(parameter) for parameter in self.parameters]
         of_std = self.position.get(getattr(self.policy, "log_std", None))  # type: ignore[arg-type]
         for index, chunk in enumerate(self.chunks):
-            given = self._given(chunk)
-            tape = self._tape(index, given)
-            outputs = self._push_forward(given, tape, tangents)
-            self._pull_back(given, tape, tape.output_fisher(outputs) * chunk.weights[:, None], result)
+            with np.errstate(all="ignore"):  # what NumPy has a part in, as torch does
+                given = self._given(chunk)
+                tape = self._tape(index, given)
+                outputs = self._push_forward(given, tape, tangents)
+                self._pull_back(given, tape, tape.output_fisher(outputs) * chunk.weights[:, None], result)
             if of_std is not None:
                 result[of_std] += tape.log_std_fisher(tangents[of_std], chunk.weights)
         return flatten(result)

@@ -58,11 +58,12 @@ def step(weights: Weights, inputs: np.ndarray, state: State) -> State:
     """Return the state after one step; inputs of shape (n, n_inputs)."""
     w, u, b, d = weights
     hidden, cell = state
-    gates = inputs.dot(w.T)
-    gates += hidden.dot(u.T)
-    gates += b
-    gates += d
-    return _after(gates, cell)
+    with np.errstate(all="ignore"):  # as torch does, whatever the process has set
+        gates = inputs.dot(w.T)
+        gates += hidden.dot(u.T)
+        gates += b
+        gates += d
+        return _after(gates, cell)
 
 
 def _after(gates: np.ndarray, cell: np.ndarray) -> State:
@@ -107,17 +108,18 @@ def run(weights: Weights, inputs: np.ndarray, state: State) -> Sequences:
     """
     w, u, b, d = weights
     length, n, n_inputs = inputs.shape
-    gates = np.dot(inputs.reshape(-1, n_inputs), w.T).reshape(length, n, -1)
-    gates += b
-    gates += d
-    hidden = np.empty((length + 1, n, u.shape[1]), gates.dtype)
-    cell = np.empty_like(hidden)
-    hidden[0], cell[0] = state
-    of_state = np.empty(gates.shape[1:], gates.dtype)
-    for t in range(length):
-        np.dot(hidden[t], u.T, out=of_state)
-        gates[t] += of_state
-        hidden[t + 1], cell[t + 1] = _after(gates[t], cell[t])
+    with np.errstate(all="ignore"):
+        gates = np.dot(inputs.reshape(-1, n_inputs), w.T).reshape(length, n, -1)
+        gates += b
+        gates += d
+        hidden = np.empty((length + 1, n, u.shape[1]), gates.dtype)
+        cell = np.empty_like(hidden)
+        hidden[0], cell[0] = state
+        of_state = np.empty(gates.shape[1:], gates.dtype)
+        for t in range(length):
+            np.dot(hidden[t], u.T, out=of_state)
+            gates[t] += of_state
+            hidden[t + 1], cell[t + 1] = _after(gates[t], cell[t])
     return Sequences(inputs, gates, hidden, cell)
 
 

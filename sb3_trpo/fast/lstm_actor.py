@@ -136,11 +136,11 @@ class QuickPolicy(StandIn):
         goes_on = _goes_on(episode_starts)
         after = _stepped(self.of_actor, inputs, lstm_states.pi, goes_on)
         arrays = self.actor.read()
-        latent, outputs = self.actor(after[0], arrays)
-        outputs = masked_array(outputs, action_masks)
-        actions, log_std = self.sampler.sample(latent, outputs, arrays[-1] if self.has_std else None)
-        stacked = None if log_std is None else log_std[None]
         with np.errstate(all="ignore"):  # what is not finite is asked for afterwards
+            latent, outputs = self.actor(after[0], arrays)
+            outputs = masked_array(outputs, action_masks)
+            actions, log_std = self.sampler.sample(latent, outputs, arrays[-1] if self.has_std else None)
+            stacked = None if log_std is None else log_std[None]
             log_probs = self.sampler.log_probs(outputs[None], stacked, actions[None])[0]
         # A critic without an LSTM of its own is handed the actor's states
         of_critic = after

@@ -20,6 +20,7 @@ from sb3_trpo.fast.gauss_newton import N_COMPARED
 from sb3_trpo.fast.network import Network, is_as_read, is_quicker_on_gpu, network_input, read_critic, run, through
 from sb3_trpo.fast.numpy_layers import forward, pull_back
 from sb3_trpo.fast.optimizers import WRITTEN_OUT
+from sb3_trpo.guards.overridden import is_as_written
 from sb3_trpo.guards.process import one_blas_thread
 from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region.fisher import flatten, unflatten
@@ -228,7 +229,7 @@ def mlp_critic(
     """
     network = read_critic(policy)
     optimizer = policy.optimizer
-    if network is None or type(optimizer) not in WRITTEN_OUT:
+    if network is None or type(optimizer) not in WRITTEN_OUT or not is_as_written(type(optimizer), "step", "zero_grad"):
         return None
     fitted = set(parameters)
     # What is the actor's too comes first, and stays as it is

@@ -17,7 +17,7 @@ from torch import nn
 from sb3_trpo.fast.elementwise import TABLE, apply
 from sb3_trpo.fast.kinds import KNOWN_POLICIES
 from sb3_trpo.fast.traced import Layers, traced_layers
-from sb3_trpo.guards.overridden import known_kind
+from sb3_trpo.guards.overridden import is_as_written, known_kind
 from sb3_trpo.policies import from_zero
 
 # Weights times inputs up to which NumPy on the CPU is quicker than a GPU, which has to start its kernels: measured on an H100
@@ -47,6 +47,8 @@ class Stage(NamedTuple):
 def _is_plain(module: nn.Module) -> bool:
     """Whether a module and those within do nothing beside what their classes say."""
     if nn.modules.module._has_any_global_hook():
+        return False
+    if not all(is_as_written(kind, "__call__", *OWN_FORWARD) for kind in {*map(type, module.modules())}):
         return False
     # Read several times a rollout: in one pass, without a call for each attribute
     for part in module.modules():
@@ -113,7 +115,7 @@ def is_as(policy: BasePolicy, known: type[BasePolicy], *methods: str) -> bool:
     """Whether a policy does as a class does: none of these methods is overridden, and nothing hooked."""
     own = type(policy)
     unchanged = (getattr(own, name) is getattr(known, name) and name not in vars(policy) for name in methods)
-    return isinstance(policy, known) and all(unchanged) and _is_plain(policy)
+    return isinstance(policy, known) and all(unchanged) and is_as_written(known, *methods) and _is_plain(policy)
 
 
 def _layers(net: nn.Module) -> Iterator[nn.Module]:

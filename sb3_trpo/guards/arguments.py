@@ -16,6 +16,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.type_aliases import Schedule
 
+from sb3_trpo.guards.overridden import is_of_known_package
+
 
 class Rule(NamedTuple):
     """
@@ -42,7 +44,7 @@ Rules = Mapping[str, Rule]
 COUNT = Rule(Integral, lambda value: 1 <= value < 2**31, "an integer in [1, 2**31)")
 UNIT_INTERVAL = Rule(Real, lambda value: 0 <= value <= 1, "a number in [0, 1]")
 FLAG = Rule(bool | np.bool_, lambda value: True, "True or False", flag=True)
-_DICTIONARY = Rule(dict, lambda value: True, "a dictionary or None", optional=True)
+_DICTIONARY = Rule(Mapping, lambda value: True, "a dictionary or None", optional=True)
 
 
 def _is_device(name: str | th.device) -> bool:
@@ -114,10 +116,20 @@ class PolicyKindError(TypeError, ValueError):
 HANDED = ("lstm_states", "episode_starts", "action_masks")
 
 
-def _is_handed(policy: type) -> set[str]:
-    """Return what a class of policies takes to act beside the observations; what it passes on by ``**kwargs`` counts."""
-    methods = (vars(parent)["forward"] for parent in policy.__mro__ if "forward" in vars(parent))
-    return {name for method in methods for name in inspect.signature(method).parameters} & {*HANDED}
+def _is_handed(policy: type, base: type) -> set[str]:
+    """
+    Return what a class of policies takes to act beside the observations; what it passes on by ``**kwargs`` counts.
+
+    :param policy: the class
+    :param base: what the class is to be derived from; what that is not handed may have a default, and be left out
+    """
+    found: set[str] = set()
+    for parent in policy.__mro__:
+        if "forward" in vars(parent):
+            parameters = inspect.signature(vars(parent)["forward"]).parameters
+            can_do_without = issubclass(parent, base) and not is_of_known_package(parent)
+            found |= {name for name, p in parameters.items() if not can_do_without or p.default is p.empty}
+    return found & {*HANDED}
 
 
 def check_policy(
@@ -141,7 +153,7 @@ def check_policy(
         return
     if not isinstance(policy, type):
         raise TypeError(message)
-    taken, given = _is_handed(policy), _is_handed(base)
+    taken, given = _is_handed(policy, base), _is_handed(base, base)
     if issubclass(policy, BasePolicy) and taken != given:
         takes = [" and ".join(name for name in HANDED if name in names) or "observations alone" for names in (taken, given)]
         raise PolicyKindError(f"{message}: it acts on {takes[0]}, and a policy of {of or 'this algorithm'} acts on {takes[1]}")

@@ -20,6 +20,17 @@ from sb3_trpo.vec_env import as_vec_env
 AnyEnv = gym.Env | VecEnv | gym.vector.VectorEnv | EnvSpec | str
 
 
+def spends_steps_on_resets(env: Any) -> Any:
+    """
+    Return what of a vector environment, it or one inside of it, spends a step on each reset; ``None`` where nothing does.
+
+    A wrapper is not asked, which may not answer for what is inside.
+    """
+    while env is not None and not getattr(env, "__dict__", {}).get("wastes_steps", False):
+        env = getattr(env, "__dict__", {}).get("venv")
+    return env
+
+
 def check_action_space(action_space: spaces.Space) -> None:
     """
     Refuse action spaces for which there is no action distribution.

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Collection
 from typing import Any
 
+# Those whose classes are stood in for
+PACKAGES = {"torch", "stable_baselines3", "sb3_contrib", "sb3_trpo"}
 # A constructor may do as it likes, for what it has made can be looked at; the others are Python's
 _NEUTRAL = {"__init__", "_abc_impl", "__annotate__", "__annotate_func__"}
 
@@ -45,8 +47,7 @@ def as_in_package(thing: Any, name: str) -> Callable[..., Any] | None:
     :return: the function; ``None`` where no class of this package has it, since somebody has put another one in its place
     """
     functions = (vars(kind)[name] for kind in type(thing).__mro__ if name in vars(kind))
-    package = __name__.partition(".")[0]
-    return next((each for each in functions if _module_of(each).partition(".")[0] == package), None)
+    return next((each for each in functions if _package_of(each) == _package(__name__)), None)
 
 
 def is_as_in_package(thing: Any, name: str) -> bool:
@@ -54,6 +55,33 @@ def is_as_in_package(thing: Any, name: str) -> bool:
     return getattr(getattr(thing, name), "__func__", None) is as_in_package(thing, name) is not None
 
 
-def _module_of(function: Any) -> str:
-    # Not its __module__, which a decorator copies
-    return getattr(function, "__globals__", {}).get("__name__", "")
+def is_as_written(kind: type, *names: str) -> bool:
+    """
+    Whether methods of a class are its authors': nobody has put others in their place, however long ago.
+
+    :param kind: the class; of one that is not of the packages known here, what it has is what it is
+    :param names: of methods, those that it has
+    """
+    for name in names:
+        owner = next((each for each in kind.__mro__ if name in vars(each)), object)
+        function = vars(owner).get(name) if is_of_known_package(owner) else None
+        while function is not None:
+            if _package_of(function) not in PACKAGES:
+                return False
+            function = getattr(function, "__wrapped__", None)  # torch wraps what stands in the place of a step, too
+    return True
+
+
+def is_of_known_package(kind: type) -> bool:
+    """Whether a class is of torch, SB3, sb3-contrib or this package."""
+    return _package(kind.__module__) in PACKAGES
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _package_of(function: Any) -> str:
+    function = getattr(function, "__func__", function)  # of a static method
+    # Not by its __module__, which a decorator copies
+    return _package(getattr(function, "__globals__", {}).get("__name__", ""))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_trpo.guards.environments import spends_steps_on_resets
 from sb3_trpo.guards.finite import FinitePart, check_policy_is_finite, is_finite, refuse_nonfinite
 from sb3_trpo.guards.passed_on import PassedOn
 
@@ -33,7 +34,7 @@ class WatchedRollout(PassedOn):
         self.finite = finite
         self.looks_at_observations = finite.observations
         self.used = _used_at_a_step(model)
-        self.wastes_steps = getattr(self.env, "wastes_steps", False)
+        self.wasteful = spends_steps_on_resets(self.env)
         self.wasted: list[np.ndarray] = []
         # Whether any reward was other than zero
         self.is_rewarded = False
@@ -68,8 +69,8 @@ class WatchedRollout(PassedOn):
 
     def on_step(self) -> bool:
         """Pass the step on, and look again if what the next one uses was set."""
-        if self.wastes_steps:
-            self.wasted.append(self.env.wasted_steps.copy())
+        if self.wasteful is not None:
+            self.wasted.append(self.wasteful.wasted_steps.copy())
         goes_on = False
         try:
             goes_on = self.callback.on_step()

@@ -20,7 +20,6 @@ from stable_baselines3.common.distributions import (
     MultiCategoricalDistribution,
     StateDependentNoiseDistribution,
 )
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import obs_as_tensor
@@ -35,7 +34,6 @@ from sb3_trpo.fast.network import Network, is_as_read, is_as_sb3, is_quicker_on_
 from sb3_trpo.fast.numpy_layers import forward
 from sb3_trpo.fast.places import Places
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
-from sb3_trpo.guards.overridden import is_as_written
 from sb3_trpo.rollout import EVALUATION_ROWS, Acted, Critic, Observations, is_sb3s_own, rows_of
 from sb3_trpo.trust_region.fisher import flatten, unflatten
 
@@ -598,9 +596,6 @@ def lean_actor(
     :param rollout_buffer: where the experience goes
     :param n_envs: number of environments
     :param masks_now: as for :class:`LeanActor`
-    :return: ``None`` where lean collection does not apply: buffers of the user's own, policies that no quick actor covers, and
-        another loop in the place of SB3's
+    :return: ``None`` where lean collection does not apply: buffers of the user's own, and policies that no quick actor covers
     """
-    is_covered = is_sb3s_own(rollout_buffer) and _is_covered(model.policy)
-    is_covered = is_covered and is_as_written(OnPolicyAlgorithm, "collect_rollouts")
-    return LeanActor(model, n_envs, masks_now) if is_covered else None
+    return LeanActor(model, n_envs, masks_now) if is_sb3s_own(rollout_buffer) and _is_covered(model.policy) else None

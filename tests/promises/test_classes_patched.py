@@ -12,7 +12,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
@@ -25,7 +24,7 @@ from sb3_trpo.recurrent import RecurrentTRPO
 from tests.small_models import RandomEnv, make_env, policy_state, small_model
 
 linear, tanh, forward_actor = nn.Linear.forward, nn.Tanh.forward, MlpExtractor.forward_actor
-add, returns, collect = RolloutBuffer.add, RolloutBuffer.compute_returns_and_advantage, OnPolicyAlgorithm.collect_rollouts
+add, returns = RolloutBuffer.add, RolloutBuffer.compute_returns_and_advantage
 
 
 def clipping(self: Any, obs: Any, action: Any, reward: Any, *rest: Any) -> None:
@@ -35,11 +34,6 @@ def clipping(self: Any, obs: Any, action: Any, reward: Any, *rest: Any) -> None:
 def sevens(self: Any, *args: Any, **kwargs: Any) -> None:
     returns(self, *args, **kwargs)
     self.returns.fill(7.0)
-
-
-def twice(self: Any, *args: Any, **kwargs: Any) -> bool:
-    self.marked = True
-    return collect(self, *args, **kwargs)
 
 
 PATCHES: dict[str, tuple[type, str, Callable[..., Any]]] = {
@@ -92,12 +86,6 @@ def test_method_in_a_class_is_used_where_the_policy_has_a_memory(name: str) -> N
     with mock.patch.object(kind, method, own):
         model, compared = trained(fast=True, cls=RecurrentTRPO, policy="MlpLstmPolicy")
     assert compared.gap < 1e-5 and model.paths_in_use["collection"] == "plain"
-
-
-def test_loop_in_the_place_of_sb3s_is_used() -> None:
-    with mock.patch.object(OnPolicyAlgorithm, "collect_rollouts", twice):
-        model: Any = small_model().learn(64)
-    assert model.marked
 
 
 def test_method_of_a_class_is_told_from_one_that_was_put_there() -> None:

@@ -237,13 +237,16 @@ def join(*, timeout: float = TIMEOUT) -> Processes:
 
     :param timeout: seconds that one waits for the others wherever they meet. Longer than anything that one of them does alone,
         such as an evaluation on rank 0, and than the difference between the quickest and the slowest rollout
-    :return: what ``TRPO(..., processes=...)`` takes: one process alone unless ``torchrun`` says otherwise
+    :return: what ``TRPO(..., processes=...)`` takes: one process alone unless ``torchrun`` says otherwise,
+        or a process group of ``torch.distributed`` that is there already
     :raises ValueError: if ``timeout`` is not a number of seconds
     :raises PeerError: if not all of them come in time
     """
     if not 0.0 < timeout < 1e9:
         raise ValueError(f"timeout must be a number of seconds > 0, got {timeout!r}")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    # A group that is there already need not stand in the environment
+    group = getattr(getattr(dist, "GroupMember", None), "WORLD", None)
+    if (group.size() if group is not None else int(os.environ.get("WORLD_SIZE", "1"))) == 1:
         return Processes()
     if th.cuda.is_available():
         th.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % th.cuda.device_count())

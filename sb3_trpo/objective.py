@@ -347,7 +347,7 @@ class PolicyProblem:
 
     def surrogate_gradient(self) -> tuple[float, th.Tensor]:
         """Return L(θ_old) and its gradient, shape (n_params,)."""
-        surrogate, gradient = 0.0, th.zeros(())
+        surrogate, gradient = 0.0, th.zeros((), device="cpu")
         for chunk, old in zip(self.chunks, self.old_distributions, strict=True):
             term = surrogate_term(self.graph or self.distribution_of(chunk), chunk)
             gradient = flat_gradient(term, self.parameters).add_(gradient.to(term))
@@ -357,7 +357,7 @@ class PolicyProblem:
         return surrogate, self.total(gradient)
 
     def _completed(self, *sums: float) -> list[float]:
-        return self.total(th.tensor(sums, dtype=th.float64)).tolist()
+        return self.total(th.tensor(sums, dtype=th.float64, device="cpu")).tolist()
 
     def fisher_vector_product(self) -> MatrixVectorProduct:
         """

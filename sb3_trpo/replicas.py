@@ -12,6 +12,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -75,6 +76,10 @@ def _ordered(value: Any) -> Any:
         return sorted(map(_ordered, value), key=str)
     if isinstance(value, dict):
         return {key: _ordered(part) for key, part in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value).__name__, {field.name: _ordered(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, tuple):
+        return tuple(map(_ordered, value))
     return list(map(_ordered, value)) if type(value) is list else value
 
 

@@ -192,3 +192,8 @@ def test_process_that_is_late_is_not_waited_for() -> None:
     assert 2.0 < early["seconds"] < 20.0
     assert "no word from process 1 of 2: ended, or later than the 3 s of the time-out" in early["said"]
     assert late["said"]
+
+
+def test_process_group_that_is_there_already_is_joined() -> None:
+    """As with ``torch.multiprocessing.spawn``: one process alone would be as many runs of the same training."""
+    assert values_of(spawn("engine.in_a_group_of_ones_own", 2)) == [(0, 2, 2.0), (1, 2, 2.0)]

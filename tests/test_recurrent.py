@@ -311,3 +311,14 @@ def test_environment_that_spends_a_step_on_each_reset_is_refused() -> None:
     with pytest.raises(ValueError, match=r"env must not spend a step.*memory.*SAME_STEP"):
         model.learn(64)
     assert model.num_timesteps == 0
+
+
+def test_memory_is_of_the_precision_of_its_weights_whatever_the_default_is() -> None:
+    model = small_model(RecurrentTRPO, "MlpLstmPolicy")
+    before = th.get_default_dtype()
+    th.set_default_dtype(th.float64)
+    try:
+        model.learn(64)
+    finally:
+        th.set_default_dtype(before)
+    assert model._last_lstm_states.pi[0].dtype == th.float32  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 import copy
 import pathlib
 from collections import deque
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -50,6 +51,25 @@ def test_order_of_a_set_says_nothing() -> None:
         for keys in ({"one", "two", "three"}, frozenset(["three", "two", "one"]))
     ]
     assert told[0] == told[1] == "{'features_extractor_kwargs': {'keys': ['one', 'three', 'two']}}"
+
+
+@dataclass
+class Config:
+    """What somebody keeps the settings of a network in."""
+
+    keys: frozenset[str]
+    size: int = 3
+
+
+def test_order_of_a_set_says_nothing_at_any_depth() -> None:
+    for wrap in (Config, lambda keys: (1, keys), lambda keys: {"deep": [Config(keys)]}):
+        told = [
+            arguments_of(small_model(), policy_kwargs={"config": wrap(frozenset(keys))})["policy_kwargs"]
+            for keys in (["one", "two", "three"], ["three", "two", "one"])
+        ]
+        assert told[0] == told[1] and "['one', 'three', 'two']" in told[0]
+    told = [arguments_of(small_model(), policy_kwargs={"config": Config(frozenset(), n)})["policy_kwargs"] for n in (3, 4)]
+    assert told[0] != told[1] and "Config" in told[0]
 
 
 def test_processes_are_told_whether_masks_are_asked_for() -> None:

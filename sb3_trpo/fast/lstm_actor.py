@@ -5,7 +5,7 @@ Actor and critic each take one step. The plain twin is the policy itself, which 
 """
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -236,6 +236,7 @@ class QuickModel(StandIn):
             return None
         twin = QuickPolicy(policy, read, self.n_of_envs, own["random"], model._drawing_own_numbers().policy)
         last: Any = model._last_obs
-        obs = {key: th.as_tensor(part) for key, part in last.items()} if isinstance(last, dict) else th.as_tensor(last)
-        starts = th.as_tensor(model._last_episode_starts, dtype=th.float32)
+        on_cpu = partial(th.as_tensor, device="cpu")  # whatever torch's default is
+        obs = {key: on_cpu(part) for key, part in last.items()} if isinstance(last, dict) else on_cpu(last)
+        starts = on_cpu(model._last_episode_starts, dtype=th.float32)
         return twin if twin.agrees(obs, model._last_lstm_states, starts) else None

@@ -1,18 +1,38 @@
 """Settings of the process or of the thread, changed for a while, and put back when the last that needs it is done."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch as th
 from threadpoolctl import ThreadpoolController
 
+
+def _in_forked_processes(do: Callable[[], object]) -> None:
+    """Have something done first of all in each process that is forked from this one."""
+    if hasattr(os, "register_at_fork"):  # else there is no fork
+        os.register_at_fork(after_in_child=do)
+
+
+def new_lock(kind: Callable[[], Any]) -> Any:
+    """
+    Return a lock that is free in a process forked while another thread holds it, which is not there to give it back.
+
+    :param kind: of ``threading``: ``Lock`` or ``RLock``
+    """
+    lock = kind()
+    _in_forked_processes(lock._at_fork_reinit)  # as the standard library does with its own
+    return lock
+
+
 # Whoever seeds the generators of the process, and then draws from them, does it alone
-drawing = threading.RLock()
+drawing = new_lock(threading.RLock)
 # Torch has one level of forward mode for the whole process
-forward_mode = threading.RLock()
+forward_mode = new_lock(threading.RLock)
 
 
 class TorchGenerators:
@@ -58,9 +78,10 @@ class SharedSetting:
 
     def __init__(self, change: Callable[[], Callable[[], object]]):
         self._change = change
-        self._lock = threading.Lock()
+        self._lock = new_lock(threading.Lock)
         self._n_inside = 0
         self._put_back: Callable[[], object] = lambda: None
+        _in_forked_processes(self._leave_threads_behind)
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -69,13 +90,21 @@ class SharedSetting:
             if self._n_inside == 0:
                 self._put_back = self._change()
             self._n_inside += 1
+        process = os.getpid()
         try:
             yield
         finally:
             with self._lock:
-                self._n_inside -= 1
-                if self._n_inside == 0:
-                    self._put_back()
+                if os.getpid() == process:
+                    self._n_inside -= 1
+                    if self._n_inside == 0:
+                        self._put_back()
+
+    def _leave_threads_behind(self) -> None:
+        """Put the setting back in a process that was forked: the threads that are inside are not there."""
+        if self._n_inside > 0:
+            self._n_inside = 0
+            self._put_back()
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def measure(before: TRPO, after: TRPO, batch: Batch, clip_range: float) -> tuple
     with as_updates_are_measured():
         parameters = actor_parameters(before, batch)
         spread = SpreadOfChunks(clip_range)
-        gradient, step = th.zeros(()), step_between(before, after, parameters)
+        gradient, step = th.zeros((), device="cpu"), step_between(before, after, parameters)
         mean_kl = gain = entropy = 0.0
         for chunk in batch.split(before._chunk_size()):
             graph = before._distribution(chunk)

@@ -66,7 +66,7 @@ def _second_step(
     full_step: th.Tensor, gradient: th.Tensor, fisher_product: MatrixVectorProduct, max_kl: float
 ) -> tuple[str, th.Tensor] | None:
     """Return a step that is orthogonal to the full step in the Fisher inner product, with KL δ by the quadratic model."""
-    drawn = th.randn(len(gradient), generator=th.Generator().manual_seed(0)).to(gradient)
+    drawn = th.randn(len(gradient), generator=th.Generator("cpu").manual_seed(0), device="cpu").to(gradient)
     for name, direction in (("gradient", gradient), ("random", drawn)):
         found = _beside(direction / direction.norm(), full_step, fisher_product, max_kl)
         if found is not None:

@@ -67,7 +67,7 @@ def sample(batch: Batch, n: int) -> Batch:
     rows = batch.weights.nonzero().squeeze(1)
     if len(rows) > n:
         # Not every second one, which with two environments would be one of them; with a generator that is nobody else's
-        drawn = th.randperm(len(rows), generator=th.Generator().manual_seed(0))[:n]
+        drawn = th.randperm(len(rows), generator=th.Generator("cpu").manual_seed(0), device="cpu")[:n]
         rows = rows[drawn.sort().values.to(rows.device)]
     chosen = batch.select(rows)
     return chosen._replace(weights=chosen.weights / chosen.weights.sum())
@@ -81,7 +81,11 @@ def _moments(factor: Any) -> tuple[th.Tensor, th.Tensor]:
     try:
         return factor.mean, factor.stddev
     except NotImplementedError:
-        return _moments(factor.base_dist) if hasattr(factor, "base_dist") else (th.full(factor.batch_shape, math.nan),) * 2
+        return (
+            _moments(factor.base_dist)
+            if hasattr(factor, "base_dist")
+            else (th.full(factor.batch_shape, math.nan, device="cpu"),) * 2
+        )
 
 
 def action_distribution(distribution: Distribution, row: int) -> ActionDistribution:

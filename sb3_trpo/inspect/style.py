@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sb3_trpo.guards.process import new_lock
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
@@ -38,7 +40,7 @@ STYLE = {
     "svg.fonttype": "path",
 }
 
-_one_at_a_time = threading.RLock()
+_one_at_a_time = new_lock(threading.RLock)
 
 Drawing = TypeVar("Drawing", bound=Callable[..., Any])
 

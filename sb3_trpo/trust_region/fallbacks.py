@@ -60,7 +60,7 @@ class CentralDifferences:
 
     def _kl_and_gradient(self, step: list[th.Tensor], distance: float) -> tuple[float, th.Tensor]:
         self._move(step, distance)
-        kl, total = 0.0, th.zeros(())
+        kl, total = 0.0, th.zeros((), device="cpu")
         for kl_term in self.kl_terms:
             term = kl_term()
             total = flat_gradient(term, self.parameters).add_(total.to(self.parameters[0]))

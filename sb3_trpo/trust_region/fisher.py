@@ -10,7 +10,7 @@ MatrixVectorProduct = Callable[[th.Tensor], th.Tensor]
 
 def flatten(tensors: Sequence[th.Tensor]) -> th.Tensor:
     """Join tensors into one vector, shape (n_params,)."""
-    return th.cat([tensor.reshape(-1) for tensor in tensors]) if tensors else th.zeros(0)
+    return th.cat([tensor.reshape(-1) for tensor in tensors]) if tensors else th.zeros(0, device="cpu")
 
 
 def unflatten(vector: th.Tensor, like: Sequence[th.Tensor]) -> list[th.Tensor]:

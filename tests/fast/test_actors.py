@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_trpo import MlpPolicy
+from sb3_trpo import TRPO, MlpPolicy, RecurrentTRPO
 from sb3_trpo.fast import actors
 from sb3_trpo.fast.actors import lean_actor
 from tests.cases import seeded, shake
@@ -205,6 +205,14 @@ def test_default_device_of_torch_is_not_asked_for() -> None:
         rollouts.append(contents(model.rollout_buffer))
     for name in FIELDS:
         np.testing.assert_array_equal(rollouts[0][name], rollouts[1][name])
+
+
+@pytest.mark.parametrize("cls, policy", [(TRPO, "MlpPolicy"), (RecurrentTRPO, "MlpLstmPolicy")])
+def test_training_does_not_ask_for_the_default_device_of_torch(cls: Any, policy: str) -> None:
+    model = small_model(cls, policy, make_env(action_space=DISCRETE))
+    with th.device("meta"):
+        model.learn(64)
+    assert model.paths_in_use["collection"] == "lean" and model.last_update is not None
 
 
 # The distribution of the sampled actions

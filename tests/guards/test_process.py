@@ -1,10 +1,13 @@
 """Settings of the process are changed by the first one in, and put back by the last one out."""
 
+import multiprocessing
+import threading
+
 import pytest
 import torch as th
 from threadpoolctl import threadpool_limits
 
-from sb3_trpo.guards.process import SharedSetting, one_blas_thread, unvalidated_distributions
+from sb3_trpo.guards.process import SharedSetting, drawing, forward_mode, one_blas_thread, unvalidated_distributions
 from tests.promises.test_threads import process_state
 
 
@@ -24,3 +27,40 @@ def test_shared_setting_is_put_back_by_the_last_one_out(context: SharedSetting, 
         assert process_state() == changed_state
         second.__exit__(None, None, None)
         assert process_state() == before
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_process_that_is_forked_while_a_thread_is_inside_goes_on() -> None:
+    """The thread is not there to give locks and settings back."""
+    forks = multiprocessing.get_context("fork")
+    found = forks.SimpleQueue()
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with drawing, forward_mode, unvalidated_distributions():
+            inside.set()
+            leave.wait(60.0)
+
+    def work() -> None:
+        at_first = th.distributions.Distribution._validate_args
+        with drawing, forward_mode, unvalidated_distributions():
+            changed = th.distributions.Distribution._validate_args
+        found.put((at_first, changed, th.distributions.Distribution._validate_args))
+
+    before = th.distributions.Distribution._validate_args
+    th.distributions.Distribution.set_default_validate_args(True)
+    thread = threading.Thread(target=stay)
+    process = forks.Process(target=work)
+    try:
+        thread.start()
+        assert inside.wait(60.0)
+        process.start()
+        process.join(60.0)
+        assert process.exitcode == 0 and found.get() == (True, False, True)
+    finally:
+        process.kill()
+        leave.set()
+        thread.join()
+        assert th.distributions.Distribution._validate_args
+        th.distributions.Distribution.set_default_validate_args(before)

@@ -121,3 +121,12 @@ def lost(processes: Processes, how: str, who: int) -> dict[str, Any]:
 def copies(processes: Processes) -> list[str]:
     """Copy what processes meet in."""
     return [type(copy.deepcopy(processes)).__name__, type(pickle.loads(pickle.dumps(processes))).__name__]
+
+
+def in_a_group_of_ones_own(processes: Processes) -> tuple[int, int, float]:
+    """Join where a process group is there, of which nothing stands in the environment."""
+    processes.leave("done")
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    again = join(timeout=20.0)
+    return again.rank, again.size, float(again.total(th.ones(())))

@@ -289,11 +289,6 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
 
         :raises ValueError: if the model has no environment
         """
-        if self.env is None:
-            raise ValueError(
-                "the model has no environment to learn in, as one that was loaded without: give it one with load(path, env), "
-                "or with model.set_env(env)"
-            )
         self._logs_anything = log_interval is not None
         self._learning = id(self)
         try:
@@ -302,9 +297,20 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._learning = None
         return self
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+    def _check_before_learning(self, *, begins: bool) -> None:
+        """Refuse what cannot be learned from; ``begins`` says whether a run does. Several processes hear of it."""
+        if self.env is None:
+            raise ValueError(
+                "the model has no environment to learn in, as one that was loaded without: give it one with load(path, env), "
+                "or with model.set_env(env)"
+            )
+
+    def _setup_learn(
+        self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
+    ) -> Any:
+        self._check_before_learning(begins=reset_num_timesteps or self._last_obs is None)
         self._forget_last_row()
-        total_timesteps, callback = super()._setup_learn(*args, **kwargs)
+        total_timesteps, callback = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
         # A callback that hears of the end finds the log complete, and may close it
         return total_timesteps, BeforeTheEnd(callback, self._write_last_row)
 

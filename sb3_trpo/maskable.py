@@ -261,17 +261,15 @@ class Masking(TRPO):
             self._last_obs = None  # of before
         return is_masking_supported(self.env)
 
-    def _setup_learn(
-        self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
-    ) -> Any:
-        begins = reset_num_timesteps or self._last_obs is None
-        if self._use_masking and self.env is not None and not self._says_what_is_possible(begins=begins):
+    def _check_before_learning(self, *, begins: bool) -> None:
+        super()._check_before_learning(begins=begins)
+        if self._use_masking and not self._says_what_is_possible(begins=begins):
+            env: Any = self.env
             raise ValueError(
                 f"env must have a method {EXPECTED_METHOD_NAME}() that says which actions are possible, got "
-                f"{self.env.unwrapped} which does not support action masking: wrap it in sb3_contrib's ActionMasker, or call "
+                f"{env.unwrapped} which does not support action masking: wrap it in sb3_contrib's ActionMasker, or call "
                 "learn with use_masking=False"
             )
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
 
     def predict(
         self,

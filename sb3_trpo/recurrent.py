@@ -317,15 +317,18 @@ class RecurrentTRPO(TRPO):
         """Train for at least a number of environment steps (see SB3's ``BaseAlgorithm.learn`` for the parameters)."""
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
-    def _setup_learn(
-        self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
-    ) -> Any:
-        begins = reset_num_timesteps or self._last_obs is None
+    def _check_before_learning(self, *, begins: bool) -> None:
         if spends_steps_on_resets(self.env) is not None:
             raise ValueError(
                 f"env must not spend a step on each reset where the policy has a memory, got {self.env!r}: make it with "
                 "autoreset_mode=AutoresetMode.SAME_STEP of gymnasium.vector"
             )
+        super()._check_before_learning(begins=begins)
+
+    def _setup_learn(
+        self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
+    ) -> Any:
+        begins = reset_num_timesteps or self._last_obs is None
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
         if begins:
             self._forget()

@@ -59,6 +59,7 @@ def arguments_of(model: Any, *, ask_schedules: bool = True, **of_learn: Any) -> 
         if ask_schedules:
             found[name] = [schedule(at) for at in (1.0, 0.5, 0.0)]
     found["stats_window_size"] = model._stats_window_size
+    found["optimizer"] = type(model.policy.optimizer).__name__
     found["use_masking"] = getattr(model, "_use_masking", None)
     found["parameters"] = {
         name: f"{tuple(parameter.shape)} {parameter.dtype}{'' if parameter.requires_grad else ' frozen'}"

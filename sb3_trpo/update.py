@@ -223,6 +223,11 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
                 f"{self.action_space}"
             )
 
+    def _check_before_learning(self, *, begins: bool) -> None:
+        super()._check_before_learning(begins=begins)
+        check_wasted_steps(self.env, self.rollout_buffer)
+        check_critic_lambda(self.critic_gae_lambda, self.rollout_buffer)
+
     def _setup_learn(
         self,
         total_timesteps: int,
@@ -235,9 +240,9 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         if reset_num_timesteps:
             self._hints = None  # a run begins
         with self.processes.jointly(lambda: told, check_same):
+            # Before processes are compared, of which one may have no environment
+            self._check_before_learning(begins=reset_num_timesteps or self._last_obs is None)
             check_gradients(self.policy)  # before a rollout is collected for nothing
-            check_wasted_steps(self.env, self.rollout_buffer)
-            check_critic_lambda(self.critic_gae_lambda, self.rollout_buffer)
             if self.processes.size > 1:
                 told |= arguments_of(self, total_timesteps=total_timesteps, reset_num_timesteps=reset_num_timesteps)
         share(self)

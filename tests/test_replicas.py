@@ -342,3 +342,21 @@ def test_window_of_one_process_is_that_of_one_again(tmp_path: pathlib.Path) -> N
     assert loaded.ep_info_buffer is not None and loaded.ep_info_buffer.maxlen == 10
     model.learn(64, reset_num_timesteps=False)
     assert model.ep_info_buffer.maxlen == 20
+
+
+def test_environment_that_is_missing_is_told_to_all_and_can_be_given() -> None:
+    """Nobody leaves for what is refused before anything begins."""
+    models = pair()
+    env, models[1].env = models[1].env, None
+    here, there = learn(models, 128)
+    assert isinstance(there, ValueError) and "the model has no environment" in str(there)
+    assert isinstance(here, PeerError) and "process 1 of 2: ValueError: the model has no environment" in str(here)
+    models[1].env = env
+    assert learn(models, 128) == models and models[0]._n_updates == 1
+
+
+def test_optimizers_of_other_kinds_are_refused_by_name() -> None:
+    models = pair()
+    models[1].policy.optimizer = th.optim.SGD(models[1].policy.parameters(), lr=1e-3)
+    for outcome in learn(models, 128):
+        assert isinstance(outcome, PeerError) and "optimizer must be the same on all processes, got Adam" in str(outcome)

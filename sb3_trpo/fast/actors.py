@@ -318,11 +318,10 @@ class Forward:
         :param inputs: float32, shape (n, n_inputs)
         :param arrays: what ``read`` returned
         """
-        with np.errstate(all="ignore"):
-            if len(inputs) <= EVALUATION_ROWS:
-                return self._block(inputs, arrays)
-            starts = range(0, len(inputs), EVALUATION_ROWS)
-            latents, outputs = zip(*(self._block(inputs[at : at + EVALUATION_ROWS], arrays) for at in starts), strict=True)
+        if len(inputs) <= EVALUATION_ROWS:
+            return self._block(inputs, arrays)
+        starts = range(0, len(inputs), EVALUATION_ROWS)
+        latents, outputs = zip(*(self._block(inputs[at : at + EVALUATION_ROWS], arrays) for at in starts), strict=True)
         return np.concatenate(latents), np.concatenate(outputs)
 
     def _block(self, inputs: np.ndarray, arrays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -358,6 +357,8 @@ class _NumpyActor:
         self.distribution = distribution
         self.has_std = isinstance(distribution, _Gaussian | _StateDependent)
         self.encode = encoder(policy, network)
+        # Asking NumPy at each step would take a part of what a step takes
+        self.is_quiet = {*np.geterr().values()} <= {"ignore", "warn"}
         self.forward = Forward(network, [policy.log_std] if self.has_std else [])
         # Outputs, log_std and actions of steps whose log-probabilities are not computed yet: as many as stay in the cache
         self.acted: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]] = []
@@ -375,11 +376,16 @@ class _NumpyActor:
         return self.places.are_as_they_were()
 
     def __call__(self, observations: Observations, action_masks: np.ndarray | None = None) -> Acted:
+        if self.is_quiet:
+            return self._act(observations, action_masks)
+        with np.errstate(all="ignore"):  # as torch does, whatever the process has set
+            return self._act(observations, action_masks)
+
+    def _act(self, observations: Observations, action_masks: np.ndarray | None) -> Acted:
         arrays = self.forward.read()
-        with np.errstate(all="ignore"):
-            latent, outputs = self.forward(self.encode(observations, self.n_envs), arrays)
-            outputs = masked_array(outputs, action_masks)
-            actions, log_std = self.distribution.sample(latent, outputs, arrays[-1] if self.has_std else None)
+        latent, outputs = self.forward(self.encode(observations, self.n_envs), arrays)
+        outputs = masked_array(outputs, action_masks)
+        actions, log_std = self.distribution.sample(latent, outputs, arrays[-1] if self.has_std else None)
         # A copy: what becomes of the actions is the callbacks' affair
         self.acted.append((outputs, log_std, actions.copy()))
         if len(self.acted) == self.most_acted:
@@ -418,10 +424,9 @@ def encoder(policy: ActorCriticPolicy, network: Network) -> Callable[[Observatio
     keys = list(network.branches)
 
     def joined(observations: Any, n: int) -> np.ndarray:
-        with np.errstate(all="ignore"):  # as torch does, whatever the process has set
-            if isinstance(observations, np.ndarray):
-                return observations.reshape(n, -1).astype(np.float32, copy=False)
-            return np.concatenate([observations[key].reshape(n, -1) for key in keys], axis=1, dtype=np.float32)
+        if isinstance(observations, np.ndarray):
+            return observations.reshape(n, -1).astype(np.float32, copy=False)
+        return np.concatenate([observations[key].reshape(n, -1) for key in keys], axis=1, dtype=np.float32)
 
     return joined
 
@@ -452,7 +457,12 @@ def _numpy_critic(policy: ActorCriticPolicy, observations: Observations) -> Crit
         return None
     evaluate, encode = Forward(network), encoder(policy, network)
     arrays = evaluate.read()
-    return lambda rows: evaluate(encode(rows, _count(rows)), arrays)[1].ravel()
+
+    def values(rows: Observations) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return evaluate(encode(rows, _count(rows)), arrays)[1].ravel()
+
+    return values
 
 
 def _count(observations: Observations) -> int:

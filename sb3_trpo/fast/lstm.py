@@ -58,12 +58,11 @@ def step(weights: Weights, inputs: np.ndarray, state: State) -> State:
     """Return the state after one step; inputs of shape (n, n_inputs)."""
     w, u, b, d = weights
     hidden, cell = state
-    with np.errstate(all="ignore"):  # as torch does, whatever the process has set
-        gates = inputs.dot(w.T)
-        gates += hidden.dot(u.T)
-        gates += b
-        gates += d
-        return _after(gates, cell)
+    gates = inputs.dot(w.T)
+    gates += hidden.dot(u.T)
+    gates += b
+    gates += d
+    return _after(gates, cell)
 
 
 def _after(gates: np.ndarray, cell: np.ndarray) -> State:
@@ -108,7 +107,7 @@ def run(weights: Weights, inputs: np.ndarray, state: State) -> Sequences:
     """
     w, u, b, d = weights
     length, n, n_inputs = inputs.shape
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # as torch does, whatever the process has set
         gates = np.dot(inputs.reshape(-1, n_inputs), w.T).reshape(length, n, -1)
         gates += b
         gates += d

@@ -132,16 +132,19 @@ class QuickPolicy(StandIn):
     @th.no_grad()
     def __call__(self, obs: Any, lstm_states: Any, episode_starts: th.Tensor, action_masks: np.ndarray | None = None) -> Any:
         """Return actions, values, log-probabilities and the states after the step, as the policy does."""
+        with np.errstate(all="ignore"):  # what is not finite is asked for afterwards
+            return self._act(obs, lstm_states, episode_starts, action_masks)
+
+    def _act(self, obs: Any, lstm_states: Any, episode_starts: th.Tensor, action_masks: np.ndarray | None) -> Any:
         inputs = self._encoded(obs)
         goes_on = _goes_on(episode_starts)
         after = _stepped(self.of_actor, inputs, lstm_states.pi, goes_on)
         arrays = self.actor.read()
-        with np.errstate(all="ignore"):  # what is not finite is asked for afterwards
-            latent, outputs = self.actor(after[0], arrays)
-            outputs = masked_array(outputs, action_masks)
-            actions, log_std = self.sampler.sample(latent, outputs, arrays[-1] if self.has_std else None)
-            stacked = None if log_std is None else log_std[None]
-            log_probs = self.sampler.log_probs(outputs[None], stacked, actions[None])[0]
+        latent, outputs = self.actor(after[0], arrays)
+        outputs = masked_array(outputs, action_masks)
+        actions, log_std = self.sampler.sample(latent, outputs, arrays[-1] if self.has_std else None)
+        stacked = None if log_std is None else log_std[None]
+        log_probs = self.sampler.log_probs(outputs[None], stacked, actions[None])[0]
         # A critic without an LSTM of its own is handed the actor's states
         of_critic = after
         if self.of_critic is not None and self.of_critic is not self.of_actor:
@@ -154,10 +157,11 @@ class QuickPolicy(StandIn):
     @th.no_grad()
     def predict_values(self, obs: Any, lstm_states: Any, episode_starts: th.Tensor) -> th.Tensor:
         """Return values, shape (n, 1), as the policy does."""
-        inputs = self._encoded(obs)
-        if self.of_critic is not None:
-            inputs = _stepped(self.of_critic, inputs, lstm_states, _goes_on(episode_starts))[0]
-        return self._head(inputs)
+        with np.errstate(all="ignore"):
+            inputs = self._encoded(obs)
+            if self.of_critic is not None:
+                inputs = _stepped(self.of_critic, inputs, lstm_states, _goes_on(episode_starts))[0]
+            return self._head(inputs)
 
     def _head(self, latent: np.ndarray) -> th.Tensor:
         return th.from_numpy(np.ascontiguousarray(self.critic_head(latent, self.critic_head.read())[1]))
@@ -171,7 +175,8 @@ class QuickPolicy(StandIn):
     def agrees(self, obs: Any, lstm_states: Any, episode_starts: th.Tensor) -> bool:
         """Whether the policy itself gives the same here: whatever it does that was not read would show."""
         policy = self.thing
-        after = _stepped(self.of_actor, self._encoded(obs), lstm_states.pi, _goes_on(episode_starts))
+        with np.errstate(all="ignore"):
+            after = _stepped(self.of_actor, self._encoded(obs), lstm_states.pi, _goes_on(episode_starts))
         distribution, _ = policy.get_distribution(obs, lstm_states.pi, episode_starts)
         return is_made_of(policy, self.read.actor, th.from_numpy(after[0]), distribution, None) and is_as_read(
             policy.predict_values(obs, lstm_states.vf, episode_starts),

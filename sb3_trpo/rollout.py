@@ -124,6 +124,14 @@ def _store_observations(rollout_buffer: RolloutBuffer, at: int, observations: Ob
         stored[at] = observations.reshape(stored.shape[1:])
 
 
+def keeps_numbers(rollout_buffer: RolloutBuffer, observations: Any) -> bool:
+    """Whether a buffer keeps observations as they are: one of integers rounds what a wrapper has made floats of."""
+    stored: Any = rollout_buffer.observations
+    if isinstance(observations, dict):
+        return all(np.can_cast(observations[key].dtype, stored[key].dtype, "same_kind") for key in stored)
+    return observations is None or np.can_cast(observations.dtype, stored.dtype, "same_kind")
+
+
 def _note_episodes(
     model: OnPolicyAlgorithm, infos: Sequence[dict[str, Any]], dones: np.ndarray, ended: list[int], *, wants_all: bool
 ) -> None:

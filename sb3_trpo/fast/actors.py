@@ -34,7 +34,7 @@ from sb3_trpo.fast.network import Network, is_as_read, is_as_sb3, is_quicker_on_
 from sb3_trpo.fast.numpy_layers import forward
 from sb3_trpo.fast.places import Places
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
-from sb3_trpo.rollout import EVALUATION_ROWS, Acted, Critic, Observations, is_sb3s_own, rows_of
+from sb3_trpo.rollout import EVALUATION_ROWS, Acted, Critic, Observations, is_sb3s_own, keeps_numbers, rows_of
 from sb3_trpo.trust_region.fisher import flatten, unflatten
 
 # Numbers of noise drawn at a time: enough that the call costs little per step, few enough for a short rollout
@@ -412,13 +412,15 @@ def encoder(policy: ActorCriticPolicy, network: Network) -> Callable[[Observatio
     """Return what makes of n observations what the first layer is given, float32, shape (n, n_inputs)."""
     space = policy.observation_space
     if isinstance(space, spaces.Discrete):
-        start, one_hot = int(space.start), np.eye(int(space.n), dtype=np.float32)
+        start, size = int(space.start), int(space.n)
 
         def encoded(observations: Any, n: int) -> np.ndarray:
             numbers = observations.reshape(n).astype(np.int64) - start
             if numbers.min() < 0:  # NumPy would count from the end
                 raise IndexError(f"observations must be of {space}, got {observations}")
-            return one_hot[numbers]
+            one_hot = np.zeros((n, size), np.float32)
+            one_hot[np.arange(n), numbers] = 1.0
+            return one_hot
 
         return encoded
     keys = list(network.branches)
@@ -606,6 +608,8 @@ def lean_actor(
     :param rollout_buffer: where the experience goes
     :param n_envs: number of environments
     :param masks_now: as for :class:`LeanActor`
-    :return: ``None`` where lean collection does not apply: buffers of the user's own, and policies that no quick actor covers
+    :return: ``None`` where lean collection does not apply: buffers of the user's own, or that round what is observed, and
+        policies that no quick actor covers
     """
-    return LeanActor(model, n_envs, masks_now) if is_sb3s_own(rollout_buffer) and _is_covered(model.policy) else None
+    is_kept = is_sb3s_own(rollout_buffer) and keeps_numbers(rollout_buffer, model._last_obs)
+    return LeanActor(model, n_envs, masks_now) if is_kept and _is_covered(model.policy) else None

@@ -143,6 +143,11 @@ def running_statistics(normalizer: VecNormalize) -> list[Any]:
     return [*of_observations, normalizer.ret_rms]
 
 
+def _shapes(observations: Any) -> Any:
+    is_dict = isinstance(observations, dict)
+    return {key: np.shape(part) for key, part in observations.items()} if is_dict else np.shape(observations)
+
+
 @contextmanager
 def finite_statistics(model: BaseAlgorithm) -> Iterator[None]:
     """
@@ -164,7 +169,7 @@ def finite_statistics(model: BaseAlgorithm) -> Iterator[None]:
         normalizer.returns[~np.isfinite(normalizer.returns)] = 0.0
         # The last observation was made with the statistics of before
         last = model._last_obs
-        if isinstance(last, np.ndarray) and not is_finite(last):
+        if last is not None and not is_finite(last):
             anew = normalizer.normalize_obs(normalizer.get_original_obs())
-            if isinstance(anew, np.ndarray) and last.shape == anew.shape:
+            if _shapes(anew) == _shapes(last):
                 model._last_obs = anew

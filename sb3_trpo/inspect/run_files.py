@@ -117,6 +117,12 @@ class UpdateRecord(NamedTuple):
         return sum(bool(candidate.refused_by) for candidate in self.candidates)
 
 
+def _std_of_actions(report: UpdateReport) -> float:
+    """Return the mean standard deviation of the actions: that of gSDE is made of states, its parameter is that of weights."""
+    found = report.std if report.noise_std is None else report.noise_std
+    return math.nan if found is None else found
+
+
 def record_of(
     report: UpdateReport,
     *,
@@ -154,7 +160,7 @@ def record_of(
         cg_residual_norms=() if solve is None else solve.residual_norms,
         cg_stopped_by="" if solve is None else solve.stopped_by,
         entropy=math.nan if report.entropy is None else report.entropy,
-        std=math.nan if report.std is None else report.std,
+        std=_std_of_actions(report),
         explained_variance=float(report.explained_variance),
         value_loss_first=math.nan if critic is None else critic.first_value_loss,
         value_loss_last=math.nan if critic is None else critic.last_value_loss,

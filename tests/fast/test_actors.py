@@ -11,10 +11,12 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo import TRPO, MlpPolicy, RecurrentTRPO
 from sb3_trpo.fast import actors
 from sb3_trpo.fast.actors import lean_actor
+from sb3_trpo.fast.network import read_actor
 from tests.cases import seeded, shake
 from tests.fast.covered import TWO_VECTORS, NormedPolicy, StepByStep, Trunk
 from tests.fast.not_covered import Extractor
@@ -470,3 +472,36 @@ def test_shared_features_that_are_learned_are_made_once(policy: str, sb3_collect
     lean = collect(made(True))
     assert not sb3_collections
     check_equal(lean, collect(made(False)))
+
+
+def test_large_number_of_states_is_encoded_in_the_memory_of_a_few_rows() -> None:
+    """A table of all states by all states would be 40 gigabytes."""
+    policy = MlpPolicy(spaces.Discrete(100_000), DISCRETE, lambda _: 1e-3, net_arch=[1])
+    network = read_actor(policy)
+    assert network is not None
+    encoded = actors.encoder(policy, network)(np.array([3, 99_999]), 2)
+    assert encoded.shape == (2, 100_000) and encoded.dtype == np.float32
+    assert encoded.nonzero()[1].tolist() == [3, 99_999] and encoded.sum() == 2.0
+
+
+def test_values_are_those_of_what_was_observed_where_the_buffer_rounds_it() -> None:
+    """A space of integers whose observations are normalised: SB3's buffer keeps integers."""
+    found: list[float] = []
+
+    class Compare(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            self.seen: list[th.Tensor] = []
+
+        def _on_step(self) -> bool:
+            model: Any = self.model
+            with th.no_grad():
+                self.seen.append(model.policy.predict_values(th.as_tensor(model._last_obs)).flatten())
+            return True
+
+        def _on_rollout_end(self) -> None:
+            values = th.as_tensor(self.model.rollout_buffer.values)  # type: ignore[attr-defined]
+            found.append(float((values - th.stack(self.seen)).abs().max()))
+
+    env = VecNormalize(make_env(spaces.Box(-5, 5, (3,), np.int64), n_envs=2))
+    model = small_model(env=env).learn(2 * 64, callback=Compare())
+    assert model.paths_in_use["collection"] == "plain" and max(found) < 1e-5

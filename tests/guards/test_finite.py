@@ -17,7 +17,7 @@ from sb3_trpo.guards.process import unvalidated_distributions
 from sb3_trpo.objective import kl_old_new
 from tests.from_outside import actor_state
 from tests.hostile import N_STEPS, Fault, HostileEnv
-from tests.small_models import BOX, VECTOR, changed, policy_state
+from tests.small_models import BOX, VECTOR, RandomEnv, changed, policy_state
 
 
 class SilentEnv(gym.Env[Any, Any]):
@@ -160,3 +160,29 @@ def test_unvalidated_distributions_restore_torchs_setting(validated: bool, error
         assert th.distributions.Distribution._validate_args is validated
     finally:
         th.distributions.Distribution.set_default_validate_args(before)
+
+
+@pytest.mark.parametrize("space", [VECTOR, spaces.Dict({"one": VECTOR, "two": VECTOR})], ids=["box", "dict"])
+def test_normalised_observation_that_is_not_finite_costs_one_rollout(space: Any) -> None:
+    """The last one, which the next rollout begins with, is normalised anew."""
+
+    class Once(RandomEnv):
+        n_seen = 0
+
+        def _noise(self, space: Any) -> Any:
+            noise = super()._noise(space)
+            if not isinstance(space, spaces.Dict):
+                self.n_seen += 1
+                noise[0] = math.nan if self.n_seen == 40 else noise[0]
+            return noise
+
+    env = VecNormalize(DummyVecEnv([lambda: Once(space, BOX)]))
+    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+    statuses: list[str] = []
+    model = TRPO(policy, env, n_steps=16, seed=0, device="cpu", error_if_nonfinite=False)
+    with np.errstate(all="ignore"):
+        for _ in range(5):
+            model.learn(16, reset_num_timesteps=False)
+            assert model.last_update is not None
+            statuses.append(model.last_update.step.status)
+    assert statuses.count("observations_not_finite") == 1, statuses

@@ -224,3 +224,12 @@ def test_update_of_a_variant_is_recorded_as_what_became_of_the_policy(variant: t
     for update, states in zip(run.updates, run.states, strict=True):
         assert states.kl.mean() == pytest.approx(update.mean_kl, rel=1e-3)
         assert bool(update.candidates) == (variant is Around)
+
+
+def test_standard_deviation_of_gsde_is_that_of_the_actions(tmp_path: Path) -> None:
+    """And not that of the weights of its noise."""
+    model = small_model(use_sde=True)
+    model.learn(64, callback=TrustRegionRecorder(tmp_path))
+    assert model.last_update is not None and model.last_update.noise_std is not None
+    assert model.last_update.noise_std != pytest.approx(model.last_update.std, rel=0.01)
+    assert read_run(tmp_path).updates[0].std == model.last_update.noise_std

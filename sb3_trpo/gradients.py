@@ -7,6 +7,7 @@ import torch as th
 from torch import nn
 
 from sb3_trpo.trust_region import reached_by
+from sb3_trpo.trust_region.fisher import nodes_of
 
 # Parts of names of what SB3's and sb3-contrib's policies make the values from
 OF_CRITIC = ("value_net", "vf_features_extractor", "lstm_critic", "critic.")
@@ -37,18 +38,14 @@ def check_gradients(policy: nn.Module) -> None:
         )
 
 
-def _operations(output: th.Tensor) -> list[tuple[str, int]]:
-    """List what an output was made by, from it to the leaves, and of which variables."""
-    found, numbers, to_visit = [], dict[object, int](), [output.grad_fn]
-    while to_visit:
-        node = to_visit.pop()
-        if node is None or node in numbers:
-            found.append(("", numbers.get(node, -1)))
-            continue
-        numbers[node] = len(numbers)
-        found.append((node.name(), id(getattr(node, "variable", None))))
-        to_visit.extend(function for function, _ in node.next_functions)
-    return found
+def _operations(output: th.Tensor) -> list[tuple[str, int, list[int | None]]]:
+    """List what an output was made by: each operation with its variable, if it is a leaf, and with what it was made from."""
+    nodes = list(nodes_of(output))
+    number = {node: i for i, node in enumerate(nodes)}
+    return [
+        (node.name(), id(getattr(node, "variable", None)), [number.get(before) for before, _ in node.next_functions])
+        for node in nodes
+    ]
 
 
 def is_same_function(given: th.Tensor, expected: th.Tensor) -> bool:

@@ -19,6 +19,7 @@ from sb3_trpo.fast.kinds import KNOWN_POLICIES
 from sb3_trpo.fast.traced import Layers, traced_layers
 from sb3_trpo.guards.overridden import is_as_written, known_kind
 from sb3_trpo.policies import from_zero
+from sb3_trpo.trust_region.fisher import nodes_of
 
 # Weights times inputs up to which NumPy on the CPU is quicker than a GPU, which has to start its kernels: measured on an H100
 # with a critic's minibatches, forward and back
@@ -48,8 +49,7 @@ def _is_plain(module: nn.Module) -> bool:
     """Whether a module and those within do nothing beside what their classes say."""
     if nn.modules.module._has_any_global_hook():
         return False
-    if not all(is_as_written(kind, "__call__", *OWN_FORWARD) for kind in {*map(type, module.modules())}):
-        return False
+    kinds = set()
     # Read several times a rollout: in one pass, without a call for each attribute
     for part in module.modules():
         attributes = vars(part)
@@ -66,7 +66,8 @@ def _is_plain(module: nn.Module) -> bool:
         for parameter in attributes["_parameters"].values():
             if parameter is not None and (parameter._backward_hooks or parameter._post_accumulate_grad_hooks):
                 return False
-    return True
+        kinds.add(type(part))
+    return all(is_as_written(kind, "__call__", *OWN_FORWARD) for kind in kinds)
 
 
 def _is_affine(module: nn.Module) -> bool:
@@ -240,16 +241,7 @@ def as_given(stage: Stage, values: th.Tensor) -> th.Tensor:
 
 def is_differentiated_by_torch(output: th.Tensor) -> bool:
     """Whether no function of the user's own, with a derivative of its own, is on the way to an output."""
-    seen, to_visit = set(), [output.grad_fn]
-    while to_visit:
-        node = to_visit.pop()
-        if node is None or node in seen:
-            continue
-        if isinstance(node, th.autograd.function.BackwardCFunction):
-            return False
-        seen.add(node)
-        to_visit.extend(function for function, _ in node.next_functions)
-    return True
+    return not any(isinstance(node, th.autograd.function.BackwardCFunction) for node in nodes_of(output))
 
 
 def is_as_read(given: th.Tensor, read: th.Tensor) -> bool:

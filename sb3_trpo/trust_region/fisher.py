@@ -1,6 +1,7 @@
 """Products with the Fisher information matrix of a policy, and the flat view of its parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch as th
 
@@ -18,6 +19,18 @@ def unflatten(vector: th.Tensor, like: Sequence[th.Tensor]) -> list[th.Tensor]:
     return [part.view_as(tensor) for part, tensor in zip(vector.split([t.numel() for t in like]), like, strict=True)]
 
 
+def nodes_of(output: th.Tensor) -> Iterator[Any]:
+    """Yield each node of the autograd graph behind an output once, in an order that the graph decides."""
+    seen, to_visit = set(), [output.grad_fn]
+    while to_visit:
+        node = to_visit.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        to_visit.extend(function for function, _ in node.next_functions)
+
+
 def reached_by(output: th.Tensor, parameters: Parameters) -> list[th.nn.Parameter]:
     """
     Ask the autograd graph which parameters an output depends on; frozen ones never count.
@@ -26,15 +39,8 @@ def reached_by(output: th.Tensor, parameters: Parameters) -> list[th.nn.Paramete
     :param parameters: the candidates
     :return: those of the candidates that are trainable and that the output depends on, in their order
     """
-    reached, seen, to_visit = set(), set(), [output.grad_fn]
-    while to_visit:
-        node = to_visit.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        # The leaves of the graph are the nodes that hold a variable to put a gradient in
-        reached.add(getattr(node, "variable", None))
-        to_visit.extend(function for function, _ in node.next_functions)
+    # The leaves of the graph are the nodes that hold a variable to put a gradient in
+    reached = {getattr(node, "variable", None) for node in nodes_of(output)}
     return [parameter for parameter in parameters if parameter in reached]
 
 

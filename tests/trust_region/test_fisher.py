@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch as th
 from torch import nn
 
-from sb3_trpo.objective import Batch, kl_old_new, weighted_mean
+from sb3_trpo.objective import TWICE, Batch, kl_old_new, weighted_mean
 from sb3_trpo.trust_region import fisher_vector_product, flat_gradient, flatten, reached_by, unflatten
 from tests.cases import PolicyCase, make_case, normal
 from tests.oracles import dense_fisher, gradient_row, relative_error
@@ -88,6 +89,17 @@ def test_fisher_product_of_some_states_equals_the_dense_matrix_of_them(case: Pol
     computed = matrix_of(case.problem(fisher_batch=thin).fisher_vector_product(), n_params(case))
     assert len(thin.weights) == 4
     assert relative_error(computed, oracle(case, thin)) < 1e-6
+
+
+def test_gradient_that_is_kept_from_the_features_is_so_for_whatever_states() -> None:
+    """The noise of gSDE depends on features that it does not train: a measurement may by chance not notice that."""
+    case = make_case("gsde")
+    paths = set()
+    for seed in range(60):
+        problem = case.problem(fisher_batch=case.batch.thinned(2, np.random.default_rng(seed).permutation))
+        problem.fisher_vector_product()
+        paths.add(problem.fisher_path)
+    assert paths == {TWICE}
 
 
 def test_fisher_product_counts_states_by_their_weight() -> None:

@@ -172,13 +172,18 @@ class ComparedPanel(NamedTuple):
     :param unit: label of its vertical axis
     :param caption: how to read it
     :param draw: draws it, and says whether there was anything to draw
+    :param otherwise: what to say if there was not
     """
 
     title: str
     unit: str
     caption: str
     draw: Callable[["Axes", Sequence[Run]], bool]
+    otherwise: str = "not on record"
 
+
+# What a logarithmic axis can show
+ABOVE_ZERO = "not on record,\nor zero throughout"
 
 COMPARED: dict[str, ComparedPanel] = {
     "returns": ComparedPanel(
@@ -194,12 +199,14 @@ COMPARED: dict[str, ComparedPanel] = {
         "states stay below. "
         "Dotted: the limit, of those that keep one. An update of many steps may go further than one of few.",
         _kl,
+        ABOVE_ZERO,
     ),
     "largest_kl": ComparedPanel(
         "The state that changed most",
         "largest KL(old ‖ new) [nats]",
         "The largest KL of any state that was looked at, in each update.",
         _largest_kl,
+        ABOVE_ZERO,
     ),
     "outside_clip": ComparedPanel(
         "Ratios outside the clip",
@@ -281,7 +288,7 @@ def draw_comparison(runs: Sequence[Run], panels: Sequence[str] | None = None) ->
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.locator_params(axis="x", nbins=6)
         if not COMPARED[name].draw(axes, runs):
-            write_in(axes, "not on record")
+            write_in(axes, COMPARED[name].otherwise)
     for axes in every_axes[len(names) :]:
         axes.remove()
     handles, labels = every_axes[0].get_legend_handles_labels()

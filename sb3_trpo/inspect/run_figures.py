@@ -50,8 +50,14 @@ def outcome_of(update: UpdateRecord) -> str:
 OUTCOMES: dict[str, dict[str, Any]] = {"full step": KEPT, "backtracked": BACKTRACKED, "refused": REFUSED}
 
 
+def _finite(values: Any) -> np.ndarray:
+    """Return numbers with NaN, which is not drawn, in place of what is not finite."""
+    numbers = np.array(values, dtype=float)
+    return np.where(np.isfinite(numbers), numbers, math.nan)
+
+
 def _of(updates: Sequence[UpdateRecord], name: str) -> np.ndarray:
-    return np.array([getattr(update, name) for update in updates], dtype=float)
+    return _finite([getattr(update, name) for update in updates])
 
 
 def _marker_size(updates: Sequence[UpdateRecord]) -> float:
@@ -88,14 +94,12 @@ def _level(axes: "Axes", level: float, meaning: str) -> None:
 
 
 def _returns(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
-    if not any(update.episode_returns for update in updates):
-        write_in(axes, "no episode has ended,\nor the environment has no Monitor")
-        return
     some = [update for update in updates if update.episode_returns]
-    low, high = np.array([np.percentile(update.episode_returns, (10, 90)) for update in some]).T
-    steps = _of(some, "num_timesteps")
-    axes.fill_between(steps, low, high, color=SKY_BLUE, alpha=0.4, linewidth=0, label="10–90 % of the rollout's episodes")
-    _line(axes, some, np.array([np.mean(update.episode_returns) for update in some]), label="mean of the rollout's episodes")
+    if some:
+        low, high = _finite([np.percentile(update.episode_returns, (10, 90)) for update in some]).T
+        steps = _of(some, "num_timesteps")
+        axes.fill_between(steps, low, high, color=SKY_BLUE, alpha=0.4, linewidth=0, label="10–90 % of the rollout's episodes")
+        _line(axes, some, _finite([np.mean(u.episode_returns) for u in some]), label="mean of the rollout's episodes")
     _line(axes, updates, _of(updates, "mean_return"), color=GREY, marker="", linestyle="--", label="SB3's mean of the latest")
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom, top + 0.4 * (top - bottom))  # the legend's place
@@ -118,9 +122,6 @@ def _limit(axes: "Axes", updates: Sequence[UpdateRecord]) -> float:
 
 def _kl(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
     kls = _of(updates, "mean_kl")
-    if np.isnan(kls).all():
-        write_in(axes, "the updates of this run\nwere not measured")
-        return
     top = _limit(axes, updates)
     if any(update.tells_of_search for update in updates):
         accepted = [update for update in updates if update.accepted]
@@ -128,20 +129,22 @@ def _kl(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
         _line(axes, accepted, _of(accepted, "expected_kl"), label="predicted", **look)
         _outcomes(axes, updates, "mean_kl")
     else:
-        known = [update for update in updates if update.kl_quantiles]
-        low, high = np.array([(update.kl_quantiles[0], update.kl_quantiles[-1]) for update in known]).T
-        steps = _of(known, "num_timesteps")
-        axes.fill_between(steps, low, high, color=SKY_BLUE, alpha=0.4, linewidth=0, label="5–95 % of the states")
+        spread = [(u.kl_quantiles[0], u.kl_quantiles[-1]) if u.kl_quantiles else (math.nan, math.nan) for u in updates]
+        low, high = _finite(spread).T
+        axes.fill_between(
+            _of(updates, "num_timesteps"), low, high, color=SKY_BLUE, alpha=0.4, linewidth=0, label="5–95 % of the states"
+        )
         _line(axes, updates, kls, label="mean")
         # One wild update must not flatten all others
-        top = max(top, min(float(np.nanmax(kls)), 4.0 * float(np.nanpercentile(kls, 90))), float(np.percentile(high, 90)))
+        top = max(top, min(float(np.nanmax(kls)), 4.0 * float(np.nanpercentile(kls, 90))))
+        top = float(np.fmax(top, np.percentile(np.append(high[~np.isnan(high)], top), 90)))
     axes.set_ylim(0.0, 1.4 * top or 1e-6)
     axes.legend(loc="upper left", ncols=3, columnspacing=1.0, handletextpad=0.4)
 
 
 def _ratio(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
     some = [update for update in updates if update.ratio_quantiles]
-    low, middle, high = (np.array([update.ratio_quantiles[at] for update in some]) for at in (0, 2, -1))
+    low, middle, high = (_finite([update.ratio_quantiles[at] for update in some]) for at in (0, 2, -1))
     steps = _of(some, "num_timesteps")
     clip_range = _of(some, "clip_range")
     for sign in (-1.0, 1.0):
@@ -186,7 +189,7 @@ def _cg_iterations(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
 
 
 def _cg_residual(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
-    residuals = np.array([update.cg_residual_norms[-1] if update.cg_residual_norms else math.nan for update in updates])
+    residuals = _finite([update.cg_residual_norms[-1] if update.cg_residual_norms else math.nan for update in updates])
     counts = {max(0, len(update.cg_residual_norms) - 1) for update in updates}
     if len(counts) == 1 and counts != {0}:
         axes.set_title(f"{axes.get_title(loc='left')} after {counts.pop()}")
@@ -208,9 +211,6 @@ def _norms(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
 
 
 def _entropy(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
-    if np.isnan(_of(updates, "entropy")).all():
-        write_in(axes, "the entropy of this policy\nhas no closed form")
-        return
     _line(axes, updates, _of(updates, "entropy"), color=PURPLE)
 
 
@@ -233,9 +233,6 @@ def _explained_variance(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
 
 
 def _value_loss(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
-    if np.isnan(_of(updates, "value_loss_first")).all():
-        write_in(axes, "no critic fit")
-        return
     _line(axes, updates, _of(updates, "value_loss_first"), color=ORANGE, marker="^", label="first pass of the fit")
     _line(axes, updates, _of(updates, "value_loss_last"), color=GREEN, label="last pass")
     plain_log_scale(axes)
@@ -245,9 +242,6 @@ def _value_loss(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
 def _time(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
     seconds = {phase: np.array([update.phase_seconds.get(phase, 0.0) for update in updates]) for phase in PHASES}
     present = [phase for phase, values in seconds.items() if values.any()]
-    if not present:
-        write_in(axes, "no times on record")
-        return
     steps = _of(updates, "num_timesteps")
     if len(updates) == 1:
         # An area needs two edges
@@ -267,6 +261,11 @@ def _time(axes: "Axes", updates: Sequence[UpdateRecord]) -> None:
     axes.legend(handles, labels, loc="upper left", ncols=2, columnspacing=1.0)
 
 
+def _positive(*values: float) -> float:
+    """Return the first number that a logarithmic axis can show, NaN if there is none."""
+    return next((value for value in values if 0.0 < value < math.inf), math.nan)
+
+
 class Panel(NamedTuple):
     """
     One plot of a run.
@@ -274,45 +273,112 @@ class Panel(NamedTuple):
     :param title: what it shows
     :param unit: label of its vertical axis
     :param draw: draws it
+    :param number: returns a number of an update; if it is not finite in any there is nothing to draw
+    :param otherwise: what to say then
     """
 
     title: str
     unit: str
     draw: Callable[["Axes", Sequence[UpdateRecord]], None]
+    number: Callable[[UpdateRecord], float]
+    otherwise: str = "not on record"
 
 
 PANELS: dict[str, Panel] = {
-    "returns": Panel("Return", "return of an episode", _returns),
-    "kl": Panel("How far each update went", "mean KL(old ‖ new) [nats]", _kl),
-    "ratio": Panel("How much likelier actions became", "π_new(a|s) / π_old(a|s)", _ratio),
-    "outside_clip": Panel("Ratios outside PPO's clip", "share of the actions", _outside_clip),
-    "gain": Panel("Gain of the surrogate", f"gain [{OF_ADVANTAGE}]", _gain),
-    "step_fraction": Panel("What the line search kept", "share of the full step", _step_fraction),
-    "cg_iterations": Panel("Conjugate gradient iterations", "iterations", _cg_iterations),
-    "cg_residual": Panel("Conjugate gradient residual", "‖g − (F + βI)s‖ / ‖g‖", _cg_residual),
-    "norms": Panel("Length of gradient and step", "Euclidean norm", _norms),
-    "entropy": Panel("Entropy of the policy", "entropy [nats]", _entropy),
-    "std": Panel("Standard deviation of the policy", "mean std [action units]", _std),
-    "explained_variance": Panel("What the critic explains: 1 all, 0 nothing", "explained variance", _explained_variance),
-    "value_loss": Panel("Fit of the critic", "mean squared error", _value_loss),
-    "time": Panel("Time of an update", "wall time [s]", _time),
+    "returns": Panel(
+        "Return",
+        "return of an episode",
+        _returns,
+        lambda update: float(np.mean(update.episode_returns or update.mean_return)),
+        "no episode has ended,\nor the environment has no Monitor",
+    ),
+    "kl": Panel(
+        "How far each update went",
+        "mean KL(old ‖ new) [nats]",
+        _kl,
+        lambda update: update.mean_kl,
+        "the updates of this run\nwere not measured",
+    ),
+    "ratio": Panel(
+        "How much likelier actions became",
+        "π_new(a|s) / π_old(a|s)",
+        _ratio,
+        lambda update: update.ratio_quantiles[2] if update.ratio_quantiles else math.nan,
+    ),
+    "outside_clip": Panel(
+        "Ratios outside PPO's clip", "share of the actions", _outside_clip, lambda update: update.outside_clip
+    ),
+    "gain": Panel("Gain of the surrogate", f"gain [{OF_ADVANTAGE}]", _gain, lambda update: update.surrogate_gain),
+    "step_fraction": Panel(
+        "What the line search kept", "share of the full step", _step_fraction, lambda update: update.step_fraction
+    ),
+    "cg_iterations": Panel(
+        "Conjugate gradient iterations",
+        "iterations",
+        _cg_iterations,
+        lambda update: _positive(len(update.cg_residual_norms)),
+        "no direction was looked for",
+    ),
+    "cg_residual": Panel(
+        "Conjugate gradient residual",
+        "‖g − (F + βI)s‖ / ‖g‖",
+        _cg_residual,
+        lambda update: _positive(*update.cg_residual_norms[-1:]),
+        "nothing was left to solve,\nor no direction was looked for",
+    ),
+    "norms": Panel(
+        "Length of gradient and step",
+        "Euclidean norm",
+        _norms,
+        lambda update: _positive(update.gradient_norm, update.step_norm),
+        "no gradient, and no step",
+    ),
+    "entropy": Panel(
+        "Entropy of the policy",
+        "entropy [nats]",
+        _entropy,
+        lambda update: update.entropy,
+        "the entropy of this policy\nhas no closed form",
+    ),
+    "std": Panel("Standard deviation of the policy", "mean std [action units]", _std, lambda update: update.std),
+    "explained_variance": Panel(
+        "What the critic explains: 1 all, 0 nothing",
+        "explained variance",
+        _explained_variance,
+        lambda update: update.explained_variance,
+        "nothing to explain:\nreturns that are all the same",
+    ),
+    "value_loss": Panel(
+        "Fit of the critic",
+        "mean squared error",
+        _value_loss,
+        lambda update: _positive(update.value_loss_last, update.value_loss_first),
+        "no critic fit,\nor an error that is zero or not finite",
+    ),
+    "time": Panel(
+        "Time of an update",
+        "wall time [s]",
+        _time,
+        lambda update: _positive(sum(update.phase_seconds.values())),
+        "no times on record",
+    ),
 }
 
 
+# Not every policy, and not every algorithm, has them
+NOT_OF_ALL = {"std", "ratio", "outside_clip"}
 # Of these it is known what they did, and not how
 OF_SEARCH = {"step_fraction", "cg_iterations", "cg_residual", "value_loss"}
 
 
-def _without_numbers(updates: Sequence[UpdateRecord]) -> set[str]:
-    """Name the panels of which there is no number on record."""
-    without = {name for name in ("std", "outside_clip") if np.isnan(_of(updates, name)).all()}
-    return without | {"ratio"} if "outside_clip" in without else without
+def _is_empty(name: str, updates: Sequence[UpdateRecord]) -> bool:
+    return not any(math.isfinite(PANELS[name].number(update)) for update in updates)
 
 
 def panels_of(run: Run) -> tuple[str, ...]:
     """Name the panels that there is something to draw in: discrete policies have no standard deviation, PPO no line search."""
     updates = run.updates
-    without = _without_numbers(updates)
+    without = {name for name in NOT_OF_ALL if _is_empty(name, updates)}
     if not any(update.tells_of_search for update in updates):
         without |= OF_SEARCH
     elif len({len(update.cg_residual_norms) for update in updates}) == 1:
@@ -339,7 +405,8 @@ def draw_run(run: Run, panels: Sequence[str] | None = None) -> "Figure":
         raise ValueError(f"panels must be some of {list(PANELS)}, got {list(names)}")
     if not run.updates:
         raise ValueError(f"run {run.name!r} has no update to draw")
-    without_numbers = _without_numbers(run.updates)
+    steps = _of(run.updates, "num_timesteps")
+    room = 0.03 * (steps[-1] - steps[0])
     n_columns = min(3, len(names))
     n_rows = math.ceil(len(names) / n_columns)
     figure = new_figure(4.6 * n_columns, 3.1 * n_rows)
@@ -348,12 +415,14 @@ def draw_run(run: Run, panels: Sequence[str] | None = None) -> "Figure":
         axes.set(title=PANELS[name].title, ylabel=PANELS[name].unit, xlabel="environment steps")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.locator_params(axis="x", nbins=6)
-        if name in without_numbers:
-            write_in(axes, "not on record")
+        if _is_empty(name, run.updates):
+            write_in(axes, PANELS[name].otherwise)
             continue
         PANELS[name].draw(axes, run.updates)
         if len(run.updates) == 1:
-            axes.set_xticks([run.updates[0].num_timesteps])
+            axes.set_xticks(steps)
+        elif room > 0.0:
+            axes.set_xlim(steps[0] - room, steps[-1] + room)
     for axes in every_axes[len(names) :]:
         axes.remove()
     return figure

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 # How many discrete factors or continuous dimensions of an action are drawn of a state
 MAX_FACTORS = 4
+# How many choices of a discrete action are drawn in a panel of full width, and how many letters their names may have to lie
+# beside each other; half as many in one of half of it
+MAX_CHOICES, MAX_LETTERS = 18, 40
 # Lines of equal KL beside that of the limit, in units of it
 OTHER_LEVELS = (0.25, 0.5, 2.0, 3.0)
 
@@ -92,6 +95,7 @@ def draw_ladder(update: UpdateRecord) -> "Figure":
     axes.set(ylim=(len(tried) - 0.4, -0.6), xlim=(0.0, 1.02 * max(edge, update.max_kl)))
     axes.set_yticks(range(len(tried)), [f"{candidate.step_fraction:.2f}" for candidate in tried])
     axes.locator_params(axis="x", nbins=4)
+    axes.xaxis.set_major_formatter("{x:.3g}")  # a power of ten beside the axis would lie on its label
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
@@ -250,19 +254,36 @@ def draw_bubble(plane: SliceRecord) -> "Figure":
     return figure
 
 
-def _bar_factor(axes: "Axes", old: Sequence[float], new: Sequence[float], names: Sequence[str]) -> None:
-    """Draw one discrete factor as pairs of bars, with the ratio of each pair."""
+def _changed_most(old: Sequence[float], new: Sequence[float], n: int) -> np.ndarray:
+    """Return the numbers of the n choices whose probability changed most, in their order."""
+    return np.sort(np.argsort(-np.abs(np.subtract(new, old)), kind="stable")[:n])
+
+
+def _ratio(old: float, new: float) -> str:
+    """Say how many times as likely a choice is."""
+    if not old > 0.0:
+        # Where a mask makes an action impossible it is of probability zero in both
+        return "new" if new > 0.0 else "0"
+    ratio = new / old
+    return f"×{ratio:,.0f}" if ratio >= 100.0 else f"×{ratio:.3g}" if ratio >= 0.01 or not ratio else "< ×0.01"
+
+
+def _is_crowded(names: Sequence[str], n_beside: int) -> bool:
+    """Whether names beside each other would lie on each other."""
+    return sum(map(len, names)) > MAX_LETTERS // n_beside
+
+
+def _bar_factor(axes: "Axes", old: Sequence[float], new: Sequence[float], names: Sequence[str], n_beside: int) -> None:
+    """Draw one discrete factor as pairs of bars, with the ratio of each pair, in one of so many panels beside each other."""
     places = np.arange(len(old))
     many = len(old) > 6
     for shift, probabilities, colour, label in ((-0.2, old, GREY, "old policy"), (0.2, new, BLUE, "new policy")):
         axes.bar(places + shift, probabilities, 0.4, color=colour, label=label)
     for place, p, q in zip(places, old, new, strict=True):
-        # Where a mask makes an action impossible it is of probability zero in both
-        ratio = f"×{q / p:.3g}" if p > 0 else "new" if q > 0 else "0"
         if not (math.isfinite(p) and math.isfinite(q)):
             continue
         axes.annotate(
-            ratio,
+            _ratio(p, q),
             (place, max(p, q)),
             xytext=(0, 3),
             textcoords="offset points",
@@ -271,9 +292,9 @@ def _bar_factor(axes: "Axes", old: Sequence[float], new: Sequence[float], names:
             rotation=90 if many else 0,
             fontsize=8 if many else 9,
         )
-    axes.set_xticks(places, names)
+    axes.set_xticks(places, names, rotation=90 if _is_crowded(names, n_beside) else 0)
     top = max((value for value in (*old, *new) if math.isfinite(value)), default=1.0)
-    axes.set_ylim(0.0, 1.25 * top if many else 1.18 * top)
+    axes.set_ylim(0.0, 1.5 * top if many else 1.18 * top)
     axes.margins(x=0.04)
 
 
@@ -305,14 +326,19 @@ def _factors(change: StateChange) -> list[int]:
 
 def _draw_factor(axes: "Axes", change: StateChange, factor: int, action_names: Sequence[str] | None) -> None:
     n_factors = len(change.old.probabilities) or len(change.old.mean)
+    says = "action" if n_factors == 1 else f"action {factor}"
     if change.old.probabilities:
         old, new = change.old.probabilities[factor], change.new.probabilities[factor]
-        _bar_factor(axes, old, new, action_names or [str(action) for action in range(len(old))])
-        axes.set_xlabel("action" if n_factors == 1 else f"action {factor}")
+        n_beside = min(2, n_factors)
+        drawn = _changed_most(old, new, MAX_CHOICES // n_beside)
+        names = [action_names[i] if action_names else str(i) for i in drawn]
+        _bar_factor(axes, [old[i] for i in drawn], [new[i] for i in drawn], names, n_beside)
+        if len(drawn) < len(old):
+            says += f": {len(drawn)} of {len(old):,}\nthat changed most"
     else:
         old_new = ((d.mean[factor], d.std[factor]) for d in (change.old, change.new))
         _densities(axes, *old_new)
-        axes.set_xlabel("action" if n_factors == 1 else f"action {factor}")
+    axes.set_xlabel(says)
 
 
 def _heading(change: StateChange, max_kl: float) -> str:
@@ -342,7 +368,9 @@ def draw_bars(
     n_factors = len(_factors(changes[0]))
     n_columns = min(2, n_factors)
     n_rows = math.ceil(n_factors / n_columns)
-    figure = new_figure(4.6, 0.6 + len(changes) * (0.5 + 2.0 * n_rows))
+    # Names that stand upright take their place from the bars
+    for_names = 0.07 * max(map(len, action_names)) if action_names and _is_crowded(action_names, n_columns) else 0.0
+    figure = new_figure(4.6, 0.6 + len(changes) * (0.5 + (2.0 + for_names) * n_rows))
     for part, change in zip(figure.subfigures(len(changes), 1, squeeze=False)[:, 0], changes, strict=True):
         part.suptitle(_heading(change, max_kl), fontsize=10)
         every_axes = part.subplots(n_rows, n_columns, squeeze=False).flatten()
@@ -391,5 +419,7 @@ def draw_kl_histogram(states: StatesRecord) -> "Figure":
         axes.axvline(states.max_kl, color=BLACK, linestyle="--", linewidth=1.6, label=says)
     if kl.max() > edge:
         axes.plot([], [], " ", label=f"last bar: up to {kl.max():.3g}")
-    axes.legend(loc="upper right")
+    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter("{x:.3g}")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure

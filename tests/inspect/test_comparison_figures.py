@@ -77,6 +77,13 @@ def test_panels_without_a_number_are_left_out(healthy: UpdateRecord, monkeypatch
     assert text.count("not on record") == 2
 
 
+def test_kl_that_is_zero_throughout_is_said_to_be(healthy: UpdateRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is on record, and no logarithmic axis can show it."""
+    still = Run("still", (healthy._replace(mean_kl=0.0, largest_kl=0.0),) * 3)
+    text = assert_legible(draw_comparison([still, still], ["kl", "largest_kl"]), monkeypatch)
+    assert text.count("or zero throughout") == 2
+
+
 def test_time_is_by_steps(healthy: UpdateRecord) -> None:
     """Two seconds for 64 steps are 31.25 for a thousand, however many updates are in a point."""
     seconds = {"collect": 0.5, "update": 1.5}

@@ -143,8 +143,54 @@ def test_long_run_is_drawn_without_a_symbol_for_each_update(healthy: UpdateRecor
     )
 
 
-@pytest.mark.parametrize("panel", ["std", "ratio", "outside_clip"])
-def test_panel_without_a_number_says_so(panel: str, healthy: UpdateRecord) -> None:
-    unknown: dict[str, Any] = {"std": math.nan, "outside_clip": math.nan, "ratio_quantiles": ()}
-    figure = draw_run(Run("run", (healthy._replace(**unknown),)), [panel])
-    assert [text.get_text() for text in figure.axes[0].texts] == ["not on record"]
+# What an update has where nothing, or nothing that can be drawn, is known of a panel
+UNKNOWN: dict[str, list[dict[str, Any]]] = {
+    "returns": [{"episode_returns": (), "mean_return": math.nan}],
+    "kl": [{"mean_kl": math.nan}, {"mean_kl": math.inf}],
+    "ratio": [{"ratio_quantiles": ()}, {"ratio_quantiles": (math.nan,) * 5}],
+    "outside_clip": [{"outside_clip": math.nan}],
+    "gain": [{"surrogate_gain": math.nan}, {"surrogate_gain": math.inf}],
+    "step_fraction": [{"step_fraction": math.nan}],
+    "cg_iterations": [{"cg_residual_norms": ()}],
+    "cg_residual": [{"cg_residual_norms": ()}, {"cg_residual_norms": (1.0, 0.0)}, {"cg_residual_norms": (1.0, math.inf)}],
+    "norms": [{"gradient_norm": 0.0, "step_norm": 0.0}, {"gradient_norm": math.nan, "step_norm": math.inf}],
+    "entropy": [{"entropy": math.nan}, {"entropy": -math.inf}],
+    "std": [{"std": math.nan}, {"std": math.inf}],
+    "explained_variance": [{"explained_variance": math.nan}, {"explained_variance": -math.inf}],
+    "value_loss": [{"value_loss_first": n, "value_loss_last": n} for n in (math.nan, math.inf, 0.0)],
+    "time": [{"phase_seconds": {}}, {"phase_seconds": {"collect": 0.0}}],
+}
+
+
+@pytest.mark.parametrize(("panel", "unknown"), [(panel, some) for panel in PANELS for some in UNKNOWN[panel]])
+def test_panel_without_a_number_says_so(
+    panel: str, unknown: dict[str, Any], healthy: UpdateRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds nothing but the reason."""
+    for n in (1, 3):
+        figure = draw_run(Run("run", (healthy._replace(**unknown),) * n), [panel])
+        assert [text.get_text() for text in figure.axes[0].texts] == [PANELS[panel].otherwise]
+        assert not figure.axes[0].lines and not figure.axes[0].collections
+        assert PANELS[panel].otherwise.split("\n")[0] in assert_legible(figure, monkeypatch)
+
+
+@pytest.mark.parametrize(("panel", "unknown"), [(panel, some) for panel in PANELS for some in UNKNOWN[panel]])
+def test_panel_has_the_steps_of_the_run_whatever_is_known_of_some(
+    panel: str, unknown: dict[str, Any], healthy: UpdateRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first updates may have ended no episode, or one in the middle be wild: the others are drawn where they are."""
+    known = {"std": 0.5, "entropy": 1.0, "outside_clip": 0.1, "ratio_quantiles": (0.8, 0.9, 1.0, 1.1, 1.2), "mean_return": 1.0}
+    known |= {"value_loss_first": 2.0, "value_loss_last": 1.0, "episode_returns": (1.0, 2.0), "explained_variance": 0.5}
+    updates = [healthy._replace(num_timesteps=100 * n, **known) for n in range(1, 7)]
+    for which in ([0, 1, 2], [3], [4, 5]):
+        some = tuple(update._replace(**unknown) if n in which else update for n, update in enumerate(updates))
+        figure = draw_run(Run("run", some), [panel])
+        assert_legible(figure, monkeypatch)
+        assert figure.axes[0].get_xlim() == pytest.approx((85.0, 615.0))
+        assert np.isfinite(figure.axes[0].get_ylim()).all()
+
+
+def test_returns_that_only_sb3_knows_are_drawn(healthy: UpdateRecord) -> None:
+    """A run may have ended its latest episodes before the recorder began."""
+    (axes,) = draw_run(Run("run", (healthy._replace(episode_returns=(), mean_return=3.0),) * 2), ["returns"]).axes
+    assert [line.get_label() for line in axes.lines] == ["SB3's mean of the latest"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from sb3_trpo.inspect import (
     Run,
@@ -153,6 +154,56 @@ def test_bars_of_eighteen_actions_are_legible(monkeypatch: pytest.MonkeyPatch) -
     assert "new\n" in assert_legible(
         draw_bars([change_of_probabilities(old.tolist(), new.tolist(), "Atari")], 0.01), monkeypatch
     )
+
+
+def _dirichlet(*sizes: int) -> ActionDistribution:
+    random = np.random.default_rng(sum(sizes))
+    return ActionDistribution(probabilities=tuple(tuple(random.dirichlet(np.full(n, 0.3)).tolist()) for n in sizes))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "drawn"),
+    [((4000,), "18 of 4,000"), ((19,), "18 of 19"), ((18,), None), ((50, 40), "9 of 50"), ((3, 9, 1000), "9 of 1,000")],
+)
+def test_of_many_choices_those_that_changed_most_are_drawn(
+    sizes: tuple[int, ...], drawn: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as can be read, in their order, and the figure says of how many."""
+    old = _dirichlet(*sizes)
+    new = ActionDistribution(probabilities=tuple(part[::-1] for part in old.probabilities))
+    figure = draw_bars([StateChange("state", 2.0, old, new, "[1, 2]")] * 2, 0.01)
+    text = assert_legible(figure, monkeypatch)
+    assert drawn is None or drawn in text
+    for axes, p, q in zip(figure.axes, old.probabilities, new.probabilities, strict=False):
+        places = [int(label.get_text()) for label in axes.get_xticklabels()]
+        change = np.abs(np.subtract(q, p))
+        left_out = np.delete(change, places)
+        assert places == sorted(places) and (not len(left_out) or left_out.max() <= change[places].min())
+
+
+def test_names_of_eighteen_actions_stand_upright(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [
+        f"{up}{side}{fire}" for up in ("UP", "DOWN", "STAY") for side in ("RIGHT", "LEFT", "HERE") for fire in ("FIRE", "")
+    ]
+    change = change_of_probabilities(_dirichlet(18).probabilities[0], _dirichlet(18, 1).probabilities[0], "Atari")
+    text = assert_legible(draw_bars([change], 0.01, action_names=names), monkeypatch)
+    assert "DOWNLEFTFIRE" in text and "< ×0.01" in text
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e3])
+def test_numbers_of_whatever_size_lie_on_no_label(scale: float, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = run.updates[0]
+    tried = tuple(step._replace(mean_kl=scale * step.mean_kl) for step in update.candidates)
+    assert_legible(draw_ladder(update._replace(max_kl=scale * update.max_kl, candidates=tried)), monkeypatch)
+    states = run.states[-1]
+    assert_legible(draw_kl_histogram(states._replace(kl=scale * states.kl, max_kl=scale * states.max_kl)), monkeypatch)
+
+
+def test_legend_of_the_histogram_lies_on_no_line(run: Run) -> None:
+    figure = draw_kl_histogram(run.states[-1])
+    FigureCanvasAgg(figure).draw()
+    (legend,) = figure.legends
+    assert not legend.get_window_extent().overlaps(figure.axes[0].bbox)
 
 
 def test_bars_of_masked_actions_say_that_nothing_became_of_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ An SB3 distribution holds one of torch's, or several. Each of them may hold othe
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import MemberDescriptorType
 from typing import Any, TypeVar
 
@@ -293,6 +293,11 @@ def factors_of(distribution: Any) -> Iterator[TorchDistribution]:
     else:
         for part in distribution.values() if isinstance(distribution, dict) else distribution:
             yield from factors_of(part)
+
+
+def std_of_noise(distributions: Iterable[Distribution]) -> float:
+    """Return the mean standard deviation of actions whose noise depends on the state: the parameter is that of its weights."""
+    return float(th.cat([factor.stddev.flatten() for each in distributions for factor in factors_of(each)]).mean())
 
 
 def per_state(values: th.Tensor) -> th.Tensor:

@@ -61,10 +61,10 @@ def arguments_of(model: Any, *, ask_schedules: bool = True, **of_learn: Any) -> 
     found["stats_window_size"] = model._stats_window_size
     found["optimizer"] = type(model.policy.optimizer).__name__
     found["use_masking"] = getattr(model, "_use_masking", None)
-    found["parameters"] = {
-        name: f"{tuple(parameter.shape)} {parameter.dtype}{'' if parameter.requires_grad else ' frozen'}"
+    found["parameters"] = "\n".join(
+        f"{name}: {tuple(parameter.shape)} {parameter.dtype}{'' if parameter.requires_grad else ' frozen'}"
         for name, parameter in model.policy.named_parameters()
-    }
+    )
     settings = ("training", "norm_obs", "norm_obs_keys", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
     found["VecNormalize"] = [{name: getattr(each, name) for name in settings} for each in _normalizers(model)] or None
     # Where an object lies in memory says nothing
@@ -88,6 +88,12 @@ def _is_schedule(model: Any, name: str) -> bool:
     return name in model.rules and bool(model.rules[name].schedule) and callable(getattr(model, name, None))
 
 
+def _lines_apart(text: str, other: str) -> str:
+    """Return the lines of a text which another one does not have."""
+    lines, known = text.splitlines(), set(other.splitlines())
+    return "; ".join(line for line in lines if line not in known) or f"{len(lines)} in this order"
+
+
 def check_same(told: Sequence[dict[str, Any]]) -> None:
     """
     Refuse to go on together with processes that have something else.
@@ -98,9 +104,8 @@ def check_same(told: Sequence[dict[str, Any]]) -> None:
     for rank, other in enumerate(told):
         for name, value in told[0].items():
             if name in other and other[name] != value:
-                raise PeerError(
-                    f"{name} must be the same on all processes, got {value} on process 0 and {other[name]} on {rank}"
-                )
+                first, its = (_lines_apart(f"{a}", f"{b}") for a, b in ((value, other[name]), (other[name], value)))
+                raise PeerError(f"{name} must be the same on all processes, got {first} on process 0 and {its} on {rank}")
 
 
 def _tensors(model: OnPolicyAlgorithm) -> Iterator[th.Tensor]:

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
 from sb3_trpo.critic import CriticFit, PooledMinibatches, ValueBatch, fit_critic
 from sb3_trpo.distributed import Processes
-from sb3_trpo.distributions import factors_of
+from sb3_trpo.distributions import factors_of, std_of_noise
 from sb3_trpo.fast.forward_mode import forward_mode_fisher
 from sb3_trpo.fast.gauss_newton import actor_of
 from sb3_trpo.fast.kinds import CLOSED_FORM, MASKED_KINDS
@@ -68,12 +68,6 @@ UNTRAINED_CRITIC = (
     "where PPO fits what evaluate_actions does; something on the way is detached, or computed without gradients "
     "(torch.no_grad). If that is meant, n_critic_updates=0 says so"
 )
-
-
-def _std_of_noise(problem: PolicyProblem, *, of_new: bool) -> float:
-    """Return the mean standard deviation of actions whose noise depends on the state: the parameter is that of its weights."""
-    distributions = problem.new_distributions if of_new else problem.old_distributions
-    return float(th.cat([factor.stddev.flatten() for each in distributions for factor in factors_of(each)]).mean())
 
 
 def _numbers_of(some: Iterable[th.nn.Parameter], everything: Iterable[th.nn.Parameter]) -> list[int]:
@@ -463,6 +457,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         """Describe the update that led to the present policy."""
         log_std = getattr(self.policy, "log_std", None)
         is_gsde = isinstance(getattr(self.policy, "action_dist", None), StateDependentNoiseDistribution)
+        policy_there = problem.new_distributions if step.accepted else problem.old_distributions
         return UpdateReport(
             step=step,
             critic=critic,
@@ -477,7 +472,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             phase_seconds=phase_seconds,
             is_frozen=not problem.parameters,
             observation_spread=None if self._observations_are_normalized() else observation_spread(self.rollout_buffer),
-            noise_std=_std_of_noise(problem, of_new=step.accepted) if is_gsde else None,
+            noise_std=std_of_noise(policy_there) if is_gsde else None,
             is_rewarded=self._is_rewarded,
         )
 

@@ -282,6 +282,7 @@ def test_parameters_of_another_kind_are_refused(change: Any) -> None:
     change(models[1].policy.action_net)
     for outcome in learn(models, 128):
         assert isinstance(outcome, PeerError) and "parameters must be the same on all processes" in str(outcome)
+        assert "action_net.weight" in str(outcome) and "value_net" not in str(outcome)  # not all that are alike too
     assert models[0].num_timesteps == models[1].num_timesteps == 0
 
 

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch as th
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 
-from sb3_trpo.distributions import frozen
+from sb3_trpo.distributions import frozen, std_of_noise
 from sb3_trpo.guards.process import full_precision, unvalidated_distributions
 from sb3_trpo.inspect.run_files import QUANTILES
 from sb3_trpo.objective import Batch, entropy_term, kl_old_new, log_ratio, surrogate_term, weighted_mean
@@ -101,6 +101,7 @@ class Means(NamedTuple):
     :param gradient_norm: ||g||
     :param step_norm: length of the step in the space of the parameters that the distribution depends on
     :param entropy: of the new policy, in nats; NaN where it has no closed form
+    :param std: mean standard deviation of the new policy; NaN where it has none
     """
 
     mean_kl: float
@@ -109,6 +110,7 @@ class Means(NamedTuple):
     gradient_norm: float
     step_norm: float
     entropy: float
+    std: float
 
 
 def actor_parameters(model: TRPO, batch: Batch) -> list[th.nn.Parameter]:
@@ -138,6 +140,9 @@ def measure(before: TRPO, after: TRPO, batch: Batch, clip_range: float) -> tuple
         spread = SpreadOfChunks(clip_range)
         gradient, step = th.zeros((), device="cpu"), step_between(before, after, parameters)
         mean_kl = gain = entropy = 0.0
+        log_std = getattr(after.policy, "log_std", None)
+        is_gsde = isinstance(getattr(after.policy, "action_dist", None), StateDependentNoiseDistribution)
+        std = math.nan if log_std is None else 0.0 if is_gsde else float(log_std.detach().exp().mean())
         for chunk in batch.split(before._chunk_size()):
             graph = before._distribution(chunk)
             old = frozen(graph)
@@ -148,6 +153,7 @@ def measure(before: TRPO, after: TRPO, batch: Batch, clip_range: float) -> tuple
                 gain += float(surrogate_term(new, chunk)) - float(surrogate_term(old, chunk))
                 term = entropy_term(new, chunk)
                 entropy += math.nan if term is None else term
+                std += float(chunk.weights.sum()) * std_of_noise([new]) if is_gsde else 0.0
     expected = float(gradient.double() @ step.double())
-    means = Means(mean_kl, gain, expected, float(gradient.double().norm()), float(step.double().norm()), entropy)
+    means = Means(mean_kl, gain, expected, float(gradient.double().norm()), float(step.double().norm()), entropy, std)
     return means, spread.spread()

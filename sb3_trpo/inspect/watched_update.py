@@ -131,7 +131,7 @@ class OtherUpdate:
     :param states: observations to look at one by one in them
     """
 
-    explained_variance = observation_spread = std = math.nan
+    explained_variance = observation_spread = math.nan
     measured: tuple[Means, Spread] | None = None
 
     def __init__(self, model: OnPolicyAlgorithm, n_updates: int, *, pictures: bool = False, states: Any = None):
@@ -158,15 +158,12 @@ class OtherUpdate:
         self.after = after = seen_as_ours(self.model, copy_of(self.model.policy))
         with nothing_drawn():
             self.measured = measure(self.before, after, self.batch, clip_range_of(self.model))
-        log_std = getattr(after.policy, "log_std", None)
-        self.std = math.nan if log_std is None else float(log_std.detach().exp().mean())
 
     def record(self, **others: Any) -> UpdateRecord:
         """Return what there is to keep."""
         known: dict[str, Any] = {
             "explained_variance": self.explained_variance,
             "observation_spread": self.observation_spread,
-            "std": self.std,
         }
         if self.measured is None:
             return record_from_outside(self.model, self.n_updates, **known, **others)

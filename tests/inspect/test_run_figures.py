@@ -179,7 +179,13 @@ def test_panel_has_the_steps_of_the_run_whatever_is_known_of_some(
     panel: str, unknown: dict[str, Any], healthy: UpdateRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first updates may have ended no episode, or one in the middle be wild: the others are drawn where they are."""
-    known = {"std": 0.5, "entropy": 1.0, "outside_clip": 0.1, "ratio_quantiles": (0.8, 0.9, 1.0, 1.1, 1.2), "mean_return": 1.0}
+    known: dict[str, Any] = {
+        "std": 0.5,
+        "entropy": 1.0,
+        "outside_clip": 0.1,
+        "ratio_quantiles": (0.8, 0.9, 1.0, 1.1, 1.2),
+        "mean_return": 1.0,
+    }
     known |= {"value_loss_first": 2.0, "value_loss_last": 1.0, "episode_returns": (1.0, 2.0), "explained_variance": 0.5}
     updates = [healthy._replace(num_timesteps=100 * n, **known) for n in range(1, 7)]
     for which in ([0, 1, 2], [3], [4, 5]):

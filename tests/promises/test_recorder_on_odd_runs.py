@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from sb3_trpo import TRPO
 from sb3_trpo.inspect import TrustRegionRecorder, figures_of, inspect_model, read_run
+from tests.other_algorithms import OTHERS
 from tests.small_models import RandomEnv, changed, make_env, policy_state, small_model
 
 
@@ -224,6 +225,18 @@ def test_update_of_a_variant_is_recorded_as_what_became_of_the_policy(variant: t
     for update, states in zip(run.updates, run.states, strict=True):
         assert states.kl.mean() == pytest.approx(update.mean_kl, rel=1e-3)
         assert bool(update.candidates) == (variant is Around)
+
+
+def test_standard_deviation_of_gsde_is_that_of_the_actions_of_ppo_too(tmp_path: Path) -> None:
+    """One of many states: that of the actions is what the policy says of them."""
+    model = OTHERS["ppo"](use_sde=True)
+    model.learn(64, callback=TrustRegionRecorder(tmp_path))
+    observations = th.as_tensor(model.rollout_buffer.observations).reshape(64, -1)
+    policy: Any = model.policy
+    with th.no_grad():
+        expected = float(policy.get_distribution(observations).distribution.stddev.mean())
+        assert expected != pytest.approx(float(policy.log_std.exp().mean()), rel=0.01)
+    assert read_run(tmp_path).updates[0].std == pytest.approx(expected, rel=1e-5)
 
 
 def test_standard_deviation_of_gsde_is_that_of_the_actions(tmp_path: Path) -> None:

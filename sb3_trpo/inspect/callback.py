@@ -93,8 +93,8 @@ class TrustRegionRecorder(BaseCallback):
         self._last_episode = self.model.ep_info_buffer[-1] if self.model.ep_info_buffer else None
 
     def _n_updates_so_far(self) -> int:
-        """Return how many rollouts have been learned from: PPO and others count passes over them."""
-        if isinstance(self.model, TRPO):
+        """Return how many rollouts have been learned from: PPO and others count passes over them, or nothing."""
+        if isinstance(self.model, TRPO) and is_as_in_package(self.model, "train"):
             return self.model._n_updates
         on_record = n_updates_before(self.folder, self.model.num_timesteps)
         return self.model.num_timesteps // (self.model.n_steps * self.model.n_envs) if on_record is None else on_record
@@ -178,7 +178,7 @@ class TrustRegionRecorder(BaseCallback):
                 self._log_figures(states, planes)
             except Exception as error:  # a picture is not worth a training
                 says = f"{type(error).__name__}: {error}"
-                warnings.warn(f"TrustRegionRecorder could not draw update {self._n_updates - 1}: {says}", stacklevel=2)
+                warnings.warn(f"TrustRegionRecorder could not draw update {self._n_updates}: {says}", stacklevel=2)
 
     def _log_figures(self, states: tuple[StatesRecord, ...], planes: tuple[SliceRecord, ...]) -> None:
         """Hand the figures to TensorBoard, if SB3's logger writes to it."""

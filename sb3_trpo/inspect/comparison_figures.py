@@ -18,6 +18,7 @@ from sb3_trpo.inspect.style import (
     as_label,
     new_figure,
     plain_log_scale,
+    shortened,
     styled,
     write_in,
 )
@@ -32,6 +33,8 @@ LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (6, 1, 1, 1, 1, 1)))
 MARKERS = "o^sDvXP"
 # A line has at most so many points: each is of several updates then
 POINTS = 60
+# Inches that an entry of the legend takes: its line, and a letter
+OF_LINE, PER_LETTER = 0.75, 0.09
 # The spread is drawn of so many runs: more of them would hide each other
 MOST_BANDS = 3
 
@@ -280,8 +283,10 @@ def draw_comparison(runs: Sequence[Run], panels: Sequence[str] | None = None) ->
         raise ValueError(f"panels must be some of {list(COMPARED)}, got {list(names)}")
     n_columns = min(3, len(names))
     n_rows = math.ceil(len(names) / n_columns)
-    n_beside = 2 * n_columns
-    figure = new_figure(4.6 * n_columns, 3.1 * n_rows + 0.22 * math.ceil(len(runs) / n_beside) + 0.1)
+    width = 4.6 * n_columns
+    longest = max(len(as_label(run.name)) for run in runs)
+    n_beside = max(1, min(len(runs), 2 * n_columns, int(width / (OF_LINE + PER_LETTER * longest))))
+    figure = new_figure(width, 3.1 * n_rows + 0.22 * math.ceil(len(runs) / n_beside) + 0.1)
     every_axes = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
     for axes, name in zip(every_axes, names, strict=False):
         axes.set(title=COMPARED[name].title, ylabel=COMPARED[name].unit, xlabel="environment steps")
@@ -291,6 +296,8 @@ def draw_comparison(runs: Sequence[Run], panels: Sequence[str] | None = None) ->
             write_in(axes, COMPARED[name].otherwise)
     for axes in every_axes[len(names) :]:
         axes.remove()
-    handles, labels = every_axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(runs), n_beside), handlelength=3.0)
+    handles, _ = every_axes[0].get_legend_handles_labels()
+    most = int((width / n_beside - OF_LINE) / PER_LETTER)
+    labels = [as_label(shortened(run.name, most)) for run in runs]
+    figure.legend(handles, labels, loc="outside lower center", ncols=n_beside, handlelength=3.0)
     return figure

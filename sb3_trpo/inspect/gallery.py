@@ -51,7 +51,8 @@ def figures_of_update(run: Run, n_updates: int | None = None) -> Iterator[tuple[
             yield "bubble", draw_bubble(plane)
     for states in run.states:
         if states.n_updates == n_updates:
-            yield "bars", draw_bars(states.changes, states.max_kl, title=f"What update {n_updates} did to the policy")
+            if states.changes:
+                yield "bars", draw_bars(states.changes, states.max_kl, title=f"What update {n_updates} did to the policy")
             yield "kl_per_state", draw_kl_histogram(states)
 
 

@@ -26,13 +26,43 @@ EXPLAINED_VARIANCE = 0.1
 # An update without a limit that goes so many times as far as the median one, and further than so many nats: TRPO's default
 SPIKE, FAR = 5.0, 0.01
 
-# What to try, in the arguments that the algorithm has
-LONGER_SEARCH = "lower target_kl, collect more per update"
-LONGER_SEARCH_BY_NOISE = ", begin with more noise (log_std_init) or let it fall more slowly (std_damping)"
-LONGER_SEARCH_BY_LOSS = "pay for entropy (ent_coef), collect more per update"
-LONGER_SEARCH_BY_LOSS_AND_NOISE = ", or begin with more noise (log_std_init)"
-BETTER_FIT = "Fit more (n_critic_updates, learning_rate)"
-BETTER_LOSS = "Fit more (n_epochs, learning_rate, vf_coef), as far as the algorithm lets you"
+
+class _Arguments(NamedTuple):
+    """What to try, in the arguments that an algorithm has."""
+
+    search: str  # to go on looking for longer
+    noise: str  # and with continuous actions
+    fit: str  # of the critic
+    shorter: str  # steps
+    even: str  # updates of one size
+    losses: str  # what else pulls at the policy's layers
+
+
+OURS = _Arguments(
+    search="lower target_kl, collect more per update",
+    noise=", begin with more noise (log_std_init) or let it fall more slowly (std_damping)",
+    fit="n_critic_updates, learning_rate",
+    shorter="target_kl",
+    even="",
+    losses="",
+)
+# sb3-contrib's TRPO
+OF_A_LIMIT = OURS._replace(noise=", or begin with more noise (log_std_init)", losses="the critic's fit, with a shared network")
+# PPO and its variants, and whatever a user has
+OF_A_LOSS = _Arguments(
+    search="pay for entropy (ent_coef), collect more per update",
+    noise=", or begin with more noise (log_std_init)",
+    fit="n_epochs, learning_rate, vf_coef",
+    shorter="learning rate, n_epochs",
+    even="Make fewer passes over a rollout (n_epochs), lower the learning rate, end an update early (target_kl of PPO)",
+    losses="ent_coef, vf_coef with a shared network",
+)
+# A2C, which makes one
+OF_ONE_PASS = OF_A_LOSS._replace(
+    fit="learning_rate, vf_coef",
+    shorter="learning rate, max_grad_norm",
+    even="Lower the learning rate or max_grad_norm",
+)
 
 
 class Finding(NamedTuple):
@@ -84,6 +114,14 @@ def _tells_of_search(updates: Sequence[UpdateRecord]) -> bool:
 
 def _has_limit(updates: Sequence[UpdateRecord]) -> bool:
     return any(math.isfinite(update.max_kl) for update in updates)
+
+
+def _arguments(updates: Sequence[UpdateRecord]) -> _Arguments:
+    if _tells_of_search(updates):
+        return OURS
+    if _has_limit(updates):
+        return OF_A_LIMIT
+    return OF_ONE_PASS if updates[-1].algorithm == "A2C" else OF_A_LOSS
 
 
 def kl_at_limit(updates: Sequence[UpdateRecord]) -> Finding:
@@ -156,8 +194,8 @@ def updates_are_even(updates: Sequence[UpdateRecord]) -> Finding:
         not wrong,
         f"Mean KL {median:.2g} ({_over(_latest(updates))}), the largest {largest:.2g} nats, {largest / median:.1f} times as "
         f"much. Nothing limits it; {outside:.0%} of the ratios end outside the clip.",
-        "Single updates change the policy far more than the others. Make fewer passes over a rollout (n_epochs), lower the "
-        "learning rate, end an update early (target_kl of PPO), or take an algorithm that keeps a limit."
+        f"Single updates change the policy far more than the others. {_arguments(updates).even}, or take an algorithm that "
+        "keeps a limit."
         if wrong
         else "",
         panel,
@@ -238,8 +276,8 @@ def update_gains(updates: Sequence[UpdateRecord]) -> Finding:
         not wrong,
         f"The surrogate gains {_median([update.surrogate_gain for update in latest]):.2g} "
         f"{latest[-1].gain_unit} ({_over(latest)}); {losses:.0%} of the updates lost by it, or left it as it was.",
-        "By its own rollout the new policy is no better than the old one. The steps are too long (learning rate, n_epochs), "
-        "or another loss pulls at the same layers (ent_coef, vf_coef with a shared network)."
+        "By its own rollout the new policy is no better than the old one. The steps are too long "
+        f"({_arguments(updates).shorter}), or something else pulls at the same layers ({_arguments(updates).losses})."
         if wrong
         else "",
         panel,
@@ -248,9 +286,8 @@ def update_gains(updates: Sequence[UpdateRecord]) -> Finding:
 
 def _longer_search(updates: Sequence[UpdateRecord], *, continuous: bool) -> str:
     """Return what keeps a policy random for longer, in arguments that do something for its actions."""
-    if _tells_of_search(updates):
-        return LONGER_SEARCH + (LONGER_SEARCH_BY_NOISE if continuous else "")
-    return LONGER_SEARCH_BY_LOSS + (LONGER_SEARCH_BY_LOSS_AND_NOISE if continuous else "")
+    arguments = _arguments(updates)
+    return arguments.search + (arguments.noise if continuous else "")
 
 
 def policy_explores(updates: Sequence[UpdateRecord]) -> Finding:
@@ -287,7 +324,7 @@ def critic_explains(updates: Sequence[UpdateRecord]) -> Finding:
         not wrong,
         f"It explains {explained:.0%} of the variance of the returns ({_over(latest)}; less than nothing "
         "is worse than a constant).",
-        f"The advantages are as noisy as the returns themselves. {BETTER_FIT if _tells_of_search(updates) else BETTER_LOSS}, "
+        f"The advantages are as noisy as the returns themselves. Fit more ({_arguments(updates).fit}), "
         "scale rewards (VecNormalize), or give the critic a larger network. Where every state is worth the same, as once a "
         "task is solved, this is as it should be."
         if wrong

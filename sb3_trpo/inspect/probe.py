@@ -88,11 +88,19 @@ def _moments(factor: Any) -> tuple[th.Tensor, th.Tensor]:
         )
 
 
+def _family(factor: Any) -> str:
+    """Return the name of the distribution whose moments are those of a factor."""
+    while hasattr(factor, "base_dist"):
+        factor = factor.base_dist
+    return "Normal" if isinstance(factor, th.distributions.Normal) else type(factor).__name__
+
+
 def action_distribution(distribution: Distribution, row: int) -> ActionDistribution:
     """Return one state's part of an SB3 action distribution in numbers, beside continuous factors without the discrete."""
     probabilities: list[tuple[float, ...]] = []
     means: list[float] = []
     stds: list[float] = []
+    families: list[str] = []
     for factor in factors_of(distribution):
         if isinstance(factor, th.distributions.Bernoulli):
             probabilities += [(1.0 - p, p) for p in factor.probs[row].flatten().tolist()]
@@ -100,9 +108,12 @@ def action_distribution(distribution: Distribution, row: int) -> ActionDistribut
             probabilities += [tuple(p) for p in factor.probs[row].reshape(-1, factor.probs.shape[-1]).tolist()]
         else:
             mean, std = _moments(factor)
+            families.append(_family(factor))
             means += mean[row].flatten().tolist()
             stds += std[row].flatten().tolist()
-    return ActionDistribution(() if means else tuple(probabilities), tuple(means), tuple(stds))
+    if not means:
+        return ActionDistribution(tuple(probabilities))
+    return ActionDistribution((), tuple(means), tuple(stds), ", ".join(dict.fromkeys(families)))
 
 
 def change_of_probabilities(old: Sequence[float], new: Sequence[float], label: str = "") -> StateChange:

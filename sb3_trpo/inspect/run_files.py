@@ -194,11 +194,13 @@ class ActionDistribution(NamedTuple):
     :param probabilities: for each discrete factor of the action the probability of each choice
     :param mean: for each continuous dimension, before any squashing
     :param std: its standard deviation
+    :param family: the distribution that they are of
     """
 
     probabilities: tuple[tuple[float, ...], ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    family: str = "Normal"
 
 
 class StateChange(NamedTuple):

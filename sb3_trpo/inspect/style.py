@@ -71,6 +71,14 @@ def as_label(name: str) -> str:
     return (f" {name}" if name.startswith("_") else name).replace("$", r"\$")
 
 
+def shortened(name: str, most: int) -> str:
+    """Return a name of at most so many letters, with its beginning and its end, where names differ."""
+    if len(name) <= most:
+        return name
+    end = (most - 1) // 2
+    return f"{name[: most - 1 - end]}…{name[len(name) - end :]}"
+
+
 def new_figure(width: float, height: float) -> "Figure":
     """Make an empty figure of a size in inches that belongs to no window and no global state."""
     from matplotlib.figure import Figure
@@ -87,14 +95,18 @@ def gain_colours() -> "Colormap":
 
 def plain_log_scale(axes: "Axes") -> None:
     """Make the vertical axis logarithmic, with numbers as one says them: 0.3, not 3 × 10⁻¹."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    # Over several decades the powers of ten are enough
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300.0 * low else (1.0,), numticks=8))
+    if high < 5.0 * low:
+        # Of 1, 2 and 5 there may be a single one
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    else:
+        # Over several decades the powers of ten are enough
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300.0 * low else (1.0,), numticks=8))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}" if 1e-4 <= value < 1e6 else f"{value:.0e}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}" if 1e-4 <= value < 1e6 else f"{value:.3g}"))
 
 
 def write_in(axes: "Axes", text: str) -> None:

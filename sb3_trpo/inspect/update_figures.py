@@ -317,11 +317,19 @@ def _gaussian_kls(change: StateChange) -> np.ndarray:
     return np.log(new_std / std) + (std**2 + (mean - new_mean) ** 2) / (2.0 * new_std**2) - 0.5
 
 
+def _discrete_kls(change: StateChange) -> np.ndarray:
+    """Return KL(old ‖ new) of each discrete factor, shape (n,)."""
+    kls = []
+    for old, new in zip(change.old.probabilities, change.new.probabilities, strict=True):
+        terms = (p * math.log(p / q) if q > 0.0 else math.inf for p, q in zip(old, new, strict=True) if p > 0.0)
+        kls.append(sum(terms))
+    return np.array(kls)
+
+
 def _factors(change: StateChange) -> list[int]:
-    """Choose which factors or dimensions of the action to draw: continuous ones by largest KL."""
-    if change.old.probabilities:
-        return list(range(min(MAX_FACTORS, len(change.old.probabilities))))
-    return sorted(np.argsort(-_gaussian_kls(change))[:MAX_FACTORS].tolist())
+    """Choose which factors or dimensions of the action to draw: those of largest KL, in their order."""
+    kls = _discrete_kls(change) if change.old.probabilities else _gaussian_kls(change)
+    return sorted(np.argsort(-kls, kind="stable")[:MAX_FACTORS].tolist())
 
 
 def _draw_factor(axes: "Axes", change: StateChange, factor: int, action_names: Sequence[str] | None) -> None:
@@ -338,13 +346,15 @@ def _draw_factor(axes: "Axes", change: StateChange, factor: int, action_names: S
     else:
         old_new = ((d.mean[factor], d.std[factor]) for d in (change.old, change.new))
         _densities(axes, *old_new)
+        if change.old.family != "Normal":
+            says += f"\nnormal with the mean\nand std of the {change.old.family}"
     axes.set_xlabel(says)
 
 
 def _heading(change: StateChange, max_kl: float) -> str:
     n_drawn, n_dimensions = len(_factors(change)), len(change.old.probabilities) or len(change.old.mean)
     heading = f"{change.label}: {change.kl:.3g} nats"
-    if not math.isnan(max_kl):
+    if max_kl > 0.0:
         heading += f" = {_multiple(change.kl, max_kl)}"
     return heading if n_drawn == n_dimensions else f"{heading}\n{n_drawn} of {n_dimensions} action dimensions"
 

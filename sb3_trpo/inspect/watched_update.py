@@ -233,11 +233,17 @@ class UpdateOfVariant:
 
     def record(self, **others: Any) -> UpdateRecord | None:
         """Return what there is to keep."""
-        return self.chosen.record(**others)
+        record = self.chosen.record(**others)
+        return record and record._replace(n_updates=self.other.n_updates)
 
     def pictures(self) -> Pictures:
         """Return what the pictures need."""
-        return self.chosen.pictures()
+        # A train of the user's own may count in its own way
+        states, planes = self.chosen.pictures()
+        number = self.other.n_updates
+        return tuple(each._replace(n_updates=number) for each in states), tuple(
+            each._replace(n_updates=number) for each in planes
+        )
 
 
 def record_from_outside(model: OnPolicyAlgorithm, n_updates: int, **known: Any) -> UpdateRecord:

@@ -77,6 +77,23 @@ def test_panels_without_a_number_are_left_out(healthy: UpdateRecord, monkeypatch
     assert text.count("not on record") == 2
 
 
+@pytest.mark.parametrize("panels", [None, ["kl"]])
+@pytest.mark.parametrize("n_letters", [12, 60, 250])
+def test_long_names_are_inside_and_told_apart(
+    panels: list[str] | None, n_letters: int, healthy: UpdateRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As folders of a sweep have them: what does not fit loses its middle."""
+    runs = [
+        Run(f"lr{seed}/{('HalfCheetah-v5_target_kl_0.01_' * 9)[:n_letters]}/seed_{seed}", (healthy,) * 3) for seed in range(6)
+    ]
+    figure = draw_comparison(runs, panels)
+    assert_legible(figure, monkeypatch)
+    (legend,) = figure.legends
+    box, names = legend.get_window_extent(), [text.get_text() for text in legend.get_texts()]
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
+    assert len(set(names)) == 6 and all(name.startswith("lr") and f"seed_{n}" in name for n, name in enumerate(names))
+
+
 def test_kl_that_is_zero_throughout_is_said_to_be(healthy: UpdateRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is on record, and no logarithmic axis can show it."""
     still = Run("still", (healthy._replace(mean_kl=0.0, largest_kl=0.0),) * 3)

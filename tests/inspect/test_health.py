@@ -99,6 +99,28 @@ def test_rule_for_an_algorithm_without_a_limit(rule: Any, of_ppo: UpdateRecord) 
         assert word not in said
 
 
+ARGUMENTS = {
+    "A2C": {"learning_rate", "learning rate", "vf_coef", "ent_coef", "max_grad_norm", "log_std_init"},
+    "sb3_contrib.TRPO": {"n_critic_updates", "learning_rate", "target_kl", "log_std_init"},
+}
+
+
+@pytest.mark.parametrize("algorithm", ARGUMENTS)
+@pytest.mark.parametrize("std", [math.nan, 1.0])
+def test_advice_names_arguments_that_the_algorithm_has(algorithm: str, std: float, of_ppo: UpdateRecord) -> None:
+    """A2C makes one pass over a rollout, and sb3-contrib's TRPO pays for no entropy."""
+    limit = 0.01 if "TRPO" in algorithm else math.nan
+    said = ""
+    for rule, change in UNHEALTHY_OTHERS.items():
+        updates = [update._replace(std=std) for update in series(of_ppo._replace(algorithm=algorithm, max_kl=limit))]
+        updates = list(map(change, updates))
+        updates[-1] = updates[-1]._replace(std=0.01 * std)
+        said += " ".join(finding.advice for finding in check_health(updates) if rule(updates).name == finding.name)
+    theirs = ARGUMENTS[algorithm]
+    others = {"n_epochs", "n_critic_updates", "ent_coef", "vf_coef", "target_kl", "std_damping", "max_grad_norm"} - theirs
+    assert len(said) > 300 and not [name for name in others if name in said]
+
+
 def test_small_updates_may_differ_as_they_like(of_ppo: UpdateRecord) -> None:
     """At the end of a schedule the KL is of the order of rounding: seventeen times as much is nothing."""
     updates = series(of_ppo._replace(mean_kl=1e-5))

@@ -181,6 +181,29 @@ def test_of_many_choices_those_that_changed_most_are_drawn(
         assert places == sorted(places) and (not len(left_out) or left_out.max() <= change[places].min())
 
 
+def test_discrete_factors_that_changed_most_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many buttons those of the largest KL; one that has become impossible changed most of all."""
+    old = [(0.5, 0.5)] * 20
+    new = list(old)
+    new[3], new[7], new[11], new[19], new[12] = (0.1, 0.9), (0.6, 0.4), (0.0, 1.0), (0.7, 0.3), (0.51, 0.49)
+    change = StateChange("state", 2.0, *(ActionDistribution(probabilities=tuple(each)) for each in (old, new)))
+    assert re.findall(r"action (\d+)", assert_legible(draw_bars([change], 0.01), monkeypatch)) == ["3", "7", "11", "19"]
+
+
+def test_density_that_is_no_normal_one_is_said_to_be_drawn_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a Beta there are mean and standard deviation on record."""
+    beta = ActionDistribution(mean=(0.4, 0.5), std=(0.2, 0.1), family="Beta")
+    text = assert_legible(draw_bars([StateChange("state", 0.1, beta, beta)], 0.01), monkeypatch)
+    assert text.count("std of the Beta") == 2
+    normal = beta._replace(family="Normal")
+    assert "normal" not in assert_legible(draw_bars([StateChange("state", 0.1, normal, normal)], 0.01), monkeypatch)
+
+
+def test_limit_of_zero_is_compared_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = assert_legible(draw_bars([change_of_probabilities([0.5, 0.5], [0.5, 0.5], "still")], 0.0), monkeypatch)
+    assert "still: 0 nats\n" in text + "\n"
+
+
 def test_names_of_eighteen_actions_stand_upright(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [
         f"{up}{side}{fire}" for up in ("UP", "DOWN", "STAY") for side in ("RIGHT", "LEFT", "HERE") for fire in ("FIRE", "")

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from sb3_trpo import TRPO
 from sb3_trpo.inspect import TrustRegionRecorder, figures_of, inspect_model, read_run
+from sb3_trpo.inspect.__main__ import main
 from tests.other_algorithms import OTHERS
 from tests.small_models import RandomEnv, changed, make_env, policy_state, small_model
 
@@ -225,6 +226,74 @@ def test_update_of_a_variant_is_recorded_as_what_became_of_the_policy(variant: t
     for update, states in zip(run.updates, run.states, strict=True):
         assert states.kl.mean() == pytest.approx(update.mean_kl, rel=1e-3)
         assert bool(update.candidates) == (variant is Around)
+
+
+class CountsNothing(TRPO):
+    """Makes its updates itself, and does not number them."""
+
+    def train(self) -> None:
+        move(self)
+
+
+class Warm(TRPO):
+    """Learns nothing from its first rollouts."""
+
+    def train(self) -> None:
+        if self.num_timesteps > 2 * 64:
+            super().train()
+
+
+@pytest.mark.parametrize("variant", [CountsNothing, Warm, OwnTrain])
+def test_updates_of_a_variant_are_numbered_by_its_rollouts(variant: type[TRPO], tmp_path: Path) -> None:
+    """However it counts: nothing is taken for an update that was made anew, and a run that goes on is appended to."""
+    model = small_model(variant)
+    model.learn(4 * 64, callback=TrustRegionRecorder(tmp_path, pictures_every=2))
+    model.learn(2 * 64, callback=TrustRegionRecorder(tmp_path, pictures_every=2), reset_num_timesteps=False)
+    run = read_run(tmp_path)
+    assert [(update.n_updates, update.num_timesteps) for update in run.updates] == [(n, 64 * n) for n in range(1, 7)]
+    assert [states.n_updates for states in run.states] == [2, 4, 6]
+    # An update that moves nothing lies in no plane
+    assert [plane.n_updates for plane in run.slices] == ([4, 6] if variant is Warm else [2, 4, 6])
+    assert [update.status for update in run.updates[:2]].count("unchanged") == (2 if variant is Warm else 0)
+
+
+class BlindLater(gym.Env):
+    """Observes NaN from some step on."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (3,))
+    action_space = gym.spaces.Box(-1.0, 1.0, (2,))
+    n_steps = 0
+
+    def _observation(self) -> np.ndarray:
+        return np.full(3, np.nan, np.float32) if self.n_steps > 60 else self.np_random.uniform(-1, 1, 3).astype(np.float32)
+
+    def reset(self, **kwargs: Any) -> Any:
+        super().reset(**kwargs)
+        return self._observation(), {}
+
+    def step(self, action: Any) -> Any:
+        self.n_steps += 1
+        return self._observation(), 1.0, self.n_steps % 10 == 0, False, {}
+
+
+def test_update_that_is_no_number_anywhere_is_drawn_as_far_as_it_goes(tmp_path: Path) -> None:
+    """There is no state whose policy could be drawn before and after; the command writes what there is."""
+    model = TRPO("MlpPolicy", BlindLater(), n_steps=32, seed=0, error_if_nonfinite=False, device="cpu")
+    model.learn(128, callback=TrustRegionRecorder(tmp_path, pictures_every=2))
+    run = read_run(tmp_path)
+    assert [len(states.changes) for states in run.states] == [2, 0]
+    assert "bars" not in dict(figures_of(run)) and "kl_per_state" in dict(figures_of(run))
+    assert main([str(tmp_path), "--html"]) == 0
+
+
+def test_warning_of_a_picture_that_fails_names_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr("sb3_trpo.inspect.gallery.figures_of", fails)
+    model = small_model(tensorboard_log=str(tmp_path / "tb"))
+    with pytest.warns(UserWarning, match="could not draw update 2: RuntimeError: no ink"):
+        model.learn(3 * 64, callback=TrustRegionRecorder(tmp_path / "run", pictures_every=2))
 
 
 def test_standard_deviation_of_gsde_is_that_of_the_actions_of_ppo_too(tmp_path: Path) -> None:

@@ -88,11 +88,20 @@ def mask_sizes(action_space: spaces.Space) -> list[int]:
     return [2] * action_space.n
 
 
+def _as_array(mask: Any) -> np.ndarray | None:
+    """Return a mask as an array, ``None`` if its parts make none."""
+    try:
+        return np.asarray(mask)
+    except ValueError:
+        return None
+
+
 def _all_in_one(masks: list[Any], sizes: list[int]) -> np.ndarray | None:
     """Return masks of the right sizes, each of which leaves something, as booleans; ``None`` if there is anything to say."""
-    if len({np.shape(mask) for mask in masks}) != 1:
+    arrays = [_as_array(mask) for mask in masks]
+    if len({None if array is None else array.shape for array in arrays}) != 1 or arrays[0] is None:
         return None
-    rows = np.asarray(masks).astype(bool).reshape(len(masks), -1)
+    rows = np.asarray(arrays).astype(bool).reshape(len(masks), -1)
     if rows.shape[1] != sum(sizes):
         return None
     possible = rows if len(sizes) == 1 else np.logical_or.reduceat(rows, np.cumsum([0, *sizes[:-1]]), axis=1)
@@ -116,7 +125,13 @@ def check_masks(masks: list[Any], action_space: spaces.Space, *, step: int | Non
     rows = []
     at_step = "" if step is None else f" at step {step} of the rollout"
     for index, mask in enumerate(masks):
-        row = np.asarray(mask).astype(bool).reshape(-1)
+        array = _as_array(mask)
+        if array is None:
+            raise ValueError(
+                f"action_masks() of environment {index} must return {sum(sizes)} booleans for {action_space}, got what "
+                f"makes no array, {mask}{at_step}"
+            )
+        row = array.astype(bool).reshape(-1)
         if len(row) != sum(sizes):
             raise ValueError(
                 f"action_masks() of environment {index} must return {sum(sizes)} booleans for {action_space}, got {len(row)}"
@@ -290,13 +305,25 @@ class Masking(TRPO):
         :raises ValueError: if a row leaves no action, or is of another size
         """
         if action_masks is not None:
-            n_masks = sum(mask_sizes(self.action_space))
-            rows = np.asarray(action_masks)
-            if rows.size % n_masks or not rows.size:
-                raise ValueError(f"action_masks must hold {n_masks} booleans for each observation, got shape {rows.shape}")
+            n_masks, n_observations = sum(mask_sizes(self.action_space)), self._n_observations(observation)
+            rows = _as_array(action_masks)
+            is_turned = rows is not None and rows.ndim > 1 and n_observations > 1 and len(rows) != n_observations
+            if rows is None or rows.size != n_masks * n_observations or is_turned:
+                raise ValueError(
+                    f"action_masks must hold {n_masks} booleans for each observation, of {n_observations}, got "
+                    f"{action_masks if rows is None else f'shape {rows.shape}'}"
+                )
             action_masks = check_masks(list(rows.reshape(-1, n_masks)), self.action_space)
         policy: Any = self.policy
         return policy.predict(observation, state, episode_start, deterministic, action_masks=action_masks)
+
+    def _n_observations(self, observation: Any) -> int:
+        """Return how many observations these are."""
+        is_dict = isinstance(observation, dict)
+        arrays = {key: np.asarray(part) for key, part in observation.items()} if is_dict else np.asarray(observation)
+        if not self.policy.is_vectorized_observation(arrays):
+            return 1
+        return len(next(iter(arrays.values())) if isinstance(arrays, dict) else arrays)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_use_masking"]

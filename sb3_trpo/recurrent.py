@@ -6,9 +6,10 @@ approximate is the state at the beginning of a rollout, in the middle of an epis
 fixed.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from sb3_trpo.fast.lstm_actor import QuickModel
 from sb3_trpo.fast.lstm_fisher import lstm_fisher
 from sb3_trpo.fast.network import is_as
 from sb3_trpo.guards.environments import spends_steps_on_resets
+from sb3_trpo.guards.passed_on import PassedOn
 from sb3_trpo.objective import Batch, rows_of
 from sb3_trpo.policies import CountsFromZero
 from sb3_trpo.rollout import check_full
@@ -63,6 +65,18 @@ class MlpLstmPolicy(RecurrentActorCriticPolicy, CountsFromZero):
         if isinstance(getattr(extractor, "_features_dim", None), np.integer):
             extractor._features_dim = int(extractor._features_dim)
         return extractor
+
+    def _predict(  # type: ignore[override]
+        self,
+        observation: Any,
+        lstm_states: tuple[th.Tensor, th.Tensor],
+        episode_starts: th.Tensor,
+        deterministic: bool = False,
+    ) -> tuple[th.Tensor, tuple[th.Tensor, ...]]:
+        # Single precision is what sb3-contrib's predict makes of any state, and zero times NaN is no beginning
+        begins, dtype = episode_starts.bool()[None, :, None], next(self.lstm_actor.parameters()).dtype
+        hidden, cell = (part.masked_fill(begins & ~part.isfinite(), 0.0).to(dtype) for part in lstm_states)
+        return super()._predict(observation, (hidden, cell), episode_starts, deterministic)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {
@@ -222,6 +236,19 @@ def torchs_own_lstm(device: th.device) -> AbstractContextManager[None]:
     return th.backends.cudnn.flags(enabled=False) if device.type == "cuda" else nullcontext()
 
 
+class ForgetsNonFinite(PassedOn):
+    """Lets nothing that is not finite stay in the memory of an episode that has ended: zero times NaN is NaN, for ever."""
+
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """Put zeros there before the user's callback sees it."""
+        ended = np.flatnonzero(locals_["dones"])
+        if len(ended):
+            for part in chain(*locals_["lstm_states"]):
+                of_ended = part[:, ended]
+                part[:, ended] = th.where(of_ended.isfinite(), of_ended, th.zeros_like(of_ended))
+        super().update_locals(locals_)
+
+
 class RecurrentTRPO(TRPO):
     """
     TRPO for policies with an LSTM, sb3-contrib's.
@@ -289,7 +316,10 @@ class RecurrentTRPO(TRPO):
     def _check_lstm_kwargs(self) -> None:
         """Refuse LSTMs of another layout than sb3-contrib's policies run them in: some would run, over the wrong axis."""
         policy: Any = self.policy_class
-        given = {name: value for name, value in (self.policy_kwargs.get("lstm_kwargs") or {}).items() if value}
+        lstm_kwargs = self.policy_kwargs.get("lstm_kwargs") or {}
+        if not isinstance(lstm_kwargs, Mapping):
+            raise TypeError(f"policy_kwargs['lstm_kwargs'] must be a dict of arguments of torch.nn.LSTM, got {lstm_kwargs!r}")
+        given = {name: value for name, value in lstm_kwargs.items() if value}
         refused = {name: given[name] for name in ("batch_first", "bidirectional", "proj_size") if name in given}
         if refused and policy._process_sequence is RecurrentActorCriticPolicy._process_sequence:
             raise ValueError(
@@ -357,7 +387,8 @@ class RecurrentTRPO(TRPO):
 
     def _collect_as(self, model: Any, env: VecEnv, callback: Any, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         """Collect by sb3-contrib's loop, with a model that is this one or stands in its place."""
-        return RecurrentPPO.collect_rollouts(model, env, callback, rollout_buffer, n_rollout_steps)
+        forgets: Any = ForgetsNonFinite(callback)
+        return RecurrentPPO.collect_rollouts(model, env, forgets, rollout_buffer, n_rollout_steps)
 
     def _acts_as_known(self, *methods: str) -> bool:
         """Whether methods of the policy are those of the class that is known here, and what it makes distributions by."""
@@ -386,10 +417,15 @@ class RecurrentTRPO(TRPO):
         """Return the states before these steps; what is stored where an episode starts is of the one before."""
         goes_on = (~self._starts()[rows]).astype(np.float32)[None, :, None]
         pairs = (
-            tuple(self._to_torch(states.swapaxes(0, 1) * goes_on) for states in self._stored_states(kind, rows))
+            tuple(self._as_state(states.swapaxes(0, 1) * goes_on) for states in self._stored_states(kind, rows))
             for kind in ("pi", "vf")
         )
         return RNNStates(*pairs)
+
+    def _as_state(self, array: np.ndarray) -> th.Tensor:
+        """Return a state in the precision in which the policy has them; the buffer's is single."""
+        lstm: Any = self.policy.lstm_actor
+        return self._to_torch(array).to(next(lstm.parameters()).dtype)
 
     def _observations(self, array: np.ndarray, shape: tuple[int, ...]) -> "th.Tensor | Rows":
         """Return observations of the buffer environment by environment, in the memory where they are."""
@@ -446,7 +482,7 @@ class RecurrentTRPO(TRPO):
         lstm: Any = self.policy.lstm_actor
         n = len(batch.weights)
         shape = (lstm.num_layers, n, lstm.hidden_size)
-        pair = tuple(self._to_torch(np.asarray(part, np.float32)) for part in state or [np.zeros(shape)] * 2)
+        pair = tuple(self._as_state(np.asarray(part)) for part in state or [np.zeros(shape)] * 2)
         for part in pair:
             if part.shape != shape:
                 raise ValueError(f"states must come with hidden and cell state of shape {shape}, got {tuple(part.shape)}")

@@ -351,6 +351,38 @@ def test_prediction_of_no_masks_is_refused(masks: Any) -> None:
         masked_model().predict(np.zeros(3, np.float32), action_masks=masks)
 
 
+@pytest.mark.parametrize(
+    ("n", "masks"),
+    [
+        (4, np.ones(4)),
+        (1, np.ones((2, 4))),
+        (2, np.ones((4, 2))),
+        (2, np.ones((1, 4))),
+        (1, [[1, 1, 1, 1], [1]]),
+        (3, np.ones(8)),
+    ],
+)
+def test_prediction_of_another_number_of_masks_is_refused(n: int, masks: Any) -> None:
+    """Turned round they would be read as others."""
+    with pytest.raises(ValueError, match=f"must hold 4 booleans for each observation, of {n}, got "):
+        masked_model().predict(np.zeros((n, 3), np.float32), action_masks=masks)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_prediction_takes_a_row_of_masks_for_each_observation(n: int) -> None:
+    masks = np.eye(4, dtype=bool)[np.arange(n) % 4]
+    for given in (masks, masks.tolist(), masks.reshape(-1)):
+        actions, _ = masked_model().predict(np.zeros((n, 3), np.float32), action_masks=given)
+        assert actions.tolist() == [i % 4 for i in range(n)]
+    assert masked_model().predict(np.zeros(3, np.float32), action_masks=np.array([0, 0, 1, 0]))[0] == 2
+
+
+def test_masks_that_make_no_array_are_refused_by_environment_and_step() -> None:
+    space = spaces.MultiDiscrete([2, 3])
+    with pytest.raises(ValueError, match=r"of environment 1 must return 5 booleans.*no array.*at step 7"):
+        check_masks([np.ones(5), [[True, False], [True, True, False]]], space, step=7)
+
+
 def test_wrapped_add_of_the_buffer_is_told_the_masks() -> None:
     """As by MaskablePPO, wherever in a rollout a callback wraps it."""
     told: list[Any] = []

@@ -11,12 +11,14 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from sb3_contrib.common.recurrent.buffers import RecurrentRolloutBuffer
+from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, MaskableRecurrentTRPO
 from sb3_trpo.inspect import TrustRegionRecorder, inspect_model, read_run
 from sb3_trpo.recurrent import RecurrentTRPO, SequenceBatch, torchs_own_lstm
 from sb3_trpo.vec_env import as_vec_env
 from tests.from_outside import joint_kl_by_hand
+from tests.masked_envs import masked_env
 from tests.small_models import (
     BOX,
     DICT,
@@ -163,6 +165,45 @@ def test_lstm_of_another_layout_is_refused(kwargs: dict[str, Any]) -> None:
     """With as many sequences as steps in each, time and sequences would be taken for each other."""
     with pytest.raises(ValueError, match=f"lstm_kwargs.*got {{'{next(iter(kwargs))}'"):
         case(lstm_kwargs=kwargs).model(RecurrentTRPO)
+
+
+def test_arguments_of_the_lstm_are_a_dict() -> None:
+    with pytest.raises(TypeError, match=r"lstm_kwargs'\] must be a dict.*got \[1\]"):
+        case(lstm_kwargs=[1]).model(RecurrentTRPO)
+
+
+class Double(FlattenExtractor):
+    """In double precision."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return super().forward(observations).double()
+
+
+@pytest.mark.parametrize("kind", [RecurrentTRPO, MaskableRecurrentTRPO])
+@pytest.mark.parametrize("fast", [True, False])
+def test_policy_in_double_precision_learns_acts_and_is_looked_at(kind: Any, fast: bool) -> None:
+    """The states of the buffer, of ``predict`` and of whoever looks are of single precision."""
+    env = masked_env(probability=1.0)
+    model = kind("MlpLstmPolicy", env, n_steps=32, seed=0, fast=fast, policy_kwargs={"features_extractor_class": Double})
+    model.policy.double()
+    model.learn(64)
+    assert model.last_update.step.accepted and model._last_lstm_states.pi[0].dtype == th.float64
+    observation = np.zeros((1, 3), np.float32)
+    _, state = model.predict(observation)
+    assert state[0].dtype == np.float64
+    model._distribution(model._chosen_states((observation, state)))
+
+
+@pytest.mark.parametrize("kind", [RecurrentTRPO, MaskableRecurrentTRPO])
+def test_state_that_is_no_number_is_over_with_its_episode(kind: Any) -> None:
+    """``predict`` begins an episode from nothing, whatever the one before has left."""
+    model = kind("MlpLstmPolicy", masked_env(), n_steps=32, seed=0)
+    observation = np.zeros((1, 3), np.float32)
+    action, state = model.predict(observation, deterministic=True)
+    lost = tuple(np.full_like(part, np.nan) for part in state)
+    again, after = model.predict(observation, lost, np.ones(1, bool), deterministic=True)
+    assert action == again
+    np.testing.assert_array_equal(after, state)
 
 
 def _silent(model: TRPO) -> Any:

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,7 +130,8 @@ def finite_rollout(
     # Before the first random number too: SB3 draws the noise of gSDE before a callback may do anything
     check_policy_is_finite(model.policy)
     observations_too = unwrap_vec_wrapper(env, VecCheckNan) is None
-    yield FinitePart(policy=True, observations=observations_too)
+    with nullcontext() if observations_too else unvalidated_distributions():
+        yield FinitePart(policy=True, observations=observations_too)
     if observations_too and rollout_buffer.full:
         refuse_nonfinite("the policy's action for", rollout_buffer.actions)
         refuse_nonfinite("the reward (at a time limit with the last observation's value) of", rollout_buffer.rewards)

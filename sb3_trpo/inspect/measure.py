@@ -80,6 +80,9 @@ class SpreadOfChunks:
     def spread(self) -> Spread:
         """Return what all chunks add up to."""
         kl, ratio = th.cat(self.kls), th.cat(self.ratios)
+        if not len(kl):
+            # Each step of the rollout was spent on a reset
+            return Spread(math.nan, math.nan, (), (), math.nan, self.clip_range, 0)
         of_kl, of_ratio = _quantiles(kl), _quantiles(ratio)
         return Spread(self.reverse_kl, float(kl.max()), of_kl, of_ratio, self.outside, self.clip_range, len(kl))
 

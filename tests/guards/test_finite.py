@@ -1,6 +1,7 @@
 """What is not finite is named where it first shows, and leaves nothing behind: policy, statistics, torch's settings."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecNormal
 from sb3_trpo import TRPO
 from sb3_trpo.guards.process import unvalidated_distributions
 from sb3_trpo.objective import kl_old_new
+from sb3_trpo.recurrent import RecurrentTRPO
 from tests.from_outside import actor_state
 from tests.hostile import N_STEPS, Fault, HostileEnv
 from tests.small_models import BOX, VECTOR, RandomEnv, changed, policy_state
@@ -85,6 +87,56 @@ def test_error_names_what_where_and_when(planned: dict[str, Any], said: list[str
         env.unwrapped.rewards, env.unwrapped.observations = {}, {}
     model.learn(16, reset_num_timesteps=False)
     assert model.last_update is not None and model.last_update.step.accepted
+
+
+class NaNOnce(gym.Env):
+    """Episodes of seven steps; one observation is NaN."""
+
+    observation_space = VECTOR
+    action_space = BOX
+
+    def __init__(self, at: int):
+        self.at, self.n_steps, self.n_nan_actions = at, 0, 0
+
+    def _observation(self) -> np.ndarray:
+        is_nan, self.at = self.n_steps == self.at, -1 if self.n_steps == self.at else self.at
+        shape = self.observation_space.shape
+        return np.full(shape, np.nan, np.float32) if is_nan else self.np_random.uniform(-1, 1, shape).astype(np.float32)
+
+    def reset(self, **kwargs: Any) -> Any:
+        super().reset(**kwargs)
+        return self._observation(), {}
+
+    def step(self, action: Any) -> Any:
+        self.n_steps += 1
+        self.n_nan_actions += int(np.isnan(action).any())
+        return self._observation(), float(np.nan_to_num(action).sum()), False, self.n_steps % 7 == 0, {}
+
+
+VARIANTS = {TRPO: "MlpPolicy", RecurrentTRPO: "MlpLstmPolicy"}
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("by_sb3", [True, False])
+@pytest.mark.parametrize("at", [3, N_STEPS])
+def test_nan_observation_that_is_let_through_is_over_with_its_episode(kind: Any, fast: bool, by_sb3: bool, at: int) -> None:
+    """In the middle of a rollout or at its end: what learns from it is refused, a memory forgets it, and then all is well."""
+    env = NaNOnce(at)
+    venv: Any = DummyVecEnv([lambda: env])
+    venv = VecCheckNan(venv, raise_exception=False, warn_once=True) if by_sb3 else venv
+    model = kind(
+        VARIANTS[kind], venv, n_steps=N_STEPS, batch_size=8, seed=0, fast=fast, error_if_nonfinite=by_sb3, device="cpu"
+    )
+    statuses = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(5):
+            model.learn(N_STEPS, reset_num_timesteps=False)
+            statuses.append(model.last_update.step.status)
+    refused = [status for status in statuses if status.endswith("not_finite")]
+    assert 1 <= len(refused) <= 2 and statuses[: len(refused)] == refused and set(statuses[len(refused) :]) == {"accepted"}
+    assert env.n_nan_actions <= 7
 
 
 def test_check_nan_of_sb3_sees_to_it_in_its_own_way() -> None:

@@ -186,7 +186,8 @@ def test_discrete_factors_that_changed_most_are_drawn(monkeypatch: pytest.Monkey
     old = [(0.5, 0.5)] * 20
     new = list(old)
     new[3], new[7], new[11], new[19], new[12] = (0.1, 0.9), (0.6, 0.4), (0.0, 1.0), (0.7, 0.3), (0.51, 0.49)
-    change = StateChange("state", 2.0, *(ActionDistribution(probabilities=tuple(each)) for each in (old, new)))
+    before, after = (ActionDistribution(probabilities=tuple(each)) for each in (old, new))
+    change = StateChange("state", 2.0, before, after)
     assert re.findall(r"action (\d+)", assert_legible(draw_bars([change], 0.01), monkeypatch)) == ["3", "7", "11", "19"]
 
 

@@ -9,6 +9,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -19,6 +21,7 @@ from torch.nn import functional as F
 from sb3_trpo import TRPO
 from sb3_trpo.inspect import TrustRegionRecorder, figures_of, inspect_model, read_run
 from sb3_trpo.inspect.__main__ import main
+from sb3_trpo.vec_env import GymnasiumVecEnv
 from tests.other_algorithms import OTHERS
 from tests.small_models import RandomEnv, changed, make_env, policy_state, small_model
 
@@ -284,6 +287,41 @@ def test_update_that_is_no_number_anywhere_is_drawn_as_far_as_it_goes(tmp_path: 
     assert [len(states.changes) for states in run.states] == [2, 0]
     assert "bars" not in dict(figures_of(run)) and "kl_per_state" in dict(figures_of(run))
     assert main([str(tmp_path), "--html"]) == 0
+
+
+class OneStepEpisodes(VectorEnv):
+    """Every other step is spent on resets, of all environments at once."""
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    num_envs = 2
+    single_observation_space = gym.spaces.Box(-1.0, 1.0, (3,))
+    single_action_space = gym.spaces.Discrete(2)
+    observation_space = batch_space(single_observation_space, 2)
+    action_space = batch_space(single_action_space, 2)
+    has_ended = False
+
+    def _observations(self) -> np.ndarray:
+        return self.np_random.uniform(-1.0, 1.0, (2, 3)).astype(np.float32)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        super().reset(seed=seed if seed is None else int(np.ravel(seed)[0]))
+        self.has_ended = False
+        return self._observations(), {}
+
+    def step(self, actions: Any) -> Any:
+        self.has_ended = not self.has_ended
+        ended = np.full(2, self.has_ended)
+        return self._observations(), ended * self.np_random.normal(size=2), ended, np.zeros(2, bool), {}
+
+
+def test_rollout_of_wasted_steps_alone_is_one_among_others(tmp_path: Path) -> None:
+    """There is nothing to measure in it; in the next one there is."""
+    model = TRPO("MlpPolicy", GymnasiumVecEnv(OneStepEpisodes()), n_steps=1, seed=0, device="cpu")
+    model.learn(12, callback=TrustRegionRecorder(tmp_path, pictures_every=1))
+    run = read_run(tmp_path)
+    assert [update.n_states for update in run.updates] == [2, 0, 2, 0, 2, 0]
+    assert [states.n_updates for states in run.states] == [1, 2, 3, 4, 5, 6]
+    assert {"run", "kl_per_state"} <= {name for name, _ in figures_of(run, 2)} & {name for name, _ in figures_of(run, 3)}
 
 
 def test_warning_of_a_picture_that_fails_names_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

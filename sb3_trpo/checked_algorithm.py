@@ -20,7 +20,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.guards.arguments import RULES, Rules, check_arguments, check_policy, check_policy_fits, value_at
+from sb3_trpo.guards.arguments import OF_LEARN, RULES, Rules, check_arguments, check_policy, check_policy_fits, value_at
 from sb3_trpo.guards.environments import AnyEnv, as_env, closed_if_refused, made_env, wrapped_env
 from sb3_trpo.guards.finite import NonFiniteError, finite_rollout, finite_statistics
 from sb3_trpo.guards.model_zip import path_to_write, saved_attributes, written_whole
@@ -287,8 +287,11 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
 
         SB3 writes its log before each update; here what the last one did is written too, once training has ended.
 
-        :raises ValueError: if the model has no environment
+        :raises TypeError: if an argument is of another type than expected
+        :raises ValueError: if one cannot work, or the model has no environment
         """
+        told = {"total_timesteps": total_timesteps, "callback": callback, "log_interval": log_interval}
+        check_arguments(OF_LEARN, told)
         self._logs_anything = log_interval is not None
         self._learning = id(self)
         try:
@@ -328,13 +331,15 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.dump_logs(0)
         for part, values in zip(held, before, strict=True):
             part.update(values)
-        self._written = before[0]
+        # Whatever is recorded anew brings its own tuple of outputs that are left out, be its value the same object
+        held[2].update({name: tuple([*left_out]) for name, left_out in before[2].items()})
+        self._written = dict(held[2])
 
     def _forget_last_row(self) -> None:
         """Take out of the logger what has been written, and nobody has recorded anew: the next row is not to have it again."""
         held = self._held_by_logger()
-        for name, value in self._written.items():
-            if held[0].get(name) is value:
+        for name, left_out in self._written.items():
+            if held[2].get(name) is left_out:
                 for part in held:
                     part.pop(name, None)
         self._written = {}
@@ -441,9 +446,8 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         given = {"device": device, "custom_objects": custom_objects}
         check_arguments(cls.rules, kwargs | given | {"print_system_info": print_system_info, "force_reset": force_reset})
         if "stats_window_size" in kwargs:
-            # SB3 keeps it under another name, and the buffer that it sizes apart
+            # SB3 keeps it under another name
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
-            kwargs["ep_info_buffer"] = kwargs["ep_success_buffer"] = None
         for name in {"policy_kwargs", "rollout_buffer_kwargs"} & kwargs.keys():
             kwargs[name] = kwargs[name] or {}
         made = made_env(env)
@@ -457,7 +461,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 kind = TypeError if isinstance(error, TypeError) else ValueError
                 raise (kind(f"{error} (with {in_place} in place of what was saved)") if kwargs else error) from error
             if model.ep_info_buffer is not None and model.ep_info_buffer.maxlen != model._stats_window_size:
-                # That of several processes, which learned together
+                # Another window, or that of several processes, which learned together
                 for name in ("ep_info_buffer", "ep_success_buffer"):
                     setattr(model, name, deque(getattr(model, name) or (), maxlen=model._stats_window_size))
             last: Any = model._last_obs

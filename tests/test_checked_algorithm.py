@@ -545,3 +545,26 @@ def test_last_row_is_written_by_the_method_of_the_subclass(tmp_path: pathlib.Pat
     model.logger.close()
     with open(tmp_path / "progress.csv", newline="") as file:
         assert [row["mine"] for row in csv.DictReader(file)] == ["1.0"] * 3
+
+
+@pytest.mark.parametrize("value", [1, True, None, "easy", 10**9], ids=str)
+def test_value_that_is_recorded_anew_is_written_though_it_is_the_same(value: Any, tmp_path: pathlib.Path) -> None:
+    """As a level of a curriculum that has not changed; what nobody has recorded anew is in one row."""
+    model = small_model(n_steps=32)
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+
+    class Level(BaseCallback):
+        def _on_step(self) -> bool:
+            self.logger.record("level", value)
+            self.logger.record("once", value)
+            return True
+
+    model.learn(32, Level(), log_interval=4)
+    model.logger.record("level", value)
+    model.learn(32, reset_num_timesteps=False)
+    model.logger.close()
+    with open(tmp_path / "progress.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    written = "" if value is None else str(value)
+    assert [row["level"] for row in rows] == [written, written, ""]
+    assert [row["once"] for row in rows] == [written, "", ""]

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 import sb3_trpo
 from sb3_trpo import TRPO
 from sb3_trpo.hyperparameters import PER_DIMENSION
-from tests.small_models import EVERY_CASE, IMAGE, LONG_CASES, Case, changed, make_env, policy_state, small_model
+from tests.small_models import EVERY_CASE, IMAGE, LONG_CASES, Case, changed, make_env, monitored, policy_state, small_model
 
 pytestmark = pytest.mark.untraced
 
@@ -92,6 +92,17 @@ def test_load_puts_the_window_of_the_statistics_in_place(tmp_path: pathlib.Path)
     loaded = TRPO.load(tmp_path / "model", make_env(), device="cpu", stats_window_size=3)
     loaded.learn(64)
     assert loaded.ep_info_buffer is not None and loaded.ep_info_buffer.maxlen == 3
+
+
+@pytest.mark.parametrize("size", [2, 100, 500])
+def test_window_of_the_statistics_goes_on_after_load(size: int, tmp_path: pathlib.Path) -> None:
+    """With the latest of the episodes that are in the file, whether the window is another one or not."""
+    model = small_model(env=monitored()).learn(256)
+    model.save(tmp_path / "model")
+    loaded = TRPO.load(tmp_path / "model", monitored(), device="cpu", stats_window_size=size)
+    assert len(model.ep_info_buffer) > 2  # type: ignore[arg-type]
+    assert [*loaded.ep_info_buffer] == [*model.ep_info_buffer][-size:]  # type: ignore[misc]
+    assert loaded.ep_info_buffer.maxlen == loaded.ep_success_buffer.maxlen == size  # type: ignore[union-attr]
 
 
 def test_zip_holds_no_report_of_the_last_update(tmp_path: pathlib.Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.type_aliases import Schedule
@@ -79,6 +80,20 @@ RULES: dict[str, Rule] = {
     "force_reset": FLAG,
     "_init_setup_model": FLAG,
     "tensorboard_log": Rule(str | PathLike, lambda value: True, "a path or None", optional=True),
+}
+
+
+def _is_callback(callback: Any) -> bool:
+    if isinstance(callback, list):
+        return all(isinstance(each, BaseCallback) for each in callback)
+    return isinstance(callback, BaseCallback) or callable(callback)
+
+
+# What ``learn`` takes; SB3 means something by a number of steps below zero, and by infinitely many
+OF_LEARN: dict[str, Rule] = {
+    "total_timesteps": Rule(Real, lambda value: not math.isnan(value), "a number of environment steps"),
+    "callback": Rule(object, _is_callback, "a callback, a list of callbacks, a function or None", optional=True),
+    "log_interval": Rule(Integral, lambda value: value != 0, "an integer other than 0, or None", optional=True),
 }
 
 

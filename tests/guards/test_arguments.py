@@ -11,11 +11,12 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import DQN
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 from sb3_trpo import TRPO, MaskableTRPO, RecurrentTRPO
 from sb3_trpo.hyperparameters import PER_DIMENSION
 from tests.guards.refusals import REFUSALS, assert_names
-from tests.small_models import DICT, IMAGE, VECTOR, RandomEnv, changed, make_env, policy_state, small_model
+from tests.small_models import DICT, IMAGE, VECTOR, RandomEnv, changed, make_env, monitored, policy_state, small_model
 
 NOT_A_NUMBER = ["0.1", None, True, False, [1], np.array([0.5, 0.5])]
 NEITHER_NUMBER_NOR_NONE = [value for value in NOT_A_NUMBER if value is not None]
@@ -324,3 +325,35 @@ def test_policy_of_a_variant_for_dicts_is_refused_where_there_are_none(cls: Any,
     """By the same words as that of TRPO."""
     with pytest.raises(ValueError, match="is for Dict observations, got Box"):
         small_model(cls, policy, make_env(VECTOR, spaces.Discrete(3)))
+
+
+BAD_OF_LEARN: dict[str, list[Any]] = {
+    "total_timesteps": ["100", None, math.nan, True, [64]],
+    "log_interval": [0, "1", 0.3, math.nan],
+    "callback": ["x", 3, [print], [BaseCallback]],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in BAD_OF_LEARN.items() for value in values], ids=str
+)
+def test_learn_refuses_what_cannot_work_and_leaves_the_run_as_it_was(name: str, value: Any) -> None:
+    model = small_model(env=monitored())
+    model.learn(128)
+    before = model.num_timesteps, model._n_updates, [*model.ep_info_buffer], policy_state(model)  # type: ignore[misc]
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be .* got "):
+        model.learn(**{"total_timesteps": 64} | {name: value})
+    assert (model.num_timesteps, model._n_updates, [*model.ep_info_buffer]) == before[:3]  # type: ignore[misc]
+    assert not changed(before[3], policy_state(model))
+    model.learn(64, reset_num_timesteps=False)
+    assert model.num_timesteps == 192
+
+
+@pytest.mark.parametrize("total_timesteps", [0, -5, 64.5, np.int64(64), np.float32(64.0)])
+@pytest.mark.parametrize("log_interval", [None, -1, np.int64(2)])
+def test_learn_takes_what_sb3_takes(total_timesteps: Any, log_interval: Any) -> None:
+    model = small_model()
+    callbacks: list[Any] = [None, [], lambda *_: True, CallbackList([])]
+    for callback in callbacks:
+        model.learn(total_timesteps, callback, log_interval)
+    assert model.num_timesteps in (0, 64, 128)

@@ -30,6 +30,7 @@ from sb3_trpo.guards.passed_on import BeforeTheEnd, StandIn
 from sb3_trpo.guards.process import drawing, full_precision
 from sb3_trpo.guards.set_later import AsBuilt
 from sb3_trpo.guards.watched_rollout import WatchedRollout
+from sb3_trpo.policies import n_observations
 from sb3_trpo.randomness import RandomNumbers
 
 SelfChecked = TypeVar("SelfChecked", bound="CheckedOnPolicyAlgorithm")
@@ -465,7 +466,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 for name in ("ep_info_buffer", "ep_success_buffer"):
                     setattr(model, name, deque(getattr(model, name) or (), maxlen=model._stats_window_size))
             last: Any = model._last_obs
-            if last is not None and len(next(iter(last.values())) if isinstance(last, dict) else last) != model.n_envs:
+            if last is not None and n_observations(last) != model.n_envs:
                 # Of another number of environments there is none to go on from, ``force_reset`` or not
                 model._last_obs = None
             model._finish_load(names, {*kwargs, *(custom_objects or {})})

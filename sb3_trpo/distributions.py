@@ -11,7 +11,7 @@ from types import MemberDescriptorType
 from typing import Any, TypeVar
 
 import torch as th
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from torch import nn
 from torch.distributions.utils import lazy_property
 
@@ -293,6 +293,11 @@ def factors_of(distribution: Any) -> Iterator[TorchDistribution]:
     else:
         for part in distribution.values() if isinstance(distribution, dict) else distribution:
             yield from factors_of(part)
+
+
+def has_noise_by_state(policy: Any) -> bool:
+    """Whether a policy has gSDE."""
+    return isinstance(getattr(policy, "action_dist", None), StateDependentNoiseDistribution)
 
 
 def std_of_noise(distributions: Iterable[Distribution]) -> float:

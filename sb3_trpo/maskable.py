@@ -22,7 +22,7 @@ from sb3_trpo.fast.kinds import KNOWN_POLICIES, MASKED_KINDS, note_kinds
 from sb3_trpo.guards.overridden import known_kind
 from sb3_trpo.guards.passed_on import AsGiven
 from sb3_trpo.objective import Batch
-from sb3_trpo.policies import CountsFromZero
+from sb3_trpo.policies import CountsFromZero, n_observations
 from sb3_trpo.rollout import KNOWN_BUFFERS, collect_rollouts
 from sb3_trpo.trpo import TRPO
 
@@ -305,12 +305,12 @@ class Masking(TRPO):
         :raises ValueError: if a row leaves no action, or is of another size
         """
         if action_masks is not None:
-            n_masks, n_observations = sum(mask_sizes(self.action_space)), self._n_observations(observation)
+            n_masks, n_rows = sum(mask_sizes(self.action_space)), self._n_observations(observation)
             rows = _as_array(action_masks)
-            is_turned = rows is not None and rows.ndim > 1 and n_observations > 1 and len(rows) != n_observations
-            if rows is None or rows.size != n_masks * n_observations or is_turned:
+            is_turned = rows is not None and rows.ndim > 1 and n_rows > 1 and len(rows) != n_rows
+            if rows is None or rows.size != n_masks * n_rows or is_turned:
                 raise ValueError(
-                    f"action_masks must hold {n_masks} booleans for each observation, of {n_observations}, got "
+                    f"action_masks must hold {n_masks} booleans for each observation, of {n_rows}, got "
                     f"{action_masks if rows is None else f'shape {rows.shape}'}"
                 )
             action_masks = check_masks(list(rows.reshape(-1, n_masks)), self.action_space)
@@ -321,9 +321,7 @@ class Masking(TRPO):
         """Return how many observations these are."""
         is_dict = isinstance(observation, dict)
         arrays = {key: np.asarray(part) for key, part in observation.items()} if is_dict else np.asarray(observation)
-        if not self.policy.is_vectorized_observation(arrays):
-            return 1
-        return len(next(iter(arrays.values())) if isinstance(arrays, dict) else arrays)
+        return n_observations(arrays) if self.policy.is_vectorized_observation(arrays) else 1
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_use_masking"]

@@ -20,6 +20,11 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 
+def n_observations(observations: Any) -> int:
+    """Return how many observations there are in an array or tensor, or in each of a dict of such."""
+    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+
+
 def from_zero(observations: PyTorchObs, space: spaces.Space) -> PyTorchObs:
     """
     Return observations with those of Discrete and MultiDiscrete spaces counted from 0, as SB3's one-hot encoding takes them.

@@ -331,8 +331,7 @@ class RecurrentTRPO(TRPO):
         """Put zeros in the memory of every environment."""
         lstm: Any = self.policy.lstm_actor
         shape = (lstm.num_layers, self.n_envs, lstm.hidden_size)
-        dtype = next(lstm.parameters()).dtype
-        pi, vf = (tuple(th.zeros(shape, dtype=dtype, device=self.device) for _ in range(2)) for _ in range(2))
+        pi, vf = (tuple(self._as_state(np.zeros(shape)) for _ in range(2)) for _ in range(2))
         self._last_lstm_states = RNNStates(pi, vf)
 
     def learn(

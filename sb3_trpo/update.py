@@ -9,13 +9,13 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
 from sb3_trpo.critic import CriticFit, PooledMinibatches, ValueBatch, fit_critic
 from sb3_trpo.distributed import Processes
-from sb3_trpo.distributions import factors_of, std_of_noise
+from sb3_trpo.distributions import factors_of, has_noise_by_state, std_of_noise
 from sb3_trpo.fast.forward_mode import forward_mode_fisher
 from sb3_trpo.fast.gauss_newton import actor_of
 from sb3_trpo.fast.kinds import CLOSED_FORM, MASKED_KINDS
@@ -31,6 +31,7 @@ from sb3_trpo.guards.random_network import N_ASKED, N_DOUBTS, OF_ACTOR, OF_VALUE
 from sb3_trpo.hints import Hints
 from sb3_trpo.metrics import UpdateReport
 from sb3_trpo.objective import Batch, PolicyProblem, check_kl, normalize_advantages
+from sb3_trpo.policies import n_observations
 from sb3_trpo.randomness import RandomNumbers
 from sb3_trpo.replicas import (
     CHECKSUM,
@@ -349,7 +350,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     def _chosen_states(self, states: Any) -> Batch:
         """Return observations that somebody wants to look at as a batch of which nothing else is known."""
         observations = self.policy.obs_to_tensor(states)[0]
-        n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+        n = n_observations(observations)
         return Batch(observations, *[th.zeros(n, device=self.device)] * 5)
 
     def _policy_problem(self, batch: Batch, parameters: Parameters) -> PolicyProblem:
@@ -456,7 +457,6 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     ) -> UpdateReport:
         """Describe the update that led to the present policy."""
         log_std = getattr(self.policy, "log_std", None)
-        is_gsde = isinstance(getattr(self.policy, "action_dist", None), StateDependentNoiseDistribution)
         policy_there = problem.new_distributions if step.accepted else problem.old_distributions
         return UpdateReport(
             step=step,
@@ -472,7 +472,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             phase_seconds=phase_seconds,
             is_frozen=not problem.parameters,
             observation_spread=None if self._observations_are_normalized() else observation_spread(self.rollout_buffer),
-            noise_std=std_of_noise(policy_there) if is_gsde else None,
+            noise_std=std_of_noise(policy_there) if has_noise_by_state(self.policy) else None,
             is_rewarded=self._is_rewarded,
         )
 

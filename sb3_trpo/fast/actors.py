@@ -34,6 +34,7 @@ from sb3_trpo.fast.network import Network, is_as_read, is_as_sb3, is_quicker_on_
 from sb3_trpo.fast.numpy_layers import forward
 from sb3_trpo.fast.places import Places
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
+from sb3_trpo.policies import n_observations
 from sb3_trpo.rollout import EVALUATION_ROWS, Acted, Critic, Observations, is_sb3s_own, keeps_numbers, rows_of
 from sb3_trpo.trust_region.fisher import flatten, unflatten
 
@@ -452,7 +453,7 @@ def covers_in_numpy(policy: ActorCriticPolicy, network: Network | None, n: int) 
 def _numpy_critic(policy: ActorCriticPolicy, observations: Observations) -> Critic | None:
     """Return what gives values, ``None`` where the critic is not covered, or is not what was read of it."""
     network = read_critic(policy)
-    if network is None or not covers_in_numpy(policy, network, min(_count(observations), EVALUATION_ROWS)):
+    if network is None or not covers_in_numpy(policy, network, min(n_observations(observations), EVALUATION_ROWS)):
         return None
     few: Any = obs_as_tensor(rows_of(observations, slice(N_COMPARED)), policy.device)
     if not is_as_read(policy.predict_values(few), run(policy, network, few)):
@@ -462,14 +463,9 @@ def _numpy_critic(policy: ActorCriticPolicy, observations: Observations) -> Crit
 
     def values(rows: Observations) -> np.ndarray:
         with np.errstate(all="ignore"):
-            return evaluate(encode(rows, _count(rows)), arrays)[1].ravel()
+            return evaluate(encode(rows, n_observations(rows)), arrays)[1].ravel()
 
     return values
-
-
-def _count(observations: Observations) -> int:
-    """Return how many observations there are."""
-    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
 
 
 @th.no_grad()

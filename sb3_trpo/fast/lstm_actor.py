@@ -21,6 +21,7 @@ from sb3_trpo.fast.masks import masked_array
 from sb3_trpo.fast.network import Network, is_as_read, read_network, read_stages
 from sb3_trpo.fast.places import Places
 from sb3_trpo.guards.passed_on import StandIn, runs_user_code, steps_through_user_code
+from sb3_trpo.policies import n_observations
 
 # What of a policy is asked for here
 METHODS = ("forward", "predict_values")
@@ -168,8 +169,7 @@ class QuickPolicy(StandIn):
 
     def _encoded(self, obs: Any) -> np.ndarray:
         arrays = {key: part.numpy() for key, part in obs.items()} if isinstance(obs, dict) else obs.numpy()
-        n = len(next(iter(arrays.values())) if isinstance(arrays, dict) else arrays)
-        return self.encode(arrays, n)
+        return self.encode(arrays, n_observations(arrays))
 
     @th.no_grad()
     def agrees(self, obs: Any, lstm_states: Any, episode_starts: th.Tensor) -> bool:

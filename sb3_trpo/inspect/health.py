@@ -34,8 +34,8 @@ class _Arguments(NamedTuple):
     noise: str  # and with continuous actions
     fit: str  # of the critic
     shorter: str  # steps
-    even: str  # updates of one size
-    losses: str  # what else pulls at the policy's layers
+    even: str = ""  # updates of one size
+    losses: str = ""  # what else pulls at the policy's layers
 
 
 OURS = _Arguments(
@@ -43,8 +43,6 @@ OURS = _Arguments(
     noise=", begin with more noise (log_std_init) or let it fall more slowly (std_damping)",
     fit="n_critic_updates, learning_rate",
     shorter="target_kl",
-    even="",
-    losses="",
 )
 # sb3-contrib's TRPO
 OF_A_LIMIT = OURS._replace(noise=", or begin with more noise (log_std_init)", losses="the critic's fit, with a shared network")

@@ -1,14 +1,14 @@
 """What an update did to a policy, measured from outside on the states of its rollout."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch as th
-from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
+from stable_baselines3.common.distributions import Distribution
 
-from sb3_trpo.distributions import frozen, std_of_noise
+from sb3_trpo.distributions import frozen, has_noise_by_state, std_of_noise
 from sb3_trpo.guards.process import full_precision, unvalidated_distributions
 from sb3_trpo.inspect.run_files import QUANTILES
 from sb3_trpo.objective import Batch, entropy_term, kl_old_new, log_ratio, surrogate_term, weighted_mean
@@ -36,6 +36,11 @@ class Spread(NamedTuple):
     outside_clip: float
     clip_range: float
     n_states: int
+
+
+def kl_of_probabilities(old: Sequence[float], new: Sequence[float]) -> float:
+    """Return KL(old ‖ new) of two distributions over the same choices, in nats."""
+    return sum(p * math.log(p / q) if q > 0.0 else math.inf for p, q in zip(old, new, strict=True) if p > 0.0)
 
 
 def _quantiles(values: th.Tensor) -> tuple[float, ...]:
@@ -144,7 +149,7 @@ def measure(before: TRPO, after: TRPO, batch: Batch, clip_range: float) -> tuple
         gradient, step = th.zeros((), device="cpu"), step_between(before, after, parameters)
         mean_kl = gain = entropy = 0.0
         log_std = getattr(after.policy, "log_std", None)
-        is_gsde = isinstance(getattr(after.policy, "action_dist", None), StateDependentNoiseDistribution)
+        is_gsde = has_noise_by_state(after.policy)
         std = math.nan if log_std is None else 0.0 if is_gsde else float(log_std.detach().exp().mean())
         for chunk in batch.split(before._chunk_size()):
             graph = before._distribution(chunk)

@@ -16,7 +16,7 @@ from stable_baselines3.common.distributions import Distribution
 from sb3_trpo.distributions import factors_of, frozen
 from sb3_trpo.guards.overridden import is_as_in_package
 from sb3_trpo.inspect.as_ours import gain_unit_of, name_of, nothing_drawn
-from sb3_trpo.inspect.measure import as_updates_are_measured
+from sb3_trpo.inspect.measure import as_updates_are_measured, kl_of_probabilities
 from sb3_trpo.inspect.planes import as_they_were, slice_of
 from sb3_trpo.inspect.policy_copies import to_look_at
 from sb3_trpo.inspect.run_files import (
@@ -126,9 +126,8 @@ def change_of_probabilities(old: Sequence[float], new: Sequence[float], label: s
     """
     if len(old) != len(new) or not all(math.isclose(sum(p), 1.0, abs_tol=1e-6) and min(p) >= 0 for p in (old, new)):
         raise ValueError(f"old and new must be probabilities of the same actions, got {list(old)} and {list(new)}")
-    kl = sum(p * math.log(p / q) if q > 0 else math.inf for p, q in zip(old, new, strict=True) if p > 0)
     before, after = (ActionDistribution(probabilities=(tuple(p),)) for p in (old, new))
-    return StateChange(label, kl, before, after)
+    return StateChange(label, kl_of_probabilities(old, new), before, after)
 
 
 def describe_observation(observations: Any, row: int) -> str:

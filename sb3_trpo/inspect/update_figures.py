@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sb3_trpo.inspect.measure import kl_of_probabilities
 from sb3_trpo.inspect.run_files import SliceRecord, StateChange, StatesRecord, UpdateRecord
 from sb3_trpo.inspect.style import (
     BLACK,
@@ -319,11 +320,7 @@ def _gaussian_kls(change: StateChange) -> np.ndarray:
 
 def _discrete_kls(change: StateChange) -> np.ndarray:
     """Return KL(old ‖ new) of each discrete factor, shape (n,)."""
-    kls = []
-    for old, new in zip(change.old.probabilities, change.new.probabilities, strict=True):
-        terms = (p * math.log(p / q) if q > 0.0 else math.inf for p, q in zip(old, new, strict=True) if p > 0.0)
-        kls.append(sum(terms))
-    return np.array(kls)
+    return np.array([*map(kl_of_probabilities, change.old.probabilities, change.new.probabilities)])
 
 
 def _factors(change: StateChange) -> list[int]:

@@ -7,6 +7,7 @@ asked for one. Others have one that is wrong, which nobody says.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 import torch as th
 
@@ -14,6 +15,7 @@ from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flat_g
 
 # A way to make Fisher products: its name, and what makes the product
 Way = tuple[str, Callable[[], MatrixVectorProduct]]
+Result = TypeVar("Result")
 # Maps a factor on the distance to central differences
 Differences = Callable[[float], "CentralDifferences"]
 
@@ -195,13 +197,18 @@ def _random_vector(parameters: Parameters, generator: th.Generator) -> th.Tensor
     return flatten([th.randn(p.shape, generator=generator, device="cpu").to(p) for p in parameters])
 
 
-def _product(build: Callable[[], MatrixVectorProduct], vector: th.Tensor) -> th.Tensor | None:
+def _attempt(make: Callable[[], Result]) -> Result | None:
+    """Return what is made, ``None`` if that fails: torch and its compilers say it in many ways, and so do distributions."""
     try:
-        return build()(vector)
+        return make()
     except th.OutOfMemoryError:
         raise
     except Exception:
-        return None  # torch and its compilers say it in many ways
+        return None
+
+
+def _product(build: Callable[[], MatrixVectorProduct], vector: th.Tensor) -> th.Tensor | None:
+    return _attempt(lambda: build()(vector))
 
 
 def _is_contradicted(build: Callable[[], MatrixVectorProduct], differences: Differences, parameters: Parameters) -> bool:
@@ -226,16 +233,7 @@ def _agrees_at(
     # Parameters that have a domain, under a logarithm for one, may have left it: then it is asked where they are
     for place in (somewhere_else(parameters, generator), nullcontext()):
         with place:
-            measurement = _measurement(differences, vector)
+            measurement = _attempt(lambda: _Measurement(differences, vector))
             if measurement is not None and measurement.is_finite:
                 return measurement.agrees(_product(build, measurement.vector))
     return None
-
-
-def _measurement(differences: Differences, vector: th.Tensor) -> _Measurement | None:
-    try:
-        return _Measurement(differences, vector)
-    except th.OutOfMemoryError:
-        raise
-    except Exception:
-        return None  # a distribution may refuse parameters that it cannot have

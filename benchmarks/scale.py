@@ -2,6 +2,7 @@
 What more processes cost and bring: one update of HalfCheetah with one process' data each, beside one process alone.
 
     python -m benchmarks.scale                       # P = 1, 2 and 4, in turns; writes results/scale.csv and prints the tables
+    python -m benchmarks.scale --device cuda --processes 1 2 --record scale_gpu.csv
 
 Each row is a median over updates. The machine may be busy: what is compared was measured in turns. What two processes would
 bring that never meet is measured beside them: cores share caches and memory, and that much is the machine's.
@@ -64,32 +65,34 @@ class Measured(TRPO):
         self.notes[-1] |= seconds | {"collectives": meetings}
 
 
-def latency(processes: Processes, n_bytes: int) -> float:
+def latency(processes: Processes, n_bytes: int, device: th.device) -> float:
     """Return how long one sum takes, in milliseconds; of one process nothing."""
-    value, seconds = th.zeros(n_bytes // 8, dtype=th.float64), []
+    value, seconds = th.zeros(n_bytes // 8, dtype=th.float64, device=device), []
     for _ in range(0 if processes.size == 1 else 40):
         start = time.perf_counter()
-        processes.total(value)
+        processes.total(value)[0].item()  # a GPU is waited for
         seconds.append(time.perf_counter() - start)
     return 1000.0 * median(seconds) if seconds else 0.0
 
 
-def work(batch_size: int, n_steps: int, n_updates: int) -> dict[str, float] | None:
+def work(batch_size: int, n_steps: int, n_updates: int, device: str) -> dict[str, float] | None:
     """Train for some updates; return on rank 0 the medians of all but the first, which warms up."""
     th.set_num_threads(1)
     processes = join()
     env = VecNormalize(make_vec_env("HalfCheetah-v5", n_envs=N_ENVS))
-    model = Measured("MlpPolicy", env, n_steps=n_steps, batch_size=batch_size, seed=0, device="cpu", processes=processes)
+    model = Measured("MlpPolicy", env, n_steps=n_steps, batch_size=batch_size, seed=0, device=device, processes=processes)
     model.learn(n_updates * N_ENVS * n_steps * processes.size)
     found = {name: median(notes[name] for notes in model.notes[1:]) for name in model.notes[0]}
-    found |= {name: latency(processes, n_bytes) for name, n_bytes in SIZES.items()}
+    found |= {name: latency(processes, n_bytes, model.device) for name, n_bytes in SIZES.items()}
     return found if processes.rank == 0 else None
 
 
-def measure(n_processes: int, meet: bool, batch_size: int, n_steps: int, n_updates: int) -> dict[str, float]:
+def measure(
+    n_processes: int, meet: bool, batch_size: int, n_steps: int, n_updates: int, device: str = "cpu"
+) -> dict[str, float]:
     """Run that in so many processes, which make one update together, or each its own at the same time."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}"] if meet else []
-    options = [str(value) for value in ("--work", batch_size, n_steps, n_updates)]
+    options = [str(value) for value in ("--device", device, "--work", batch_size, n_steps, n_updates)]
     command = [sys.executable, *launcher, "-m", "benchmarks.scale", *options]
     # NumPy's threads are not torch's, and torchrun sets them for more than one process only
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -166,11 +169,13 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=4, help="of each run; the first warms up")
     parser.add_argument("--steps", type=int, default=N_STEPS)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=list(BATCH_SIZES))
+    parser.add_argument("--device", default="cpu", help="cuda: each process takes a GPU, as far as there are")
     parser.add_argument("--record", type=Path, default=RECORD)
     parser.add_argument("--work", type=int, nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        found = work(*arguments.work)
+        batch_size, n_steps, n_updates = arguments.work
+        found = work(batch_size, n_steps, n_updates, arguments.device)
         if found is not None:
             print(json.dumps(found))
         return
@@ -178,7 +183,7 @@ def main() -> None:
     for number in range(arguments.rounds):
         for batch_size in arguments.batch_sizes:
             for n, meet in [(n, True) for n in arguments.processes] + [(n, False) for n in arguments.processes if n == 2]:
-                row = measure(n, meet, batch_size, arguments.steps, arguments.updates)
+                row = measure(n, meet, batch_size, arguments.steps, arguments.updates, arguments.device)
                 rows.append({"processes": n, "meet": int(meet), "batch_size": batch_size, "round": number} | row)
                 print({name: round(value, 3) for name, value in rows[-1].items()}, flush=True)
     with arguments.record.open("w", newline="") as file:

@@ -8,7 +8,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_trpo import TRPO
 from sb3_trpo.guards.arguments import Rule, Rules, check_arguments
-from sb3_trpo.objective import Batch, weighted_mean
+from sb3_trpo.objective import Batch
 
 
 class EntropyTRPO(TRPO):
@@ -40,7 +40,7 @@ class EntropyTRPO(TRPO):
         batch = super()._full_batch()
         surprise = -batch.old_log_prob
         # A constant changes no gradient; without it the bonus does not count as a gain either
-        surprise = surprise - weighted_mean(surprise, batch.weights)
+        surprise = surprise - self._mean(surprise, batch.weights)
         return batch._replace(advantages=batch.advantages + self.entropy_bonus * surprise)
 
 

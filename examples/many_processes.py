@@ -27,9 +27,12 @@ class Checkpoint(BaseCallback):
         self.env = env
 
     def _on_rollout_start(self) -> None:
+        checkpoint = self.folder / f"{self.num_timesteps}.zip"
+        if checkpoint.exists():
+            return  # it is where this run goes on from: whoever is killed now must find it whole
         # The statistics first: whoever finds a model finds those that belong to it
-        self.env.save(str(self.folder / f"{self.num_timesteps}.pkl"))
-        self.model.save(self.folder / f"{self.num_timesteps}.zip")
+        self.env.save(str(checkpoint.with_suffix(".pkl")))
+        self.model.save(checkpoint)
 
     def _on_step(self) -> bool:
         return True

@@ -43,6 +43,11 @@ class _PolicyDrawing(StandIn):
         with self.model._random.in_torch(self.model.device):
             return self.thing(*args, **kwargs)
 
+    def predict_values(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the values of observations: the network may be random."""
+        with self.model._random.in_torch(self.model.device):
+            return self.thing.predict_values(*args, **kwargs)
+
     def reset_noise(self, *args: Any) -> None:
         """Draw the noise of gSDE anew."""
         with self.model._random.in_torch(self.model.device):

@@ -2,6 +2,7 @@
 
 # ruff: noqa: D102 - what the methods of TorchProcesses do is said in Processes
 import atexit
+import multiprocessing
 import os
 import time
 import weakref
@@ -240,6 +241,7 @@ def join(*, timeout: float = TIMEOUT) -> Processes:
     :return: what ``TRPO(..., processes=...)`` takes: one process alone unless ``torchrun`` says otherwise,
         or a process group of ``torch.distributed`` that is there already
     :raises ValueError: if ``timeout`` is not a number of seconds
+    :raises RuntimeError: in a new process that imports the script, which is none of those that torchrun has started
     :raises PeerError: if not all of them come in time
     """
     if not 0.0 < timeout < 1e9:
@@ -248,6 +250,11 @@ def join(*, timeout: float = TIMEOUT) -> Processes:
     group = getattr(getattr(dist, "GroupMember", None), "WORLD", None)
     if (group.size() if group is not None else int(os.environ.get("WORLD_SIZE", "1"))) == 1:
         return Processes()
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "join() was called while a new process, one of SubprocVecEnv for instance, imports the script that torchrun has "
+            'started: put what the script does behind if __name__ == "__main__":'
+        )
     if th.cuda.is_available():
         th.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % th.cuda.device_count())
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # else NCCL ends the process where it should raise

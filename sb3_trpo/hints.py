@@ -20,7 +20,7 @@ class Hints:
 
     def __init__(self) -> None:
         self._said: set[str] = set()
-        self._first_std: float | None = None
+        self._first_std = math.nan
         self._n_updates = self._n_little_used = self._n_unexplained = 0
 
     def after(self, update: UpdateReport, *, progress: float) -> list[str]:
@@ -42,13 +42,13 @@ class Hints:
                 f"Hint: the scales of the observations differ by a factor of {update.observation_spread:,.0f}. The network "
                 "sees little of the small ones: wrap the environment in VecNormalize, with norm_obs=True.",
             )
-        std = update.std if update.noise_std is None else update.noise_std
-        if std is not None:
-            self._first_std = std if self._first_std is None else self._first_std
+        if update.least_std is not None:
+            before, std = update.least_std
+            self._first_std = before if math.isnan(self._first_std) else self._first_std
             if progress <= EARLY and std < SMALL_STD <= self._first_std:
                 yield (
                     "std",
-                    f"Hint: the standard deviation of the actions fell from {self._first_std:.2g} to {std:.2g} in the "
+                    f"Hint: the standard deviation of an action fell from {self._first_std:.2g} to {std:.2g} in the "
                     f"first {progress:.0%} of the training, which ends the exploration: give std_damping, say 4.",
                 )
         step = update.step
@@ -68,5 +68,6 @@ class Hints:
             yield (
                 "critic",
                 f"Hint: after {self._n_updates} updates the critic explains nothing of the returns. Scale the rewards "
-                "(VecNormalize), or fit it more (n_critic_updates, learning_rate).",
+                "(VecNormalize), or fit it more (n_critic_updates, learning_rate). Once a task is solved, and every state is "
+                "worth the same, this is as it should be.",
             )

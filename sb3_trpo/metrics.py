@@ -77,12 +77,14 @@ class UpdateReport(NamedTuple):
     :param entropy: mean entropy of the policy after the update, in nats; ``None`` where it has no closed form
     :param std: mean standard deviation parameter of the policy after the update; ``None`` for discrete actions
     :param phase_seconds: wall time of each phase of the update
-    :param observation_spread: largest over smallest root mean square of the dimensions of the observations that are not always
-        zero, as the policy sees them; ``None`` for what is no vector of floats, and under ``VecNormalize``
+    :param observation_spread: largest over smallest root mean square of the numbers in the observations that are not always
+        zero, as the policy sees them; ``None`` where all of them are images or choices, or under ``VecNormalize``
     :param noise_std: with gSDE, where ``std`` is that of the weights of its noise, mean standard deviation of the actions in
         the states of the rollout of this process; else ``None``
     :param is_rewarded: whether any reward of the rollout of this process was other than zero
     :param is_frozen: whether nothing of the policy was to be trained: its user has frozen it
+    :param least_std: the least standard deviation of a dimension of the actions, before and after the update: a mean over the
+        states of the rollout of this process; ``None`` for discrete actions
     """
 
     step: TrustRegionStep
@@ -98,6 +100,7 @@ class UpdateReport(NamedTuple):
     noise_std: float | None = None
     is_rewarded: bool = True
     is_frozen: bool = False
+    least_std: tuple[float, float] | None = None
 
     def record(self, logger: Logger) -> None:
         """Hand every metric that this update has a value for to SB3's logger."""

@@ -367,14 +367,15 @@ class PolicyProblem:
         taken.
         """
         written_out = self.fast_fisher and self.fast_fisher(self.fisher_chunks, self.parameters)
-        if not self._latest(not written_out):
-            assert written_out
-            self.fisher_path = WRITTEN_OUT
-            return lambda vector: self.total(written_out(vector))
         # Of other networks the generators of the process are left alone
         self.noise: AbstractContextManager[None] = SameNoise(self.parameters[0].device) if self.is_random else nullcontext()
-        ways = self._ways()
-        self.known_path = self.fisher_path = ways[self._latest(ways.index(self.known_path or self._path_that_works()))]
+        ways = [WRITTEN_OUT, *self._ways()]
+        own = WRITTEN_OUT if written_out else self.known_path or self._path_that_works()
+        self.fisher_path = ways[self._latest(ways.index(own))]
+        if self.fisher_path == WRITTEN_OUT:
+            assert written_out
+            return lambda vector: self.total(written_out(vector))
+        self.known_path = self.fisher_path
         return self._first_that_is_finite()
 
     def _latest(self, choice: int) -> int:

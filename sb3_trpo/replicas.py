@@ -71,12 +71,18 @@ def arguments_of(model: Any, *, ask_schedules: bool = True, **of_learn: Any) -> 
     return {name: re.sub(r" at 0x[0-9a-fA-F]+", "", f"{_ordered(value)}") for name, value in (found | of_learn).items()}
 
 
+def settings_of(optimizer: th.optim.Optimizer) -> str:
+    """Return what an optimizer has been told, in words; how quickly it goes is the schedule's to say."""
+    told = [{name: group[name] for name in sorted(group) if name not in ("params", "lr")} for group in optimizer.param_groups]
+    return str(told)
+
+
 def _ordered(value: Any) -> Any:
-    """Return something with its sets as sorted lists: their order is another one in each process."""
+    """Return something with its sets and dictionaries sorted: what they were made from may come in another order elsewhere."""
     if isinstance(value, set | frozenset):
         return sorted(map(_ordered, value), key=str)
     if isinstance(value, dict):
-        return {key: _ordered(part) for key, part in value.items()}
+        return {key: _ordered(value[key]) for key in sorted(value, key=str)}
     if is_dataclass(value) and not isinstance(value, type):
         return type(value).__name__, {field.name: _ordered(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple):
@@ -203,21 +209,36 @@ def quiet(model: Any) -> Iterator[None]:
 # Rollouts
 
 
+@contextmanager
+def statistics_put_in_place(model: Any) -> Iterator[None]:
+    """Take running statistics that a callback loads or resets for what all have agreed on: they are no new data."""
+    before = [(statistics, statistics.count) for statistics in _statistics(model)]
+    yield
+    now = _statistics(model)
+    if len(now) != len(before):
+        model._agreed_statistics = [statistics.copy() for statistics in now]
+        return
+    for index, (statistics, (was, count)) in enumerate(zip(now, before, strict=True)):
+        if statistics is not was or statistics.count < count:
+            model._agreed_statistics[index] = statistics.copy()
+
+
 class ToldJointly(PassedOn):
     """
     Begin and end a training together: what a callback raises there on one process is an error on all, and nothing is lost.
 
     :param callback: the user's
-    :param processes: all of them
+    :param model: the algorithm
     """
 
-    def __init__(self, callback: "BaseCallback | PassedOn", processes: Processes):
+    def __init__(self, callback: "BaseCallback | PassedOn", model: Any):
         super().__init__(callback)
-        self.processes = processes
+        self.model = model
+        self.processes: Processes = model.processes
 
     def on_training_start(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
         """Pass the start of the training on."""
-        with self.processes.jointly():
+        with self.processes.jointly(), statistics_put_in_place(self.model):
             super().on_training_start(locals_, globals_)
 
     def on_training_end(self) -> None:
@@ -241,13 +262,24 @@ class CountedOnAll(PassedOn):
         self.n_added = 0
         self.bars = list(_progress_bars(callback))
 
+    def on_rollout_start(self) -> None:
+        """Pass the start of a rollout on."""
+        with statistics_put_in_place(self.model):
+            super().on_rollout_start()
+
     def on_step(self) -> bool:
         """Add the others' steps, and pass the step on."""
         self.model.num_timesteps += self.of_others
         self.n_added += self.of_others
         for bar in self.bars:
             bar.pbar.update(self.of_others)
-        return self.callback.on_step()
+        with statistics_put_in_place(self.model):
+            return self.callback.on_step()
+
+    def on_rollout_end(self) -> None:
+        """Pass the end of a rollout on."""
+        with statistics_put_in_place(self.model):
+            super().on_rollout_end()
 
 
 def _progress_bars(callback: Any) -> Iterator[ProgressBarCallback]:

@@ -7,7 +7,7 @@ the environment waits; values and time-limit bootstraps follow once, in blocks o
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import compress, repeat
 from operator import contains
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +17,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
@@ -452,15 +453,36 @@ def _explained(values: np.ndarray, returns: np.ndarray, total: Total) -> float:
     return math.nan if of_returns == 0.0 else 1.0 - of_errors / of_returns
 
 
-def observation_spread(rollout_buffer: RolloutBuffer) -> float | None:
-    """Return how far apart the scales of the observations are: see :class:`sb3_trpo.metrics.UpdateReport`."""
-    observations = rollout_buffer.observations
-    shape = rollout_buffer.obs_shape
-    if not isinstance(observations, np.ndarray) or observations.dtype.kind != "f" or len(shape) != 1:
-        return None
-    squares = np.einsum("ij,ij->j", *[observations.reshape(-1, *shape)] * 2, dtype=np.float64) / (observations.size / shape[0])
+def observation_spread(rollout_buffer: RolloutBuffer, normalized: Collection[str] = ()) -> float | None:
+    """
+    Return how far apart the scales of the observations are: see :class:`sb3_trpo.metrics.UpdateReport`.
+
+    :param rollout_buffer: a full buffer
+    :param normalized: the keys of a Dict that are on the scale of 1, each number of them
+    """
+    space: Any = rollout_buffer.observation_space
+    stored: Any = rollout_buffer.observations
+    if isinstance(stored, dict):
+        parts = [(space[key], array) for key, array in stored.items() if key not in normalized]
+    else:
+        parts = [(space, stored)]
+    found = [_mean_squares(array, part.shape) for part, array in parts if _is_of_numbers(part)]
+    squares = np.concatenate([*found, [1.0] if normalized else []])
     scales = np.sqrt(squares[squares > 0.0])
-    return float(scales.max() / scales.min()) if len(scales) and np.isfinite(scales).all() else None
+    return float(scales.max() / scales.min()) if len(scales) and np.isfinite(squares).all() else None
+
+
+def _is_of_numbers(space: spaces.Space) -> bool:
+    """Whether a network gets the numbers of an observation as they are: images are scaled, and choices are no numbers."""
+    return isinstance(space, spaces.Box) and not is_image_space(space, normalized_image=True)
+
+
+def _mean_squares(observations: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the mean square of each number of n observations, shape (n_dims,)."""
+    numbers = observations.reshape(-1, math.prod(shape))
+    if numbers.dtype.kind != "f":
+        numbers = numbers.astype(np.float64)
+    return np.einsum("ij,ij->j", numbers, numbers, dtype=np.float64) / max(1, len(numbers))
 
 
 def rows_of(observations: Observations, rows: slice) -> Observations:

@@ -1,11 +1,13 @@
 """The parts of one update of TRPO, in the order in which ``TRPO.train`` calls them."""
 
+import io
+import pathlib
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -15,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
 from sb3_trpo.critic import CriticFit, PooledMinibatches, ValueBatch, fit_critic
 from sb3_trpo.distributed import Processes
-from sb3_trpo.distributions import factors_of, has_noise_by_state, std_of_noise
+from sb3_trpo.distributions import factors_of, has_noise_by_state, least_std, std_of_noise
 from sb3_trpo.fast.forward_mode import forward_mode_fisher
 from sb3_trpo.fast.gauss_newton import actor_of
 from sb3_trpo.fast.kinds import CLOSED_FORM, MASKED_KINDS
@@ -23,6 +25,7 @@ from sb3_trpo.fast.mlp_critic import mlp_critic
 from sb3_trpo.fast.network import is_a_chain
 from sb3_trpo.gradients import check_actor, check_gradients, is_same_function, untrained
 from sb3_trpo.guards.arguments import check_arguments
+from sb3_trpo.guards.environments import AnyEnv
 from sb3_trpo.guards.finite import first_cause, unusable, unusable_rollout
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
 from sb3_trpo.guards.overridden import as_in_package, is_as_in_package, known_kind
@@ -30,7 +33,7 @@ from sb3_trpo.guards.process import full_precision, unvalidated_distributions
 from sb3_trpo.guards.random_network import N_ASKED, N_DOUBTS, OF_ACTOR, OF_VALUES, is_random
 from sb3_trpo.hints import Hints
 from sb3_trpo.metrics import UpdateReport
-from sb3_trpo.objective import Batch, PolicyProblem, check_kl, normalize_advantages
+from sb3_trpo.objective import Batch, PolicyProblem, check_kl, normalize_advantages, weighted_mean
 from sb3_trpo.policies import n_observations
 from sb3_trpo.randomness import RandomNumbers
 from sb3_trpo.replicas import (
@@ -42,6 +45,7 @@ from sb3_trpo.replicas import (
     checksum,
     make_same,
     quiet,
+    settings_of,
     share,
     unmoved_if_it_fails,
 )
@@ -54,6 +58,8 @@ from sb3_trpo.rollout import (
 )
 from sb3_trpo.trust_region import TrustRegionStep, flatten, reached_by, refused_step, trust_region_step
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
+
+SelfUpdate = TypeVar("SelfUpdate", bound="TrustRegionUpdate")
 
 # Distributions, of SB3's policies, between which torch knows the KL
 KNOWN_KL = (th.distributions.Normal, th.distributions.Categorical, th.distributions.Bernoulli)
@@ -156,6 +162,10 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         """Whether something is so on any of the processes that make an update."""
         return bool(self._peers.largest(th.tensor(float(flag), device="cpu")))
 
+    def _mean(self, values: th.Tensor, weights: th.Tensor) -> th.Tensor:
+        """Return the mean of a number of each transition, shape (n,), over the rollouts of all processes, shape ()."""
+        return self._peers.total(weighted_mean(values, weights))
+
     def _own_seed(self, seed: int | None) -> int | None:
         # Behind those of the environments of the process before it
         return None if seed is None else (seed + self.processes.rank * self.n_envs) % 2**32
@@ -205,6 +215,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
                 told |= arguments_of(self, ask_schedules=False)
                 told |= {name: self._now(name) for name in ("target_kl", "cg_damping")}
                 told["learning_rate"] = self.lr_schedule(self._current_progress_remaining)
+                told["the settings of the optimizer"] = settings_of(self.policy.optimizer)
                 told[CHECKSUM] = checksum(self)
                 # A module may have a hook on one process alone, where somebody looks at it
                 found |= {"status": unusable_rollout(self.rollout_buffer), "is_a_chain": self._is_a_chain()}
@@ -245,18 +256,46 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             bar = progress_bar and self.processes.rank == 0
             total_timesteps, callback = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, bar)
         if self.processes.size > 1:
-            callback = ToldJointly(callback, self.processes)
+            callback = ToldJointly(callback, self)
             # The episodes of one process would fill a window that is as large as that of one
             size = self._stats_window_size * self.processes.size
             self.ep_info_buffer = deque(self.ep_info_buffer or (), maxlen=size)
             self.ep_success_buffer = deque(self.ep_success_buffer or (), maxlen=size)
         return total_timesteps, callback
 
+    @classmethod
+    def load(
+        cls: type[SelfUpdate],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: AnyEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfUpdate:
+        """
+        Load the model from a zip-file (see SB3's ``BaseAlgorithm.load`` for the parameters).
+
+        Takes ``processes`` too, which are never saved. Those of a rank above 0 say nothing.
+
+        :raises TypeError: if a further keyword is not an argument of the constructor
+        :raises ValueError: if the file holds another algorithm's model, or one for other spaces than those of the environment
+        """
+        if getattr(kwargs.get("processes"), "rank", 0) > 0:
+            # In place of what was saved, before an environment is wrapped
+            custom_objects, kwargs = {**(custom_objects or {}), "verbose": 0}, kwargs | {"verbose": 0}
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
     def _excluded_save_params(self) -> list[str]:
         found_out = ["_is_random", "_known_fisher_path", "last_update", "paths_in_use", "_hints"]
         warned = ["_warned_of_randomness", "_warned_of_untrained_critic"]
         of_all = ["_agreed_statistics", "_status_of_all", "_all_are_chains", "_warned_of_same_rollouts"]
         return [*super()._excluded_save_params(), *found_out, *warned, "processes", "_joint_rollout", *of_all]
+
+    def _own_noise(self, *, may_be_random: bool) -> AbstractContextManager[None]:
+        """Have a network that draws random numbers draw the model's own: in threads it has the noise that it has alone."""
+        return self._random.in_torch(self.device) if may_be_random else nullcontext()
 
     def _split_parameters(self, batch: Batch) -> tuple[list[th.nn.Parameter], list[th.nn.Parameter]]:
         """
@@ -268,23 +307,27 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         is_chain = self._is_a_chain() if self._peers.size == 1 else self._all_are_chains
         probes = [batch.few(1)] if is_chain else batch.split(self._chunk_size())
         everything = list(self.policy.parameters())
-        actor, values = self._reached(probes, everything)
-        probe = probes[0]
-        distribution = self._distribution(probe)
-        is_sb3s = known_kind(distribution, (*CLOSED_FORM, *MASKED_KINDS)) is not None
-        if not is_sb3s or any(type(factor) not in KNOWN_KL for factor in factors_of(distribution)):
-            check_kl(distribution, probe.actions, actor)
-        check_actor(self.policy, actor, values, lambda: self._distribution(probe).log_prob(probe.actions))
-        self._warn_of_untrained_critic(untrained(self.policy, actor, values))
-        if not is_chain:
+        with self._own_noise(may_be_random=not is_chain):
+            actor, values = self._reached(probes, everything)
+            self._check_split(probes[0], actor, values)
             # For good: a network that drops a layer now and then is the same many times
-            is_random_here = self._notice_randomness(batch.few(N_ASKED)) or self._is_random
+            is_random_here = (not is_chain and self._notice_randomness(batch.few(N_ASKED))) or self._is_random
+        if not is_chain:
             numbers = [_numbers_of(found, everything) for found in (actor, values)]
             are_random, *reached = zip(*self._peers.gather((is_random_here, *numbers)), strict=True)
             self._is_random = any(are_random)
             actor, values = ([everything[i] for i in sorted(set().union(*found))] for found in reached)
         actors = set(actor)
         return actor, [parameter for parameter in values if parameter not in actors]
+
+    def _check_split(self, probe: Batch, actor: list[th.nn.Parameter], values: list[th.nn.Parameter]) -> None:
+        """Refuse a policy whose KL cannot be known or cannot be limited; ``probe`` is a few transitions."""
+        distribution = self._distribution(probe)
+        is_sb3s = known_kind(distribution, (*CLOSED_FORM, *MASKED_KINDS)) is not None
+        if not is_sb3s or any(type(factor) not in KNOWN_KL for factor in factors_of(distribution)):
+            check_kl(distribution, probe.actions, actor)
+        check_actor(self.policy, actor, values, lambda: self._distribution(probe).log_prob(probe.actions))
+        self._warn_of_untrained_critic(untrained(self.policy, actor, values))
 
     def _reached(self, probes: Sequence[Batch], everything: Parameters) -> list[list[th.nn.Parameter]]:
         """Return the parameters that the action distribution depends on in any transition, and those of the values."""
@@ -345,7 +388,10 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             return advantages
         # A policy in double precision shall not have the rounding of a single one in its mean
         precision = th.promote_types(advantages.dtype, next(self.policy.parameters()).dtype)
-        return normalize_advantages(advantages.to(precision), weights, total=self._peers.total, largest=self._peers.largest)
+        # Squares of single precision are within double precision in any unit: one meeting of the processes less
+        any_unit = self._peers.size > 1 and precision != th.float64
+        largest = th.ones_like if any_unit else self._peers.largest
+        return normalize_advantages(advantages.to(precision), weights, total=self._peers.total, largest=largest)
 
     def _chosen_states(self, states: Any) -> Batch:
         """Return observations that somebody wants to look at as a batch of which nothing else is known."""
@@ -355,19 +401,20 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
 
     def _policy_problem(self, batch: Batch, parameters: Parameters) -> PolicyProblem:
         """Return the trust-region problem of a rollout, around the present policy."""
-        return PolicyProblem(
-            self._distribution,
-            batch,
-            parameters,
-            fisher_batch=batch.thinned(self.sub_sampling_factor, self._random.permutation),
-            chunk_size=self._chunk_size(),
-            fast_fisher=self._fast_fisher if self.fast else None,
-            forward_fisher=partial(forward_mode_fisher, self.policy),
-            fisher_path=self._known_path(parameters),
-            is_random=self._is_random,
-            total=self._peers.total,
-            largest=self._peers.largest,
-        )
+        with self._own_noise(may_be_random=self._is_random):
+            return PolicyProblem(
+                self._distribution,
+                batch,
+                parameters,
+                fisher_batch=batch.thinned(self.sub_sampling_factor, self._random.permutation),
+                chunk_size=self._chunk_size(),
+                fast_fisher=self._fast_fisher if self.fast else None,
+                forward_fisher=partial(forward_mode_fisher, self.policy),
+                fisher_path=self._known_path(parameters),
+                is_random=self._is_random,
+                total=self._peers.total,
+                largest=self._peers.largest,
+            )
 
     def _known_path(self, parameters: Parameters) -> str:
         """Return how Fisher products were made for this policy the last time, if it still has the same parts."""
@@ -390,16 +437,17 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         status = unusable(self.rollout_buffer, problem.parameters) if alone else self._status_of_all
         if status:
             return refused_step(status)
-        step = trust_region_step(
-            problem,
-            max_kl=self._now("target_kl"),
-            damping=self._damping(problem.parameters),
-            cg_max_iterations=self.cg_max_steps,
-            shrinking_factor=self.line_search_shrinking_factor,
-            max_candidates=self.line_search_max_iter,
-            agree=None if self._peers.size == 1 else self._peers.agree,
-            phase=phase,
-        )
+        with self._own_noise(may_be_random=self._is_random):
+            step = trust_region_step(
+                problem,
+                max_kl=self._now("target_kl"),
+                damping=self._damping(problem.parameters),
+                cg_max_iterations=self.cg_max_steps,
+                shrinking_factor=self.line_search_shrinking_factor,
+                max_candidates=self.line_search_max_iter,
+                agree=None if self._peers.size == 1 else self._peers.agree,
+                phase=phase,
+            )
         self._note_fisher_path(problem)
         return step
 
@@ -431,7 +479,8 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         if quick is not None:
             quick.pool = pool
             return quick.fit(epochs, holds=lambda: not alone or self._is_of_layers_alone(batch) or is_policy_kept())
-        return fit_critic(self._values, self.policy.optimizer, parameters, epochs, holds=is_policy_kept, pool=pool)
+        with self._own_noise(may_be_random=bool(self._warned_of_randomness)):
+            return fit_critic(self._values, self.policy.optimizer, parameters, epochs, holds=is_policy_kept, pool=pool)
 
     def _is_of_layers_alone(self, batch: Batch) -> bool:
         """Whether the policy is what the actor's own layers give: then it depends on nothing else, seen or unseen."""
@@ -469,16 +518,21 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             ),
             entropy=problem.entropy(of_new=step.accepted),
             std=None if log_std is None else log_std.exp().mean().item(),
+            least_std=None if log_std is None else (least_std(problem.old_distributions), least_std(policy_there)),
             phase_seconds=phase_seconds,
             is_frozen=not problem.parameters,
-            observation_spread=None if self._observations_are_normalized() else observation_spread(self.rollout_buffer),
+            observation_spread=self._observation_spread(),
             noise_std=std_of_noise(policy_there) if has_noise_by_state(self.policy) else None,
             is_rewarded=self._is_rewarded,
         )
 
-    def _observations_are_normalized(self) -> bool:
+    def _observation_spread(self) -> float | None:
+        """Return how far apart the scales of the observations are that no ``VecNormalize`` sees to."""
         normalizer = self.get_vec_normalize_env()
-        return normalizer is not None and normalizer.norm_obs
+        if normalizer is None or not normalizer.norm_obs:
+            return observation_spread(self.rollout_buffer)
+        # It sees to everything where it names no keys
+        return observation_spread(self.rollout_buffer, normalizer.norm_obs_keys) if normalizer.norm_obs_keys else None
 
     def _log(self, report: UpdateReport) -> None:
         """Hand the numbers of an update to the logger, and say in words what was not as usual."""

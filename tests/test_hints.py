@@ -1,17 +1,20 @@
 """What a newcomer misses is said once a run, with the way out, and never without being asked."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from sb3_trpo import TRPO
 from sb3_trpo.hints import Hints
 from sb3_trpo.inspect import check_health
-from sb3_trpo.inspect.run_files import record_of
+from sb3_trpo.inspect.run_files import UpdateRecord, record_of
 from sb3_trpo.metrics import UpdateReport
 from sb3_trpo.rollout import observation_spread
 from tests.small_models import RandomEnv, make_env, small_model
@@ -22,7 +25,7 @@ assert REPORT is not None
 
 def update(*, mean_kl: float = 0.009, max_kl: float = 0.01, **changes: Any) -> UpdateReport:
     assert REPORT is not None
-    healthy: dict[str, Any] = {"std": 1.0, "explained_variance": 0.9, "observation_spread": 3.0}
+    healthy: dict[str, Any] = {"least_std": (1.0, 1.0), "explained_variance": 0.9, "observation_spread": 3.0}
     return REPORT._replace(step=REPORT.step._replace(mean_kl=mean_kl), max_kl=max_kl, **(healthy | changes))
 
 
@@ -47,16 +50,50 @@ def test_scales_a_thousandfold_apart_are_told_of_once(spread: float | None, n_hi
 
 
 @pytest.mark.parametrize(
-    ("stds", "at", "n_hints"),
+    ("stds", "n_hints"),
     [
-        ([1.0, 0.09], 0, 1),
-        ([1.0, 0.11], 0, 0),
-        ([0.05, 0.04], 0, 0),  # as the user wanted it
-        ([1.0] * 150 + [0.09], 150, 0),  # after the first tenth
+        ([1.0, 0.5, 0.09], 1),
+        ([0.12, 0.09], 1),  # with the first update
+        ([1.0, 0.11], 0),
+        ([0.05, 0.04], 0),  # as the user wanted it
+        ([1.0] * 150 + [0.09], 0),  # after the first tenth
+        ([math.nan] * 20, 0),
     ],
 )
-def test_deviation_that_falls_early_is_told_of(stds: list[float], at: int, n_hints: int) -> None:
-    assert count(said([update(std=std) for std in stds]), "std_damping") == n_hints
+def test_deviation_that_falls_early_is_told_of(stds: list[float], n_hints: int) -> None:
+    """While training, and on the page of a record that ends there, if a tenth of it was not the beginning."""
+    updates = [update(least_std=pair) for pair in pairwise(stds)]
+    assert count(said(updates), "std_damping") == n_hints
+    whole = updates + updates[-1:] * (1000 - len(updates))
+    finding = next(finding for finding in check_health(list(map(recorded, whole))) if "explore" in finding.name)
+    assert (finding.healthy is False) is ("in the first 10% of it" in finding.says) is bool(n_hints)
+
+
+def recorded(report: UpdateReport) -> UpdateRecord:
+    return record_of(report, num_timesteps=64, phase_seconds={}, mean_return=0.0, episode_returns=())
+
+
+class Quiet(RandomEnv):
+    """The noise of the first action costs."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, _, *rest = super().step(action)
+        return (observation, -100.0 * float(action[0]) ** 2, *rest)
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_deviation_is_that_of_the_action_that_varies_least(use_sde: bool) -> None:
+    """Before the update and after it, with gSDE over the states of the rollout."""
+    env = DummyVecEnv([lambda: Quiet(action_space=spaces.Box(-1.0, 1.0, (2,)))])
+    model = small_model(env=env, use_sde=use_sde, gamma=0.0, target_kl=0.2).learn(64)
+    report = model.last_update
+    assert report is not None and report.least_std is not None
+    now: Any = model.policy.get_distribution(model._full_batch().observations).distribution
+    assert report.least_std[1] == pytest.approx(float(now.stddev.mean(dim=0).min().detach()), rel=1e-4)
+    if not use_sde:
+        first = model.policy_kwargs.get("log_std_init", 0.0)
+        assert report.least_std[0] == pytest.approx(math.exp(first), rel=1e-6) and report.std > report.least_std[1]  # type: ignore[operator]
+    assert small_model(env=make_env(action_space=spaces.Discrete(3))).learn(64).last_update.least_std is None  # type: ignore[union-attr]
 
 
 def test_ten_short_steps_in_a_row_are_told_of() -> None:
@@ -96,8 +133,6 @@ def uneven_env() -> Any:
 
 def test_deviation_of_gsde_is_that_of_the_actions() -> None:
     """Its parameter is the deviation of weights, of which each action adds up many."""
-    assert not any(said([update(std=1.0, noise_std=2.0), update(std=0.09, noise_std=0.5)]))
-    assert count(said([update(std=0.12, noise_std=0.4), update(std=0.05, noise_std=0.09)]), "from 0.4 to 0.09") == 1
     model = small_model(use_sde=True).learn(64)
     assert model.last_update is not None and model.last_update.noise_std is not None
     with th.no_grad():
@@ -156,21 +191,59 @@ def test_page_has_the_scales_too() -> None:
     """Of the same numbers, also once they have been through a file."""
     model = small_model(env=uneven_env()).learn(64)
     assert model.last_update is not None
-    record = record_of(model.last_update, num_timesteps=64, phase_seconds={}, mean_return=0.0, episode_returns=())
+    record = recorded(model.last_update)
     finding = next(finding for finding in check_health([record]) if "scale" in finding.name)
     assert finding.healthy is False and "VecNormalize" in finding.advice
     finding = next(f for f in check_health([record._replace(observation_spread=math.nan)]) if "scale" in f.name)
     assert finding.healthy is None
 
 
-def test_spread_is_that_of_vectors_of_floats() -> None:
-    """Dimensions that are always zero do not count, images and dictionaries have none."""
-    model = small_model(env=uneven_env()).learn(64)
-    buffer = model.rollout_buffer
-    flat = buffer.observations.reshape(-1, 3).astype(np.float64)
-    scales = np.sqrt((flat**2).mean(axis=0))[:2]
-    assert observation_spread(buffer) == pytest.approx(scales.max() / scales.min(), rel=1e-6)
-    buffer.observations[:] = 0.0
-    assert observation_spread(buffer) is None
-    matrix = small_model(env=make_env(spaces.Box(-1.0, 1.0, (2, 2)))).learn(64)
-    assert observation_spread(matrix.rollout_buffer) is None
+FAR_AND_NEAR = spaces.Dict({"far": spaces.Box(-1e6, 1e6, (2,)), "near": spaces.Box(-1.0, 1.0, (2, 2))})
+
+
+def with_scales(space: spaces.Space, scales: Any) -> RolloutBuffer:
+    """Return a full buffer of such observations, each number of them on a scale of its own."""
+    kind: Any = DictRolloutBuffer if isinstance(space, spaces.Dict) else RolloutBuffer
+    buffer = kind(64, space, spaces.Discrete(2), n_envs=2)
+    random = np.random.default_rng(0)
+    for name, scale in scales.items():
+        part: Any = buffer.observations[name] if name else buffer.observations
+        part[:] = random.choice([-1, 1], part.shape) * np.asarray(scale)
+    buffer.pos, buffer.full = 64, True
+    return buffer
+
+
+@pytest.mark.parametrize(
+    ("space", "scales", "expected"),
+    {
+        "vector": (spaces.Box(-1e9, 1e9, (3,)), {"": [1.0, 2000.0, 0.0]}, 2000.0),
+        "matrix": (spaces.Box(-1e9, 1e9, (2, 2)), {"": [[1.0, 5.0], [50.0, 3000.0]]}, 3000.0),
+        "integers": (spaces.Box(-(10**9), 10**9, (2,), np.int64), {"": [1, 10**7]}, 1e7),
+        "dictionary": (FAR_AND_NEAR, {"far": [1e5, 10.0], "near": 0.5}, 2e5),
+        "image": (spaces.Box(0.0, 1e9, (1, 2, 2)), {"": [[[1.0, 5.0], [50.0, 3000.0]]]}, None),
+        "image among others": (
+            spaces.Dict({"image": spaces.Box(0, 255, (3, 8, 8), np.uint8), "vector": spaces.Box(-9.0, 9.0, (2,))}),
+            {"image": 1, "vector": [8.0, 2.0]},
+            4.0,
+        ),
+        "choices": (spaces.MultiDiscrete([1000, 2]), {"": [900, 1]}, None),
+        "zeros": (spaces.Box(-1.0, 1.0, (3,)), {"": 0.0}, None),
+        "not finite": (spaces.Box(-1.0, 1.0, (2,)), {"": [1.0, math.nan]}, None),
+    }.values(),
+)
+def test_spread_is_that_of_all_numbers(space: spaces.Space, scales: dict[str, Any], expected: float | None) -> None:
+    """Of vectors, matrices, integers and what a Dict has of them; images are scaled, and choices no numbers."""
+    found = observation_spread(with_scales(space, scales))
+    assert found == (None if expected is None else pytest.approx(expected, rel=1e-6))
+
+
+def test_spread_is_not_that_of_what_is_normalized(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a Dict some keys may be."""
+    buffer = with_scales(FAR_AND_NEAR, {"far": [1e5, 1e5], "near": 0.5})
+    assert observation_spread(buffer) == pytest.approx(2e5)
+    assert observation_spread(buffer, ["far"]) == pytest.approx(2.0)
+    assert observation_spread(buffer, ["near"]) == pytest.approx(1e5)
+    for keys, n_hints in ((["far"], 0), (["near"], 1), (None, 0)):
+        env = VecNormalize(DummyVecEnv([lambda: RandomEnv(FAR_AND_NEAR)]), norm_obs_keys=keys)
+        TRPO("MultiInputPolicy", env, n_steps=64, verbose=1, seed=0, device="cpu").learn(64)
+        assert capsys.readouterr().out.count("scales of the observations") == n_hints

@@ -53,6 +53,15 @@ def test_order_of_a_set_says_nothing() -> None:
     assert told[0] == told[1] == "{'features_extractor_kwargs': {'keys': ['one', 'three', 'two']}}"
 
 
+def test_order_of_a_dictionary_says_nothing() -> None:
+    """Made from a set it is another one in each process."""
+    told = [
+        arguments_of(small_model(), policy_kwargs={"net_arch": {name: [8] for name in names}})["policy_kwargs"]
+        for names in (("pi", "vf"), ("vf", "pi"))
+    ]
+    assert told[0] == told[1] == "{'net_arch': {'pi': [8], 'vf': [8]}}"
+
+
 @dataclass
 class Config:
     """What somebody keeps the settings of a network in."""
@@ -332,6 +341,57 @@ def test_every_layer_of_running_statistics_is_that_of_all() -> None:
     for one, other in zip(*([env, env.venv.venv] for env in (model.env for model in models)), strict=True):  # type: ignore[union-attr]
         np.testing.assert_array_equal(one.obs_rms.mean, other.obs_rms.mean)
         assert one.obs_rms.count == other.obs_rms.count > 256
+
+
+@pytest.mark.parametrize("when", ["_on_training_start", "_on_rollout_start", "_on_step", "_on_rollout_end"])
+@pytest.mark.parametrize("count", [10_000.0, 1e-4])
+def test_statistics_that_a_callback_puts_in_place_are_no_data(when: str, count: float) -> None:
+    """Loaded or reset on all: what comes in afterwards is merged into them, once."""
+    models = pair()
+    seen: list[int] = [0, 0]
+
+    def putting(rank: int) -> Any:
+        def put() -> bool:
+            if not seen[rank]:
+                seen[rank] = models[rank].num_timesteps + 4
+                loaded = RunningMeanStd(shape=(3,))
+                loaded.mean, loaded.count = np.full(3, 0.5), count
+                models[rank].env.obs_rms = loaded  # type: ignore[union-attr]
+            return True
+
+        callback = CallbackList([])
+        setattr(callback, when, put)
+        return callback
+
+    assert learn(models, 256, [putting(0), putting(1)]) == models and models[0]._n_updates == 2
+    one, other = (observed(model.env) for model in models)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(one.mean, other.mean)
+    # Those of the first step of all are there before a callback hears of it, and those before the first step with it
+    first = {"_on_training_start": 0, "_on_rollout_start": 0, "_on_step": 4, "_on_rollout_end": 128}[when]
+    assert one.count == other.count == pytest.approx(count + 256 - first)
+
+
+def test_settings_of_the_optimizer_that_a_callback_changes_on_one_are_refused() -> None:
+    """Each would follow the gradients of all from weights of its own within the critic's fit."""
+    models = pair()
+
+    def sets(*_: Any) -> bool:
+        models[1].policy.optimizer.param_groups[0]["betas"] = (0.5, 0.5)
+        return True
+
+    for outcome in learn(models, 128, (None, sets)):
+        assert isinstance(outcome, PeerError) and "the settings of the optimizer must be the same on all" in str(outcome)
+    assert models[0]._n_updates == 0 and learn(models, 128) == models  # those of rank 0 hold from the start
+
+
+def test_loading_is_quiet_above_rank_0(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever was saved, and whatever is given."""
+    small_model(verbose=1).save(tmp_path / "model")
+    given: list[tuple[int, dict[str, Any]]] = [(1, {}), (1, {"verbose": 2}), (0, {})]
+    for rank, verbose in given:
+        capsys.readouterr()
+        model = TRPO.load(tmp_path / "model", RandomEnv(), device="cpu", processes=InThreads(Table(), rank), **verbose)
+        assert bool(capsys.readouterr().out) is (rank == 0) and model.verbose == 1 - rank
 
 
 def test_window_of_one_process_is_that_of_one_again(tmp_path: pathlib.Path) -> None:

@@ -22,6 +22,7 @@ from stable_baselines3.common.distributions import (
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
@@ -34,6 +35,7 @@ from sb3_trpo.fast.network import Network, is_as_read, is_as_sb3, is_quicker_on_
 from sb3_trpo.fast.numpy_layers import forward
 from sb3_trpo.fast.places import Places
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
+from sb3_trpo.guards.overridden import known_kind
 from sb3_trpo.policies import n_observations
 from sb3_trpo.rollout import EVALUATION_ROWS, Acted, Critic, Observations, is_sb3s_own, keeps_numbers, rows_of
 from sb3_trpo.trust_region.fisher import flatten, unflatten
@@ -118,7 +120,8 @@ class LeanActor:
     @th.no_grad()
     def _plain_values(self, observations: Observations) -> np.ndarray:
         tensors: Any = obs_as_tensor(observations, self.model.device)
-        return self.model.policy.predict_values(tensors).flatten().cpu().numpy()
+        with self.model._random.in_torch(self.model.device):  # a network that is random draws too
+            return self.model.policy.predict_values(tensors).flatten().cpu().numpy()
 
 
 def _places_of(policy: ActorCriticPolicy) -> Places:
@@ -511,14 +514,19 @@ class _TorchActor:
 
     def __init__(self, policy: ActorCriticPolicy):
         self.policy = policy
-        self.kind, self.n_attributes = type(policy), len(vars(policy))
+        self.kinds = [(type(module), len(vars(module))) for module in self._asked_as_a_whole()]
         self.done: list[np.ndarray] = []
 
+    def _asked_as_a_whole(self) -> list[nn.Module]:
+        """Return whose ``forward`` SB3 calls, in place of which their parts are asked here."""
+        return [self.policy, *([self.policy.mlp_extractor] if self.policy.share_features_extractor else [])]
+
     def is_current(self) -> bool:
-        """Whether the policy's methods are its own; what it is made of is asked anew at each step."""
-        policy = self.policy
-        hooked = policy._forward_hooks or policy._forward_pre_hooks
-        return type(policy) is self.kind and len(vars(policy)) == self.n_attributes and not hooked
+        """Whether their methods are their own; what they are made of is asked anew at each step."""
+        modules = self._asked_as_a_whole()
+        return self.kinds == [(type(module), len(vars(module))) for module in modules] and not any(
+            module._forward_hooks or module._forward_pre_hooks for module in modules
+        )
 
     @th.no_grad()
     def __call__(self, observations: Observations, action_masks: np.ndarray | None = None) -> Acted:
@@ -584,6 +592,9 @@ def quickest_actor(
     """
     if not _is_covered(policy):
         return None
+    if policy.share_features_extractor and known_kind(policy.mlp_extractor, {MlpExtractor}) is None:
+        # What it makes of features as a whole need not be what its parts make of them
+        return _PlainActor(policy, policy.device)
     shared = policy.pi_features_extractor is policy.vf_features_extractor
     # The critic is a read-out of features that are there at each step, and later they would have to be made again
     reads_out = shared and any(True for _ in policy.pi_features_extractor.parameters())

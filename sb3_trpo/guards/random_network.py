@@ -16,12 +16,16 @@ N_DOUBTS = 5
 OF_ACTOR, OF_VALUES = "another action distribution", "other values"
 
 
+def is_same_answer(first: th.Tensor, second: th.Tensor) -> bool:
+    """Whether two answers are the same up to rounding; a GPU adds in any order."""
+    rounding = 1e-4 if first.device.type == "cuda" else 1e-6
+    return first.shape == second.shape and th.allclose(first, second, rtol=rounding, atol=0.1 * rounding, equal_nan=True)
+
+
 @th.no_grad()
 def is_random(ask: Callable[[], th.Tensor]) -> bool:
-    """Whether a question is answered in another way the second time, beyond the rounding of a GPU that adds in any order."""
-    first, second = ask(), ask()
-    rounding = 1e-4 if first.device.type == "cuda" else 1e-6
-    return first.shape != second.shape or not th.allclose(first, second, rtol=rounding, atol=0.1 * rounding, equal_nan=True)
+    """Whether a question is answered in another way the second time."""
+    return not is_same_answer(ask(), ask())
 
 
 class SameNoise:

@@ -76,7 +76,7 @@ class WatchedRollout(PassedOn):
             goes_on = self.callback.on_step()
         finally:
             if not goes_on:
-                self._begin_what_ended()
+                self._go_on_after_this_step()
         model, (gamma, gae_lambda, use_sde, sde_sample_freq, device) = self.model, self.used
         # By identity and one by one, since this is done at every step
         if goes_on and not (
@@ -95,23 +95,18 @@ class WatchedRollout(PassedOn):
         self.is_between_callbacks = goes_on
         return goes_on
 
-    def _begin_what_ended(self) -> None:
+    def _go_on_after_this_step(self) -> None:
         """
-        Let the next call of ``learn`` go on with the new episode where one ended with this step.
+        Let the next call of ``learn`` go on from where the environment is.
 
-        A loop that is left in the middle of a step leaves the observations before it: a memory would last across the end.
+        A loop that is left in the middle of a step leaves what was observed before it. A policy would act on that, a memory
+        would miss what came after it or last across the end of an episode, and masks would be those of something else.
         """
-        last: Any = self.model._last_obs
-        if last is None or not self.told or not np.any(self.told["dones"]):
+        if self.model._last_obs is None or not self.told:
             return
-        dones, new = np.asarray(self.told["dones"]), self.told["new_obs"]
-
-        def after(before: np.ndarray, begun: np.ndarray) -> np.ndarray:
-            return np.where(dones.reshape(-1, *[1] * (before.ndim - 1)), begun, before)
-
-        is_dict = isinstance(last, dict)
-        self.model._last_obs = {key: after(last[key], new[key]) for key in last} if is_dict else after(last, new)
-        self.model._last_episode_starts = np.logical_or(self.model._last_episode_starts, dones)
+        self.model._last_obs, self.model._last_episode_starts = self.told["new_obs"], self.told["dones"]
+        if "lstm_states" in self.told:
+            self.model._last_lstm_states = self.told["lstm_states"]
 
     def on_rollout_end(self) -> None:
         """Look at what the returns and the update use; what a callback looks at now is that of this rollout."""

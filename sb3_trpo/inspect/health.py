@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sb3_trpo.hints import SPREAD
+from sb3_trpo.hints import EARLY, SMALL_STD, SPREAD
 from sb3_trpo.inspect.run_files import UpdateRecord, limits_in_words
 
 # The rules judge this many of the latest updates
@@ -288,6 +288,15 @@ def _longer_search(updates: Sequence[UpdateRecord], *, continuous: bool) -> str:
     return arguments.search + (arguments.noise if continuous else "")
 
 
+def _fell_early(updates: Sequence[UpdateRecord]) -> str:
+    """Say that one action hardly varied any more after a tenth of the record, if that is so."""
+    early = [update.least_std for update in updates[: math.ceil(EARLY * len(updates))] if update.least_std]
+    least = min((after for _, after in early), default=math.nan)
+    if not (least < SMALL_STD <= early[0][0]):
+        return ""
+    return f" That of one action fell from {early[0][0]:.3g} to {least:.3g} in the first {EARLY:.0%} of it."
+
+
 def policy_explores(updates: Sequence[UpdateRecord]) -> Finding:
     """Has the policy kept some of its randomness?"""
     continuous = math.isfinite(updates[0].std)
@@ -296,11 +305,12 @@ def policy_explores(updates: Sequence[UpdateRecord]) -> Finding:
     what = "standard deviation" if continuous else "entropy"
     if len(updates) < 2 or not (math.isfinite(first) and first > 0 and math.isfinite(last)):
         return _unknown(name, f"There are no two updates to compare the {what} of.", panel)
-    wrong = last / first < (STD_SHARE if continuous else ENTROPY_SHARE)
+    fell = _fell_early(updates)
+    wrong = bool(fell) or last / first < (STD_SHARE if continuous else ENTROPY_SHARE)
     return Finding(
         name,
         not wrong,
-        f"The {what} is {last:.3g}, {last / first:.0%} of the {first:.3g} at the beginning of the record.",
+        f"The {what} is {last:.3g}, {last / first:.0%} of the {first:.3g} at the beginning of the record.{fell}",
         "The policy is all but deterministic and sees little that is new. If the return is where it should be, training is "
         f"done; if not, it settled too early: {_longer_search(updates, continuous=continuous)}."
         if wrong

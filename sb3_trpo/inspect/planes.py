@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,10 @@ PARALLEL = 1e-6
 Measure = Callable[[float, float], tuple[float, float]]
 
 
+class NoMeasureError(ArithmeticError):
+    """The product with the Fisher matrix gives a square of a length that is below zero: it is none, or made of rounding."""
+
+
 @contextmanager
 def as_they_were(parameters: Sequence[th.nn.Parameter]) -> Iterator[None]:
     """Give parameters back bit for bit."""
@@ -45,13 +49,16 @@ def _beside(
 
     :return: the second part, in a length for which the quadratic model expects δ, and how much of both the direction is made
         of; ``None`` where it is parallel to the full step
+    :raises NoMeasureError: if the second part has a curvature below zero
     """
     product = fisher_product(full_step)
     along = float(direction @ product) / float(full_step @ product)
     rest = direction - along * full_step
-    curvature = float(rest @ fisher_product(rest))
-    if not curvature > PARALLEL * float(direction @ fisher_product(direction)):
+    curvature, least = float(rest @ fisher_product(rest)), PARALLEL * float(direction @ fisher_product(direction))
+    if not abs(curvature) > least:
         return None
+    if not curvature > 0.0:
+        raise NoMeasureError
     beside = math.sqrt(curvature / (2.0 * max_kl))
     return rest / beside, along, beside
 
@@ -68,9 +75,10 @@ def _second_step(
     """Return a step that is orthogonal to the full step in the Fisher inner product, with KL δ by the quadratic model."""
     drawn = th.randn(len(gradient), generator=th.Generator("cpu").manual_seed(0), device="cpu").to(gradient)
     for name, direction in (("gradient", gradient), ("random", drawn)):
-        found = _beside(direction / direction.norm(), full_step, fisher_product, max_kl)
-        if found is not None:
-            return name, found[0]
+        with suppress(NoMeasureError):
+            found = _beside(direction / direction.norm(), full_step, fisher_product, max_kl)
+            if found is not None:
+                return name, found[0]
     return None
 
 
@@ -177,7 +185,7 @@ def slice_with_step(
     :param measured: the problem to measure on, by default the same; with fewer states it is quicker
     :param n_points: how many policies to measure along each side, ``SLICE_POINTS`` by default
     :param others: further fields of the record
-    :return: ``None`` if the step or the natural gradient is zero, or there is no second direction
+    :return: ``None`` if the step or the natural gradient is zero, there is no second direction, or no length of the step
     """
     parameters = problem.parameters
     if not max_kl > 0.0 or not float(step.norm()) > 0.0:
@@ -192,7 +200,10 @@ def slice_with_step(
         full_step = _natural_step(solve.solution, fisher_product, max_kl)
         if full_step is None:
             return None
-        found = _beside(step, full_step, fisher_product, max_kl)
+        try:
+            found = _beside(step, full_step, fisher_product, max_kl)
+        except NoMeasureError:
+            return None  # there is no telling where the step lies
         if found is not None:
             second_direction, (second, *place) = "step", found
         else:

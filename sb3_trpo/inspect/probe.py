@@ -13,7 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 
-from sb3_trpo.distributions import factors_of, frozen
+from sb3_trpo.distributions import factors_of, frozen, has_noise_by_state
 from sb3_trpo.guards.overridden import is_as_in_package
 from sb3_trpo.inspect.as_ours import gain_unit_of, name_of, nothing_drawn
 from sb3_trpo.inspect.measure import as_updates_are_measured, kl_of_probabilities
@@ -198,8 +198,9 @@ class WatchedStates:
 
 def plain_problem(model: TRPO, batch: Batch, parameters: Sequence[th.nn.Parameter]) -> PolicyProblem:
     """Return the problem of a batch around a model's policy, to measure on: nothing is thinned or drawn."""
-    # Differentiating the steps of an LSTM twice takes longer than a picture is worth
-    path = "" if type(batch) is Batch else DIFFERENCES
+    # Differentiating the steps of an LSTM twice takes longer than a picture is worth. But SB3's gSDE holds the features fixed
+    # that noise is made of, and differences of such gradients make no symmetric matrix
+    path = "" if type(batch) is Batch or has_noise_by_state(model.policy) else DIFFERENCES
     return PolicyProblem(
         model._distribution,
         batch,
@@ -341,6 +342,6 @@ def inspect_model(model: TRPO, *, states: Any = None, name: str = "model") -> Ru
             gain_unit=gain_unit_of(model),
             **episode_statistics(model.ep_info_buffer or (), None),
         )
-        with model._update_of_the_policy():
+        with without_drawing(model), model._update_of_the_policy():
             plane = slice_of_model(model, batch, model._policy_problem(batch, parameters), step, n_updates)
     return Run(name, (update,), (changes,), () if plane is None else (plane,))

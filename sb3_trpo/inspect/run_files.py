@@ -65,6 +65,7 @@ class UpdateRecord(NamedTuple):
     :param clip_range: ε of PPO's clip; PPO's default, to compare by, for an algorithm that has none
     :param n_states: how many states of the rollout these six are of, ours being measured on some of them
     :param gain_unit: what the gains of the surrogate are counted in
+    :param least_std: the least standard deviation of a dimension of continuous actions, before and after the update; ours says
     """
 
     n_updates: int
@@ -100,6 +101,7 @@ class UpdateRecord(NamedTuple):
     clip_range: float = math.nan
     n_states: int = 0
     gain_unit: str = OF_ADVANTAGE
+    least_std: tuple[float, ...] = ()
 
     @property
     def accepted(self) -> bool:
@@ -168,6 +170,7 @@ def record_of(
         mean_return=mean_return,
         episode_returns=episode_returns,
         observation_spread=math.nan if report.observation_spread is None else report.observation_spread,
+        least_std=report.least_std or (),
         **others,
     )
 

@@ -3,8 +3,10 @@
 import math
 from typing import Any, Protocol
 
+import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from sb3_trpo.guards.random_network import N_ASKED, is_random, is_same_answer
 from sb3_trpo.inspect.as_ours import clip_range_of, gain_unit_of, limit_of, name_of, nothing_drawn, seen_as_ours
 from sb3_trpo.inspect.measure import (
     Means,
@@ -16,11 +18,11 @@ from sb3_trpo.inspect.measure import (
     step_between,
 )
 from sb3_trpo.inspect.planes import slice_with_step
-from sb3_trpo.inspect.policy_copies import copy_of, to_look_at
+from sb3_trpo.inspect.policy_copies import CannotBeCopied, copy_of, to_look_at
 from sb3_trpo.inspect.probe import WatchedStates, affordable, plain_problem, sample, slice_ahead
 from sb3_trpo.inspect.run_files import SliceRecord, StatesRecord, UpdateRecord, record_of
 from sb3_trpo.metrics import UpdateReport
-from sb3_trpo.rollout import explained_by_values, observation_spread
+from sb3_trpo.rollout import explained_by_values
 from sb3_trpo.trpo import TRPO
 
 # Ours reports its means itself; how they are spread is measured on so many states, which takes next to no time
@@ -146,18 +148,32 @@ class OtherUpdate:
         self.before = seen_as_ours(model, copy_of(model.policy))
         with nothing_drawn():
             self.batch = self.before._full_batch()
+            self.few = WatchedStates(self.before, n_states=N_ASKED)
             if self.wants_pictures:
                 self.watched = WatchedStates(self.before, self.states)
         self.explained_variance = explained_by_values(model.rollout_buffer)
-        if not self.before._observations_are_normalized():
-            spread = observation_spread(model.rollout_buffer)
-            self.observation_spread = math.nan if spread is None else spread
+        spread = self.before._observation_spread()
+        self.observation_spread = math.nan if spread is None else spread
 
     def measure(self) -> None:
         """Measure the update on every state of its rollout."""
         self.after = after = seen_as_ours(self.model, copy_of(self.model.policy))
         with nothing_drawn():
+            self._check_copy()
             self.measured = measure(self.before, after, self.batch, clip_range_of(self.model))
+
+    @th.no_grad()
+    def _check_copy(self) -> None:
+        """Refuse a copy that is another policy since the update: it would be measured from there."""
+
+        def ask() -> th.Tensor:
+            return self.few.now(self.before)[0].log_prob(self.few.batch.actions)
+
+        if not is_same_answer(self.few.old.log_prob(self.few.batch.actions), ask()) and not is_random(ask):
+            raise CannotBeCopied(
+                f"{type(self.model.policy).__name__} cannot be copied: its copy changes when it does, as one does that holds "
+                "itself in a function or a weak reference"
+            )
 
     def record(self, **others: Any) -> UpdateRecord:
         """Return what there is to keep."""

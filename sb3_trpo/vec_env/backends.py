@@ -24,15 +24,14 @@ def rows_of(observations: Observations, index: Any) -> Observations:
     """
     Pick rows of batched observations.
 
-    :param observations: an array, or a dict or tuple of arrays
+    :param observations: an array, or a dict or tuple of such at any depth; lists and arrays of other libraries will do
     :param index: of a row, or of several
     :return: views or copies, as NumPy gives them
     """
     if isinstance(observations, dict):
-        return {key: rows[index] for key, rows in observations.items()}
+        return {key: rows_of(rows, index) for key, rows in observations.items()}
     if isinstance(observations, tuple):
-        return tuple(rows[index] for rows in observations)
-    # An environment of one's own may give a list, or an array of another library
+        return tuple(rows_of(rows, index) for rows in observations)
     return np.asarray(observations)[index]
 
 

@@ -1,6 +1,7 @@
 """The quick actors beside the policy: SB3's experience to rounding, and the policy's own distribution of actions."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,18 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_trpo import TRPO, MlpPolicy, RecurrentTRPO
+from sb3_trpo import TRPO, MaskableTRPO, MlpPolicy, RecurrentTRPO
 from sb3_trpo.fast import actors
 from sb3_trpo.fast.actors import lean_actor
 from sb3_trpo.fast.network import read_actor
 from tests.cases import seeded, shake
 from tests.fast.covered import TWO_VECTORS, NormedPolicy, StepByStep, Trunk
 from tests.fast.not_covered import Extractor
+from tests.masked_envs import masked_env
 from tests.scenarios import FIELDS, GRID, GSDE, NARROW, Arrays, Recorder, Scenario, check_equal, collect, contents, replay
 from tests.small_models import BOX, DICT, DISCRETE, IMAGE, MULTI_BINARY, MULTI_DISCRETE, VECTOR, make_env, small_model
 
@@ -455,6 +458,61 @@ def test_policy_with_a_hook_of_its_own_is_collected_from_as_by_sb3() -> None:
     lean, plain = collect(ours), collect(theirs)
     assert (plain[0]["actions"] == 0).all()
     check_equal(lean, plain)
+
+
+class Blind(MlpExtractor):
+    """Makes nothing of the features for the actor, if it is asked as a whole."""
+
+    def forward(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        latent_pi, latent_vf = super().forward(features)
+        return 0.0 * latent_pi, latent_vf
+
+
+def blind_by_hook(policy: Any) -> None:
+    policy.mlp_extractor.register_forward_hook(lambda module, given, output: (0.0 * output[0], output[1]))
+
+
+def blind_by_method(policy: Any) -> None:
+    whole = policy.mlp_extractor.forward
+    policy.mlp_extractor.forward = lambda features: (0.0 * whole(features)[0], whole(features)[1])
+
+
+def blind_by_module(policy: Any) -> None:
+    policy.mlp_extractor = copy.deepcopy(policy.mlp_extractor)
+    policy.mlp_extractor.__class__ = Blind
+
+
+@pytest.mark.parametrize("activation", [th.nn.Tanh, th.nn.Softsign])
+@pytest.mark.parametrize("at", [0, 20])
+@pytest.mark.parametrize("blind", [blind_by_hook, blind_by_method, blind_by_module])
+def test_shared_extractor_is_asked_as_a_whole(blind: Callable[[Any], None], at: int, activation: Any) -> None:
+    """As SB3 asks it, from the start or from any step on: what its parts would say to the actor is of no account."""
+
+    class Blinding(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == at:
+                blind(self.model.policy)
+            return True
+
+    kwargs = {"activation_fn": activation, "net_arch": [8], "log_std_init": -7.0, "ortho_init": False}
+    model = small_model(env=make_env(n_envs=2), policy_kwargs=kwargs)
+    if at == 0:
+        blind(model.policy)
+    (collected,) = collect(model, n_rollouts=1, callback=Blinding())
+    head: Any = model.policy.action_net
+    off = np.abs(collected["actions"] - head.bias.detach().numpy()).max(axis=(1, 2))
+    assert off[at:].max() < 0.01 and (at == 0 or off[:at].min() > 0.01)
+
+
+def test_shared_extractor_is_asked_as_a_whole_with_masks_too() -> None:
+    model = small_model(MaskableTRPO, env=masked_env(n_envs=2, probability=1.0), policy_kwargs={"net_arch": [8]})
+    shake(list(model.policy.parameters()), scale=30.0, seed=1)
+    blind_by_module(model.policy)
+    with th.no_grad():
+        head: Any = model.policy.action_net
+        head.bias.zero_()[1] = 100.0
+    (collected,) = collect(model, n_rollouts=1)
+    assert (collected["actions"] == 1.0).all()
 
 
 @pytest.mark.parametrize("policy", ["CnnPolicy", "MlpPolicy"])

@@ -13,6 +13,7 @@ import torch as th
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import CallbackList, ConvertCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trpo.inspect import TrustRegionRecorder, figures_of, read_run
 from sb3_trpo.inspect.run_files import UpdateRecord
@@ -204,3 +205,20 @@ def test_rollout_that_is_stopped_is_no_update(tmp_path: Path) -> None:
 
     model.learn(64, callback=CallbackList([TrustRegionRecorder(tmp_path), ConvertCallback(stop)]))
     assert not (tmp_path / "updates.jsonl").exists()
+
+
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_step_of_a_memory_with_gsde_lies_where_it_ended(n_layers: int, tmp_path: Path) -> None:
+    """Its KL in the plane is that on record."""
+    from sb3_contrib import RecurrentPPO
+
+    kwargs = {"lstm_hidden_size": 8, "n_lstm_layers": n_layers}
+    env = DummyVecEnv([lambda: RandomEnv(termination_probability=0.2)] * 2)
+    model = RecurrentPPO(
+        "MlpLstmPolicy", env, n_steps=32, batch_size=32, n_epochs=3, seed=1, use_sde=True, policy_kwargs=kwargs, device="cpu"
+    )
+    model.learn(192, callback=TrustRegionRecorder(tmp_path, pictures_every=1))
+    run = read_run(tmp_path)
+    assert len(run.slices) == len(run.updates) == 3
+    for update, plane in zip(run.updates, run.slices, strict=True):
+        assert plane.step_kl == pytest.approx(update.mean_kl, rel=1e-3) and plane.second_direction == "step"

@@ -1,16 +1,20 @@
 """One update from before it to after it."""
 
+import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trpo.inspect import TrustRegionRecorder, watched_update
+from sb3_trpo.inspect import TrustRegionRecorder, read_run, watched_update
 from sb3_trpo.inspect.watched_update import OtherUpdate, OwnUpdate, record_from_outside
 from sb3_trpo.trust_region import unflatten
 from tests.other_algorithms import OTHERS
-from tests.small_models import small_model
+from tests.small_models import RandomEnv, small_model
 
 NO_TIMES: dict[str, Any] = {"phase_seconds": {"collect": 1.0, "update": 2.0}, "mean_return": 0.0, "episode_returns": ()}
 
@@ -47,6 +51,46 @@ def test_plane_is_that_of_the_step_that_ours_would_take(monkeypatch: pytest.Monk
         assert first.shape == (3,) and not first.any()
         for part in others:
             th.testing.assert_close(part, th.full_like(part, 0.3))
+
+
+class WithFunction(ActorCriticPolicy):
+    """The same as its base, by way of a function that knows the policy."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.head = lambda latent: self.action_net(latent)
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Any:
+        return self.action_dist.proba_distribution(self.head(latent_pi), self.log_std)
+
+
+class WithReference(WithFunction):
+    """By way of a weak reference."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        me = weakref.ref(self)
+        self.me = me
+        self.head = partial(_of_reference, me)
+
+
+def _of_reference(me: Any, latent: th.Tensor) -> th.Tensor:
+    return me().action_net(latent)
+
+
+@pytest.mark.parametrize("policy", [WithFunction, WithReference])
+def test_copy_that_changes_with_the_policy_is_refused(policy: Any, tmp_path: Path) -> None:
+    """The KL would be that of some other change; one warning says so, and training goes on as it does without."""
+    plain = PPO(ActorCriticPolicy, RandomEnv(), n_steps=64, seed=0, device="cpu")
+    plain.learn(128, callback=TrustRegionRecorder(tmp_path / "plain"))
+    odd = PPO(policy, RandomEnv(), n_steps=64, seed=0, device="cpu")
+    with pytest.warns(UserWarning, match="cannot be copied: its copy changes when it does") as said:
+        odd.learn(128, callback=TrustRegionRecorder(tmp_path / "odd"))
+    assert len(said) == 1
+    assert [update.status for update in read_run(tmp_path / "plain").updates] == ["accepted"] * 2
+    assert [update.status for update in read_run(tmp_path / "odd").updates] == ["not_measured"] * 2
+    for one, other in zip(plain.policy.parameters(), odd.policy.parameters(), strict=True):
+        assert th.equal(one, other)
 
 
 def test_own_update_is_none_until_it_is_made() -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
+from sb3_trpo.objective import Batch
 from sb3_trpo.trust_region import flat_gradient
+from tests.in_threads import InThreads, Table, together
 from tests.small_models import VECTOR, make_env, small_model
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +112,27 @@ def test_variant_adds_the_gradient_of_the_entropy(bonus: float) -> None:
     expected = -with_bonus.old_log_prob
     expected = bonus * (expected - (expected * with_bonus.weights).sum())
     th.testing.assert_close(with_bonus.advantages - without.advantages, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_bonus_of_the_variant_has_mean_zero_over_all_processes() -> None:
+    """Each has another part of the rollout, whose own mean is another one."""
+    table = Table()
+    batches: list[Batch] = []
+
+    class Seen(example("entropy_trpo").EntropyTRPO):  # type: ignore[misc]
+        def _full_batch(self) -> Batch:
+            batches.append(super()._full_batch())
+            return batches[-1]
+
+    models = [
+        small_model(
+            Seen, "MlpPolicy", make_env(VECTOR, spaces.Discrete(3), 2), entropy_bonus=3.0, processes=InThreads(table, rank)
+        )
+        for rank in range(2)
+    ]
+    assert together([partial(model.learn, 128) for model in models]) == models
+    sums = [float((batch.advantages * batch.weights).sum()) for batch in batches]
+    assert len(sums) == 2 and sum(sums) == pytest.approx(0.0, abs=1e-5) and abs(sums[0]) > 1e-3
 
 
 def test_variant_is_a_whole_algorithm(tmp_path: Path) -> None:

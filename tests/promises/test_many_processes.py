@@ -14,6 +14,7 @@ from sb3_trpo.randomness import RandomNumbers
 from tests.oracles import relative_error
 from tests.small_models import changed, policy_state, small_model
 from tests.spawned import spawn, values_of
+from tests.workers.learning import COUNTED
 from tests.workers.updates import IN_ONE_GO, KINDS, N_ENVS, N_STEPS, InOrder, build, numbers_of, update
 
 N_OWN = N_STEPS * N_ENVS
@@ -111,15 +112,23 @@ def test_weights_stay_the_same_bit_for_bit(of_updates: list[dict[str, Any]]) -> 
     assert one["bits"] == other["bits"]
 
 
-def test_collectives_of_an_update_are_counted(of_updates: list[dict[str, Any]]) -> None:
-    """Two an iteration, one a candidate and ten; of the critic one a minibatch, and two; four for the report."""
+@pytest.mark.parametrize("kind", COUNTED)
+def test_collectives_of_an_update_are_counted(kind: str, of_updates: list[dict[str, Any]]) -> None:
+    """
+    Two an iteration, one a candidate and nine; of the critic one a minibatch, and two; four for the report.
+
+    A network that is no chain of layers has one more for the policy, and one for the critic, as any without fast ways has.
+    """
+    more = kind in ("no chain", "memory", "plain memory")
     for outcome in of_updates:
-        counted = outcome["counted_update"]
-        n_minibatches = 5 * 64 // 16
-        expected = 2 * counted["iterations"] + counted["candidates"] + 10
-        assert counted["counts"] == {"opening": 1, "policy": expected, "critic": n_minibatches + 2, "after": 4}
+        counted = outcome["counted_updates"][kind]
+        found = counted["counts"]
+        fixed = found["policy"] - 2 * counted["iterations"] - counted["candidates"]
+        assert fixed == 9 + more and (found["opening"], found["after"]) == (1, 4)
         # With fifteen iterations and ten candidates, the most that there are by default
-        assert expected - 2 * counted["iterations"] - counted["candidates"] + 2 * 15 + 10 <= 50
+        assert fixed + 2 * 15 + 10 <= 50
+        if "memory" not in kind:  # their minibatches are of whole sequences
+            assert found["critic"] == 5 * 64 // 16 + 2 + (kind != "default")
 
 
 @pytest.fixture(scope="module")

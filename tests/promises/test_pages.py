@@ -33,7 +33,7 @@ LONG = ("trust_region.md", "maskable_trpo.md")
 def test_code_of_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of Python run as they stand, one after the other; a traceback names the block."""
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
+    names: dict[str, object] = {"__name__": "__main__"}
     for number, code in enumerate(PYTHON.findall(PAGES[name]), start=1):
         exec(compile(code, f"docs/{name}, block {number}", "exec"), names)
 

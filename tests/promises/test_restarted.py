@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from stable_baselines3.common.vec_env import VecNormalize
 
 from tests.spawned import ROOT
 
@@ -26,6 +27,30 @@ def test_example_goes_on_from_its_last_checkpoint(
         monkeypatch.setattr(sys, "argv", ["", "--folder", str(tmp_path), "--timesteps", n_steps])
         runpy.run_path(str(ROOT / "examples" / "many_processes.py"), run_name="__main__")
         assert said in capsys.readouterr().out
+
+
+def test_example_is_killed_as_it_begins_again(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While it writes the first statistics of its second life: what it has gone on from is whole, and it can go on again."""
+    script = str(ROOT / "examples" / "many_processes.py")
+
+    def runs(n_steps: int) -> str:
+        monkeypatch.setattr(sys, "argv", ["", "--folder", str(tmp_path), "--timesteps", str(n_steps)])
+        runpy.run_path(script, run_name="__main__")
+        return capsys.readouterr().out
+
+    runs(2048)
+
+    def dies(self: VecNormalize, path: str) -> None:
+        pathlib.Path(path).write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(VecNormalize, "save", dies)
+        with pytest.raises(KeyboardInterrupt):
+            runs(4096)
+    assert "from 1024 to 4096 steps" in runs(4096)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -141,6 +143,63 @@ def test_models_whose_actions_are_drawn_in_torch_learn_in_threads_what_they_lear
     for state, model in zip(alone, models, strict=True):
         assert not changed(state, policy_state(model))
     assert changed(alone[0], alone[1])
+    th.set_rng_state(before)
+
+
+class Dropping(BaseFeaturesExtractor):
+    """A layer of which a part is left out at random, whatever the mode."""
+
+    def __init__(self, observation_space: Any):
+        super().__init__(observation_space, 8)
+        self.layer = th.nn.Linear(3, 8)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return th.nn.functional.dropout(th.tanh(self.layer(observations)), 0.2)
+
+
+class RandomValues(ActorCriticPolicy):
+    """Only its values are random."""
+
+    def predict_values(self, obs: Any) -> th.Tensor:
+        return super().predict_values(obs) + 0.1 * th.randn(())
+
+
+RANDOM: dict[str, dict[str, Any]] = {
+    "fast": {"policy_kwargs": {"features_extractor_class": Dropping}},
+    "plain": {"policy_kwargs": {"features_extractor_class": Dropping}, "fast": False},
+    "apart": {"policy_kwargs": {"features_extractor_class": Dropping, "share_features_extractor": False}},
+    "values": {"policy": RandomValues},
+    "memory": {
+        "cls": RecurrentTRPO, "policy": "MlpLstmPolicy",
+        "policy_kwargs": {"features_extractor_class": Dropping, "lstm_hidden_size": 4},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:The policy's network is random")
+@pytest.mark.parametrize("arguments", RANDOM.values(), ids=RANDOM)
+def test_random_network_draws_numbers_of_the_models_own(arguments: dict[str, Any], tmp_path: Path) -> None:
+    """In threads, whatever else is drawn in the process, and on from a file; nothing of the process is moved on."""
+    before = th.get_rng_state()
+    alone = [policy_state(learned(seed, BOX, **arguments)) for seed in range(2)]
+    barrier = threading.Barrier(2)
+    with InTurns():
+        models = together([partial(learned, seed, BOX, InStep(barrier), **arguments) for seed in range(2)])
+    for state, model in zip(alone, models, strict=True):
+        assert not changed(state, policy_state(model))
+
+    model = learned(0, BOX, **arguments)
+    model.save(tmp_path / "model")
+    other = type(model).load(tmp_path / "model", make_env(action_space=BOX, n_envs=2), device="cpu")
+    th.rand(1)
+    drawn = th.get_rng_state()
+    for each in (model, other):
+        each._last_obs = None
+        env: Any = each.env
+        env.seed(7)
+        each.learn(128, reset_num_timesteps=False)
+    assert not changed(policy_state(model), policy_state(other))
+    assert th.equal(th.get_rng_state(), drawn)
     th.set_rng_state(before)
 
 

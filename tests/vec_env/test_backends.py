@@ -201,6 +201,19 @@ def test_rows_are_picked_and_put_in_every_kind_of_observation() -> None:
             np.testing.assert_array_equal(part, expected)
 
 
+@pytest.mark.parametrize("index", [1, np.array([0, 2])])
+def test_rows_of_lists_are_those_of_arrays(index: Any) -> None:
+    """As an environment of one's own may give them, at any depth."""
+    rows = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    expected = np.array(rows)[index]
+    np.testing.assert_array_equal(rows_of(rows, index), expected)
+    for given, way in (({"a": rows}, ("a",)), ((rows,), (0,)), ({"a": ({"b": rows},)}, ("a", 0, "b"))):
+        found = rows_of(given, index)
+        for key in way:
+            found = found[key]
+        np.testing.assert_array_equal(found, expected)
+
+
 class Ends(VectorEnv):
     """Three environments whose episodes end together now and then, in plain Python lists."""
 

@@ -27,7 +27,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, RecurrentTRPO
 from sb3_trpo.distributed import Processes, TorchProcesses
 from tests.small_models import DICT, RandomEnv, make_env, monitored, observed, policy_state, small_model
 
@@ -67,9 +67,26 @@ def twenty_updates(processes: Processes) -> dict[str, Any]:
     return {"bits": bits_of(model), "n_updates": model._n_updates, "n_weights": actor, "threads": th.get_num_threads()}
 
 
-def counted_update(processes: Processes) -> dict[str, Any]:
-    """Count how often processes meet in an update with the default arguments, for the critic apart."""
-    model = small_model(env=make_env(n_envs=2), cg_max_steps=15, batch_size=16, n_critic_updates=5, processes=processes)
+# What may make processes meet more often than by default
+COUNTED: dict[str, tuple[type[TRPO], str, dict[str, Any]]] = {
+    "default": (TRPO, "MlpPolicy", {}),
+    "plain": (TRPO, "MlpPolicy", {"fast": False}),
+    "no chain": (TRPO, "MlpPolicy", {"policy_kwargs": {"activation_fn": th.nn.Softsign, "net_arch": [8]}}),
+    "memory": (RecurrentTRPO, "MlpLstmPolicy", {"policy_kwargs": {"lstm_hidden_size": 8}}),
+    "plain memory": (RecurrentTRPO, "MlpLstmPolicy", {"policy_kwargs": {"lstm_hidden_size": 8}, "fast": False}),
+}
+
+
+def counted_updates(processes: Processes) -> dict[str, Any]:
+    """Count how often processes meet in an update of each kind."""
+    return {kind: counted_update(processes, kind) for kind in COUNTED}
+
+
+def counted_update(processes: Processes, kind: str) -> dict[str, Any]:
+    """Count it for the critic apart."""
+    algorithm, policy, changes = COUNTED[kind]
+    arguments: dict[str, Any] = {"n_steps": 32, "batch_size": 16, "n_critic_updates": 5, "seed": 0, "device": "cpu"} | changes
+    model = algorithm(policy, make_env(n_envs=2), processes=processes, **arguments)
     counts: Counter[str] = Counter()
     phase = ["opening"]
     meet, fit, full_batch = TorchProcesses._meet, model._fit_critic, model._full_batch
@@ -228,7 +245,7 @@ def normalized(processes: Processes) -> dict[str, Any]:
 
 def updates(processes: Processes) -> dict[str, Any]:
     """Updates alone."""
-    return {part.__name__: part(processes) for part in (twenty_updates, counted_update)}
+    return {part.__name__: part(processes) for part in (twenty_updates, counted_updates)}
 
 
 def trainings(processes: Processes) -> dict[str, Any]:

@@ -451,6 +451,10 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 raise TypeError(f"load() got an unexpected keyword argument {name}={value!r}, expected one of {sorted(known)}")
         given = {"device": device, "custom_objects": custom_objects}
         check_arguments(cls.rules, kwargs | given | {"print_system_info": print_system_info, "force_reset": force_reset})
+        told = cls._in_place_of_saved(kwargs)
+        if told:
+            # As custom objects before an environment is wrapped, which a model may speak of
+            custom_objects, kwargs = {**(custom_objects or {}), **told}, kwargs | told
         if "stats_window_size" in kwargs:
             # SB3 keeps it under another name
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
@@ -476,6 +480,15 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 model._last_obs = None
             model._finish_load(names, {*kwargs, *(custom_objects or {})})
         return model
+
+    @classmethod
+    def _in_place_of_saved(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """
+        Return arguments that a model takes in place of what was saved, though nobody gave them: a hook of ``load``.
+
+        :param given: the arguments that somebody did give
+        """
+        return {}
 
     def _finish_load(self, saved: Collection[str], given: Collection[str]) -> None:
         """

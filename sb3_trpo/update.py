@@ -1,13 +1,11 @@
 """The parts of one update of TRPO, in the order in which ``TRPO.train`` calls them."""
 
-import io
-import pathlib
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -25,7 +23,6 @@ from sb3_trpo.fast.mlp_critic import mlp_critic
 from sb3_trpo.fast.network import is_a_chain
 from sb3_trpo.gradients import check_actor, check_gradients, is_same_function, untrained
 from sb3_trpo.guards.arguments import check_arguments
-from sb3_trpo.guards.environments import AnyEnv
 from sb3_trpo.guards.finite import first_cause, unusable, unusable_rollout
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
 from sb3_trpo.guards.overridden import as_in_package, is_as_in_package, known_kind
@@ -58,8 +55,6 @@ from sb3_trpo.rollout import (
 )
 from sb3_trpo.trust_region import TrustRegionStep, flatten, reached_by, refused_step, trust_region_step
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
-
-SelfUpdate = TypeVar("SelfUpdate", bound="TrustRegionUpdate")
 
 # Distributions, of SB3's policies, between which torch knows the KL
 KNOWN_KL = (th.distributions.Normal, th.distributions.Categorical, th.distributions.Bernoulli)
@@ -264,28 +259,9 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         return total_timesteps, callback
 
     @classmethod
-    def load(
-        cls: type[SelfUpdate],
-        path: str | pathlib.Path | io.BufferedIOBase,
-        env: AnyEnv | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfUpdate:
-        """
-        Load the model from a zip-file (see SB3's ``BaseAlgorithm.load`` for the parameters).
-
-        Takes ``processes`` too, which are never saved. Those of a rank above 0 say nothing.
-
-        :raises TypeError: if a further keyword is not an argument of the constructor
-        :raises ValueError: if the file holds another algorithm's model, or one for other spaces than those of the environment
-        """
-        if getattr(kwargs.get("processes"), "rank", 0) > 0:
-            # In place of what was saved, before an environment is wrapped
-            custom_objects, kwargs = {**(custom_objects or {}), "verbose": 0}, kwargs | {"verbose": 0}
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+    def _in_place_of_saved(cls, given: dict[str, Any]) -> dict[str, Any]:
+        # Ranks above 0 are quiet, as the constructor makes them
+        return {"verbose": 0} if getattr(given.get("processes"), "rank", 0) > 0 else {}
 
     def _excluded_save_params(self) -> list[str]:
         found_out = ["_is_random", "_known_fisher_path", "last_update", "paths_in_use", "_hints"]

@@ -34,8 +34,8 @@ from matplotlib.ticker import EngFormatter
 LABELS = {"trpo": "sb3_trpo.TRPO", "contrib": "sb3_contrib.TRPO", "ppo": "stable_baselines3.PPO"}
 LABELS |= {"trpo_lstm": "sb3_trpo.RecurrentTRPO", "ppo_lstm": "sb3_contrib.RecurrentPPO"}
 COLOURS = {"trpo": "#0072B2", "contrib": "#D55E00", "ppo": "#999999", "trpo_lstm": "#0072B2", "ppo_lstm": "#999999"}
-# What is held against the other algorithms: what ships, and what was so in the first round and is not any more
-COMPARED = (settings.TUNED, "first-round", "swimmer", "tuned-1M")
+# What is held against the other algorithms
+COMPARED = (settings.TUNED, *settings.SHIPPED_BEFORE)
 BOOTSTRAP_RESAMPLES = 2000
 SCORES_OF_PROFILE = np.linspace(0.0, 2.0, 81)
 

@@ -31,7 +31,7 @@ def parse_seeds(words: Sequence[str]) -> list[int]:
 
 def missing(jobs: Sequence[Run], results: Path = RESULTS) -> list[Run]:
     """
-    Return the jobs that are not on record.
+    Return the jobs that are not on record. One with what ships is done if it was run with what shipped then.
 
     :raises KeyError: if one that is not on record is of a setting that there is not
     :raises ValueError: naming the run, if one is on record with other hyperparameters than its setting has now
@@ -50,7 +50,8 @@ def missing(jobs: Sequence[Run], results: Path = RESULTS) -> list[Run]:
                 f"{'/'.join(map(str, run))} is on record with another {', '.join(changed)} than its setting has now: "
                 f"give the changed setting a new name, or delete the outdated rows from {results}"
             )
-    return [run for run in jobs if run not in known]
+    earlier = {run._replace(setting=settings.TUNED) for run in known if run.setting in settings.SHIPPED_BEFORE}
+    return [run for run in jobs if run not in known and run not in earlier]
 
 
 class Worker:

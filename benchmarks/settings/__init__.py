@@ -25,6 +25,8 @@ FOLDER = Path(__file__).parent
 # Files that are read as RL Zoo reads them
 OF_RL_ZOO = {**HYPERPARAMETERS, "ppo_lstm": Path(rl_zoo3.__file__).parent / "hyperparams" / "ppo_lstm.yml"}
 TUNED = "tuned"
+# What shipped when it was held against the other algorithms, and does not ship any more
+SHIPPED_BEFORE = ("first-round", "swimmer", "tuned-1M", "second-round")
 # What may be a schedule: PPO's clip_range too
 SCHEDULES = {*OF_TRPO, "clip_range"}
 

@@ -80,6 +80,18 @@ def test_sweep_finds_finished_what_has_been_given_up() -> None:
         missing([finished._replace(seed=12345)])
 
 
+def test_sweep_does_not_repeat_what_ran_with_what_shipped_then(tmp_path: Path) -> None:
+    """A setting that changes after a comparison leaves the comparison as it was made; another seed is missing as ever."""
+    then = Run("second-round", "Hopper-v5", "trpo", 10)
+    write_run(then, tmp_path / "runs", hyperparameters=settings.load("trpo", "second-round", "Hopper-v5"))
+    collect(tmp_path / "runs", tmp_path)
+    now = then._replace(setting=settings.TUNED)
+    assert missing([now, now._replace(seed=11), now._replace(algorithm="ppo")], tmp_path) == [
+        now._replace(seed=11),
+        now._replace(algorithm="ppo"),
+    ]
+
+
 def test_seeds_are_numbers_and_ranges() -> None:
     """Both ends are included."""
     assert parse_seeds(["0-4", "100", "7-7"]) == [0, 1, 2, 3, 4, 100, 7]

@@ -39,7 +39,7 @@ def test_settings_of_the_others_are_rl_zoos(algorithm: str, file: str) -> None:
 
 
 def test_settings_of_ours_are_one_for_mujoco() -> None:
-    """Robots share one setting, but for a discount and Humanoid's steps; Hopper and Swimmer have their own. All were tried by name."""
+    """Robots share one setting, but for a discount and Humanoid's steps; two have their own. All were tried by name."""
     tried = {"HalfCheetah-v5": "gamma-98", "Hopper-v5": "hopper-plain-995", "Swimmer-v5": "swimmer-long-rollouts"}
     tried |= {"Humanoid-v5": "humanoid-2M"}
     for env_id in settings.GROUPS["mujoco"]:

@@ -18,6 +18,7 @@ from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
+from sb3_trpo.guards.passed_on import PassedOn
 from tests.masked_envs import MaskedEnv, masked_env
 from tests.small_models import DISCRETE, VECTOR, make_env, policy_state, small_model
 
@@ -108,6 +109,18 @@ def test_no_step_is_a_loop_in_python(name: str, fast: bool, monkeypatch: pytest.
     assert max(lengths) > 4 and starts.sum() > 4
 
 
+class Acted(PassedOn):
+    """Keeps what each step of a rollout was acted on: the last one is not stored where a callback ends it there."""
+
+    def __init__(self, callback: Any, model: Any):
+        super().__init__(callback)
+        self.model, self.steps = model, []
+
+    def on_step(self) -> bool:
+        self.steps.append((self.model._last_obs, self.model._last_episode_starts, self.model._last_lstm_states.pi[0].numpy()))
+        return super().on_step()
+
+
 def remembering(cls: type) -> type:
     """Return a subclass that learns nothing, and keeps the steps of each rollout, whole or not, one after the other."""
 
@@ -116,13 +129,15 @@ def remembering(cls: type) -> type:
             self.seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
             super().__init__(*args, **kwargs)
 
-        def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+        def collect_rollouts(self, env: Any, callback: Any, *args: Any, **kwargs: Any) -> bool:
+            acted = Acted(callback, self)
             try:
-                return super().collect_rollouts(*args, **kwargs)
+                return super().collect_rollouts(env, acted, *args, **kwargs)
             finally:
                 buffer = self.rollout_buffer
                 arrays = (buffer.observations, buffer.episode_starts, buffer.hidden_states_pi)
                 self.seen.append(tuple(array[: buffer.pos].copy() for array in arrays))
+                self.seen += [tuple(np.asarray(part)[None] for part in step) for step in acted.steps[buffer.pos :]]
 
         def train(self) -> None:
             pass

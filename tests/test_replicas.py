@@ -343,32 +343,34 @@ def test_every_layer_of_running_statistics_is_that_of_all() -> None:
         assert one.obs_rms.count == other.obs_rms.count > 256
 
 
-@pytest.mark.parametrize("when", ["_on_training_start", "_on_rollout_start", "_on_step", "_on_rollout_end"])
+@pytest.mark.parametrize(
+    ("when", "at", "n_seen"),
+    # At which call, and how many steps of all the statistics have seen by then
+    [("_on_training_start", 1, 0), ("_on_rollout_start", 2, 128), ("_on_step", 40, 160), ("_on_rollout_end", 1, 128)],
+)
 @pytest.mark.parametrize("count", [10_000.0, 1e-4])
-def test_statistics_that_a_callback_puts_in_place_are_no_data(when: str, count: float) -> None:
+def test_statistics_that_a_callback_puts_in_place_are_no_data(when: str, at: int, n_seen: int, count: float) -> None:
     """Loaded or reset on all: what comes in afterwards is merged into them, once."""
     models = pair()
-    seen: list[int] = [0, 0]
 
-    def putting(rank: int) -> Any:
+    def putting(model: TRPO) -> Any:
+        calls = iter(range(1, 1000))
+
         def put() -> bool:
-            if not seen[rank]:
-                seen[rank] = models[rank].num_timesteps + 4
+            if next(calls) == at:
                 loaded = RunningMeanStd(shape=(3,))
                 loaded.mean, loaded.count = np.full(3, 0.5), count
-                models[rank].env.obs_rms = loaded  # type: ignore[union-attr]
+                model.env.obs_rms = loaded  # type: ignore[union-attr]
             return True
 
         callback = CallbackList([])
         setattr(callback, when, put)
         return callback
 
-    assert learn(models, 256, [putting(0), putting(1)]) == models and models[0]._n_updates == 2
+    assert learn(models, 256, list(map(putting, models))) == models and models[0]._n_updates == 2
     one, other = (observed(model.env) for model in models)  # type: ignore[arg-type]
     np.testing.assert_array_equal(one.mean, other.mean)
-    # Those of the first step of all are there before a callback hears of it, and those before the first step with it
-    first = {"_on_training_start": 0, "_on_rollout_start": 0, "_on_step": 4, "_on_rollout_end": 128}[when]
-    assert one.count == other.count == pytest.approx(count + 256 - first)
+    assert one.count == other.count == pytest.approx(count + 256 - n_seen)
 
 
 def test_settings_of_the_optimizer_that_a_callback_changes_on_one_are_refused() -> None:

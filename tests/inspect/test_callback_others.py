@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import CallbackList, ConvertCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -207,17 +208,36 @@ def test_rollout_that_is_stopped_is_no_update(tmp_path: Path) -> None:
     assert not (tmp_path / "updates.jsonl").exists()
 
 
+class Noise(RandomEnv):
+    """Short episodes of noise, in which large actions are paid for."""
+
+    def __init__(self) -> None:
+        super().__init__(action_space=spaces.Box(-1.0, 1.0, (2,)), termination_probability=0.2)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, _, *rest = super().step(action)
+        return (observation, float(0.3 * action.sum() + self.np_random.normal()), *rest)
+
+
 @pytest.mark.parametrize("n_layers", [1, 2])
-def test_step_of_a_memory_with_gsde_lies_where_it_ended(n_layers: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_step_of_a_memory_with_gsde_lies_where_it_ended(seed: int, n_layers: int, tmp_path: Path) -> None:
     """Its KL in the plane is that on record."""
     from sb3_contrib import RecurrentPPO
 
     kwargs = {"lstm_hidden_size": 8, "n_lstm_layers": n_layers}
-    env = DummyVecEnv([lambda: RandomEnv(termination_probability=0.2)] * 2)
     model = RecurrentPPO(
-        "MlpLstmPolicy", env, n_steps=32, batch_size=32, n_epochs=3, seed=1, use_sde=True, policy_kwargs=kwargs, device="cpu"
+        "MlpLstmPolicy",
+        DummyVecEnv([Noise] * 2),
+        n_steps=64,
+        batch_size=32,
+        n_epochs=3,
+        seed=seed,
+        use_sde=True,
+        policy_kwargs=kwargs,
+        device="cpu",
     )
-    model.learn(192, callback=TrustRegionRecorder(tmp_path, pictures_every=1))
+    model.learn(384, callback=TrustRegionRecorder(tmp_path, pictures_every=1))
     run = read_run(tmp_path)
     assert len(run.slices) == len(run.updates) == 3
     for update, plane in zip(run.updates, run.slices, strict=True):

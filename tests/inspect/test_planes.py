@@ -98,8 +98,8 @@ def test_plane_of_no_step_is_none() -> None:
 
 def test_plane_of_a_step_without_a_length_is_none() -> None:
     """A matrix that gives what is beside the natural step a square below zero says nothing of where the step lies."""
-    fisher = th.diag(th.tensor([1.0, 1.0, -0.5], dtype=th.float64))
-    problem = QuadraticProblem(fisher, th.tensor([1.0, 0.5, 0.0], dtype=th.float64))
+    fisher = th.diag(th.tensor([1.0, 2.0, -0.5], dtype=th.float64))
+    problem = QuadraticProblem(fisher, th.tensor([1.0, 1.0, 0.0], dtype=th.float64))
     there, beside = th.tensor([0.2, 0.1, 0.3], dtype=th.float64), th.tensor([0.2, -0.1, 0.0], dtype=th.float64)
     assert slice_with_step(problem, there, max_kl=0.02, damping=0.0, n_updates=1, n_points=3) is None
     plane = slice_with_step(problem, beside, max_kl=0.02, damping=0.0, n_updates=1, n_points=3)

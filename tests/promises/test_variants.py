@@ -114,7 +114,8 @@ class Acted(PassedOn):
 
     def __init__(self, callback: Any, model: Any):
         super().__init__(callback)
-        self.model, self.steps = model, []
+        self.model = model
+        self.steps: list[tuple[Any, ...]] = []
 
     def on_step(self) -> bool:
         self.steps.append((self.model._last_obs, self.model._last_episode_starts, self.model._last_lstm_states.pi[0].numpy()))
@@ -126,7 +127,7 @@ def remembering(cls: type) -> type:
 
     class Remembering(cls):
         def __init__(self, *args: Any, **kwargs: Any):
-            self.seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+            self.seen: list[tuple[np.ndarray, ...]] = []
             super().__init__(*args, **kwargs)
 
         def collect_rollouts(self, env: Any, callback: Any, *args: Any, **kwargs: Any) -> bool:

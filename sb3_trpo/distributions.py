@@ -7,7 +7,7 @@ An SB3 distribution holds one of torch's, or several. Each of them may hold othe
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from types import MemberDescriptorType
 from typing import Any, TypeVar
 
@@ -301,21 +301,16 @@ def has_noise_by_state(policy: Any) -> bool:
     return isinstance(getattr(policy, "action_dist", None), StateDependentNoiseDistribution)
 
 
-def std_of_noise(distributions: Iterable[Distribution]) -> float:
-    """Return the mean standard deviation of actions whose noise depends on the state: the parameter is that of its weights."""
-    return float(th.cat([factor.stddev.flatten() for each in distributions for factor in factors_of(each)]).mean())
-
-
-def least_std(distributions: Sequence[Distribution]) -> float:
-    """Return the least standard deviation of a dimension of the actions, a mean over states; NaN where torch knows none."""
-    sums, n_states = th.zeros(()), 0
+def mean_stds(distributions: Iterable[Distribution]) -> th.Tensor:
+    """Return the standard deviation of each dimension of the actions, a mean over states, shape (n_dims,); NaN if unknown."""
+    sums, n_states = th.zeros((), device="cpu"), 0
     for each in distributions:
         try:
             stds = th.cat([factor.stddev.reshape(len(factor.stddev), -1) for factor in factors_of(each)], dim=1)
         except NotImplementedError:
-            return math.nan
+            return th.full((1,), math.nan, device="cpu")  # torch knows none
         sums, n_states = sums.to(stds) + stds.sum(dim=0), n_states + len(stds)
-    return float(sums.min()) / n_states
+    return sums / n_states
 
 
 def per_state(values: th.Tensor) -> th.Tensor:

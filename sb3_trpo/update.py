@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo.checked_algorithm import CheckedOnPolicyAlgorithm
 from sb3_trpo.critic import CriticFit, PooledMinibatches, ValueBatch, fit_critic
 from sb3_trpo.distributed import Processes
-from sb3_trpo.distributions import factors_of, has_noise_by_state, least_std, std_of_noise
+from sb3_trpo.distributions import factors_of, has_noise_by_state, mean_stds
 from sb3_trpo.fast.forward_mode import forward_mode_fisher
 from sb3_trpo.fast.gauss_newton import actor_of
 from sb3_trpo.fast.kinds import CLOSED_FORM, MASKED_KINDS
@@ -482,7 +482,8 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
     ) -> UpdateReport:
         """Describe the update that led to the present policy."""
         log_std = getattr(self.policy, "log_std", None)
-        policy_there = problem.new_distributions if step.accepted else problem.old_distributions
+        policies = (problem.old_distributions, problem.new_distributions if step.accepted else problem.old_distributions)
+        before, after = (None, None) if log_std is None else map(mean_stds, policies)
         return UpdateReport(
             step=step,
             critic=critic,
@@ -494,11 +495,11 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             ),
             entropy=problem.entropy(of_new=step.accepted),
             std=None if log_std is None else log_std.exp().mean().item(),
-            least_std=None if log_std is None else (least_std(problem.old_distributions), least_std(policy_there)),
+            least_std=None if before is None or after is None else (float(before.min()), float(after.min())),
             phase_seconds=phase_seconds,
             is_frozen=not problem.parameters,
             observation_spread=self._observation_spread(),
-            noise_std=std_of_noise(policy_there) if has_noise_by_state(self.policy) else None,
+            noise_std=float(after.mean()) if after is not None and has_noise_by_state(self.policy) else None,
             is_rewarded=self._is_rewarded,
         )
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 
-from sb3_trpo.distributions import frozen, has_noise_by_state, std_of_noise
+from sb3_trpo.distributions import frozen, has_noise_by_state, mean_stds
 from sb3_trpo.guards.process import full_precision, unvalidated_distributions
 from sb3_trpo.inspect.run_files import QUANTILES
 from sb3_trpo.objective import Batch, entropy_term, kl_old_new, log_ratio, surrogate_term, weighted_mean
@@ -161,7 +161,7 @@ def measure(before: TRPO, after: TRPO, batch: Batch, clip_range: float) -> tuple
                 gain += float(surrogate_term(new, chunk)) - float(surrogate_term(old, chunk))
                 term = entropy_term(new, chunk)
                 entropy += math.nan if term is None else term
-                std += float(chunk.weights.sum()) * std_of_noise([new]) if is_gsde else 0.0
+                std += float(chunk.weights.sum()) * float(mean_stds([new]).mean()) if is_gsde else 0.0
     expected = float(gradient.double() @ step.double())
     means = Means(mean_kl, gain, expected, float(gradient.double().norm()), float(step.double().norm()), entropy, std)
     return means, spread.spread()

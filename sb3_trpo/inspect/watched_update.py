@@ -148,7 +148,8 @@ class OtherUpdate:
         self.before = seen_as_ours(model, copy_of(model.policy))
         with nothing_drawn():
             self.batch = self.before._full_batch()
-            self.few = WatchedStates(self.before, n_states=N_ASKED)
+            self.few = sample(self.batch, N_ASKED)
+            self.said = self._say()
             if self.wants_pictures:
                 self.watched = WatchedStates(self.before, self.states)
         self.explained_variance = explained_by_values(model.rollout_buffer)
@@ -163,13 +164,14 @@ class OtherUpdate:
             self.measured = measure(self.before, after, self.batch, clip_range_of(self.model))
 
     @th.no_grad()
+    def _say(self) -> th.Tensor:
+        """Return what the copy of the old policy says of a few actions."""
+        with as_updates_are_measured():
+            return self.before._distribution(self.few).log_prob(self.few.actions)
+
     def _check_copy(self) -> None:
         """Refuse a copy that is another policy since the update: it would be measured from there."""
-
-        def ask() -> th.Tensor:
-            return self.few.now(self.before)[0].log_prob(self.few.batch.actions)
-
-        if not is_same_answer(self.few.old.log_prob(self.few.batch.actions), ask()) and not is_random(ask):
+        if not is_same_answer(self.said, self._say()) and not is_random(self._say):
             raise CannotBeCopied(
                 f"{type(self.model.policy).__name__} cannot be copied: its copy changes when it does, as one does that holds "
                 "itself in a function or a weak reference"

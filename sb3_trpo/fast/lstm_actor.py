@@ -18,7 +18,7 @@ from sb3_trpo.fast.gauss_newton import is_made_of
 from sb3_trpo.fast.kinds import CLOSED_FORM, is_patched, kind_of
 from sb3_trpo.fast.lstm_fisher import read_around
 from sb3_trpo.fast.masks import masked_array
-from sb3_trpo.fast.network import Network, is_as_read, read_network, read_stages
+from sb3_trpo.fast.network import OF_CRITIC, Network, is_as_read, read_network, read_stages
 from sb3_trpo.fast.places import Places
 from sb3_trpo.guards.passed_on import StandIn, runs_user_code, steps_through_user_code
 from sb3_trpo.policies import n_observations
@@ -44,7 +44,7 @@ class _Read(NamedTuple):
 def _read(policy: Any, n_envs: int) -> _Read | None:
     """Read a policy, ``None`` if it is not covered."""
     actor = read_around(policy)
-    critic = read_network(policy, "vf_features_extractor", "value_net", "value_net")
+    critic = read_network(policy, *OF_CRITIC)
     if actor is None or critic is None or any(True for _ in policy.vf_features_extractor.parameters()):
         return None
     own = policy.lstm_critic

@@ -15,7 +15,7 @@ from stable_baselines3.common.distributions import Distribution
 from sb3_trpo.fast import lstm
 from sb3_trpo.fast.gauss_newton import N_COMPARED, GaussNewtonFisher, covers, is_made_of
 from sb3_trpo.fast.kinds import CLOSED_FORM, kind_of
-from sb3_trpo.fast.network import Network, network_input, read_network
+from sb3_trpo.fast.network import OF_ACTOR, Network, network_input, read_network
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
 
@@ -37,7 +37,7 @@ def read_around(policy: Any) -> Network | None:
     """Read what is before and after the actor's LSTM, if nothing is learned before it, and it is covered."""
     if not lstm.is_covered(policy.lstm_actor) or any(True for _ in policy.pi_features_extractor.parameters()):
         return None
-    return read_network(policy, "pi_features_extractor", "policy_net", "action_net")
+    return read_network(policy, *OF_ACTOR)
 
 
 def sequences_of(policy: Any, network: Network, chunk: Any) -> tuple[lstm.Sequences, np.ndarray]:

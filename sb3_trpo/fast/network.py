@@ -28,6 +28,10 @@ MOST_ON_CPU = 2**23
 # Methods by which SB3's modules are asked for what they give: one that is set on an object is the user's own
 OWN_FORWARD = frozenset({"forward", "forward_actor", "forward_critic"})
 
+# The names of an extractor, of what follows it in ``mlp_extractor``, and of the last layer
+OF_ACTOR = ("pi_features_extractor", "policy_net", "action_net")
+OF_CRITIC = ("vf_features_extractor", "value_net", "value_net")
+
 
 class Stage(NamedTuple):
     """
@@ -159,9 +163,9 @@ def _extractor_modules(extractor: nn.Module) -> Layers | None:
     return traced_layers(extractor)
 
 
-def _network(policy: ActorCriticPolicy, extractor: str, net: str, head: str) -> Network | None:
-    methods = ("extract_features", "get_distribution", "_get_action_dist_from_latent", "predict_values")
-    return read_network(policy, extractor, net, head) if is_as_sb3(policy, *methods) else None
+def _is_as_read(policy: ActorCriticPolicy) -> bool:
+    """Whether a policy does nothing beside what its networks do."""
+    return is_as_sb3(policy, "extract_features", "get_distribution", "_get_action_dist_from_latent", "predict_values")
 
 
 def read_network(policy: ActorCriticPolicy, extractor: str, net: str, head: str) -> Network | None:
@@ -188,17 +192,17 @@ def read_network(policy: ActorCriticPolicy, extractor: str, net: str, head: str)
 
 def read_actor(policy: ActorCriticPolicy) -> Network | None:
     """Read the network from preprocessed observations to the action distribution's mean or logits, if chains are all it is."""
-    return _network(policy, "pi_features_extractor", "policy_net", "action_net")
+    return read_network(policy, *OF_ACTOR) if _is_as_read(policy) else None
 
 
 def read_critic(policy: ActorCriticPolicy) -> Network | None:
     """Read the network from preprocessed observations to the value, if chains are all it is."""
-    return _network(policy, "vf_features_extractor", "value_net", "value_net")
+    return read_network(policy, *OF_CRITIC) if _is_as_read(policy) else None
 
 
 def is_a_chain(policy: ActorCriticPolicy) -> bool:
     """Whether actor and critic are chains, so that what they depend on is the same in every state."""
-    return read_actor(policy) is not None and read_critic(policy) is not None
+    return _is_as_read(policy) and all(read_network(policy, *names) is not None for names in (OF_ACTOR, OF_CRITIC))
 
 
 def is_quicker_on_gpu(parameters: list[nn.Parameter], n: int) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from sb3_trpo.fast.network import is_a_chain
 from sb3_trpo.guards.random_network import N_ASKED, is_random, is_same_answer
 from sb3_trpo.inspect.as_ours import clip_range_of, gain_unit_of, limit_of, name_of, nothing_drawn, seen_as_ours
 from sb3_trpo.inspect.measure import (
@@ -68,11 +69,14 @@ class OwnUpdate:
 
     def _seen(self) -> TRPO:
         """Return the model, or one like it with a copy of its policy where a look may leave something behind in that."""
-        policy = to_look_at(self.model.policy)
-        return self.model if policy is self.model.policy else seen_as_ours(self.model, policy)
+        policy = self.model.policy
+        looked_at = policy if self.is_a_chain else to_look_at(policy)
+        return self.model if looked_at is policy else seen_as_ours(self.model, looked_at)
 
     def prepare(self) -> None:
         """Keep the policy in some states, and make the pictures' plane."""
+        # Asked once, since it takes as long as a look: an update changes parameters, not what they are parameters of
+        self.is_a_chain = is_a_chain(self.model.policy)
         with nothing_drawn():
             seen = self._seen()
             self.few = WatchedStates(seen, n_states=SPREAD_STATES)

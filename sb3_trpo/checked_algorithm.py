@@ -5,7 +5,8 @@ import inspect
 import io
 import pathlib
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
@@ -20,7 +21,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.guards.arguments import OF_LEARN, RULES, Rules, check_arguments, check_policy, check_policy_fits, value_at
+from sb3_trpo.guards.arguments import OF_LEARN, RULES, Rules, check_arguments, check_policy, value_at
 from sb3_trpo.guards.environments import AnyEnv, as_env, closed_if_refused, made_env, wrapped_env
 from sb3_trpo.guards.finite import NonFiniteError, finite_rollout, finite_statistics
 from sb3_trpo.guards.model_zip import path_to_write, saved_attributes, written_whole
@@ -63,6 +64,19 @@ class _DrawingOwnNumbers(StandIn):
         return _PolicyDrawing(self.thing.policy, model=self.thing)
 
 
+@contextmanager
+def _blaming(given: Mapping[str, Any]) -> Iterator[None]:
+    """Name in an error what was given in place of what was saved: SB3 says what does not fit, not whose doing it is."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if not given:
+            raise
+        in_place = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{error} (with {in_place} in place of what was saved)") from error
+
+
 class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
     """
     SB3's ``OnPolicyAlgorithm`` with checks at construction, use and load, whole files, finite rollouts and a complete log.
@@ -85,8 +99,8 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
     expected_in_zip: ClassVar[Set[str]] = frozenset()
     saved_by: ClassVar[str] = "an on-policy algorithm"
 
-    # What stands in a saved model for its kind: subclasses of the user's own are of the kind of their base, and one that has
-    # none is of its own name. A file that says nothing of it is of the second
+    # The algorithm's name in a saved model. A subclass of the user's own has that of its base, and without one its own name.
+    # A file without a name is one of ``kind_of_old_files``
     kind: ClassVar[str] = ""
     kind_of_old_files: ClassVar[str] = ""
     # What a policy class is derived from
@@ -141,7 +155,6 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 as_env(None)
             check_arguments(self.rules, vars(self))
             self._check_numbers()
-            check_policy_fits(self.policy_class, self.observation_space, self.policy_kwargs)
             check_observation_space(self.observation_space, self.policy_class, self.policy_kwargs)
             saved = vars(self).get("_random")
             with drawing:
@@ -337,7 +350,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.dump_logs(0)
         for part, values in zip(held, before, strict=True):
             part.update(values)
-        # Whatever is recorded anew brings its own tuple of outputs that are left out, be its value the same object
+        # These very tuples mark values as written: recording again replaces the tuple, be the value the same object
         held[2].update({name: tuple([*left_out]) for name, left_out in before[2].items()})
         self._written = dict(held[2])
 
@@ -415,11 +428,11 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         return known - {"self", "policy", "_init_setup_model", "args", "kwargs", "arguments"}
 
     @classmethod
-    def _check_kind(cls, path: str | pathlib.Path | io.BufferedIOBase, *, expected: Set[str] = frozenset()) -> set[str]:
+    def _check_kind(cls, path: str | pathlib.Path | io.BufferedIOBase) -> set[str]:
         """Refuse the file of a model of another kind; return the names of what is in this one."""
-        saved = saved_attributes(path, expected=expected, kind=cls.saved_by)
+        saved = saved_attributes(path, expected=cls.expected_in_zip, kind=cls.saved_by)
         kind = saved.get("saved_kind", cls.kind_of_old_files)
-        if saved.keys() >= cls.expected_in_zip and kind != cls.kind:
+        if kind != cls.kind:
             whose, reads_it = kind or "another algorithm", f"{kind}.load" if kind else "the algorithm's own load"
             raise ValueError(
                 f"{path} holds a model of {whose}, expected one of {cls.kind}: {reads_it} reads it, and the parameters of a "
@@ -444,7 +457,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         :raises TypeError: if a further keyword is not an argument of the constructor
         :raises ValueError: if the file holds another algorithm's model, or one for other spaces than those of the environment
         """
-        names = cls._check_kind(path, expected=cls.expected_in_zip)
+        names = cls._check_kind(path)
         known = cls._names_of_arguments()
         for name, value in kwargs.items():
             if name not in known:
@@ -463,13 +476,8 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         made = made_env(env)
         with closed_if_refused(made, env):
             converted = None if made is None else as_env(made)
-            try:
+            with _blaming(kwargs):
                 model = super().load(path, converted, device, custom_objects, print_system_info, force_reset, **kwargs)
-            except (TypeError, ValueError) as error:
-                # SB3 and the networks name what does not fit, not whose doing it is
-                in_place = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
-                kind = TypeError if isinstance(error, TypeError) else ValueError
-                raise (kind(f"{error} (with {in_place} in place of what was saved)") if kwargs else error) from error
             if model.ep_info_buffer is not None and model.ep_info_buffer.maxlen != model._stats_window_size:
                 # Another window, or that of several processes, which learned together
                 for name in ("ep_info_buffer", "ep_success_buffer"):
@@ -513,7 +521,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         if not isinstance(load_path_or_dict, dict):
             _, params, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
             if params:
-                self._check_kind(load_path_or_dict, expected=self.expected_in_zip)
+                self._check_kind(load_path_or_dict)
         check_parameters(params, self.get_parameters(), self.policy, exact_match=exact_match)
         before: dict[str, Any] = copy.deepcopy(self.get_parameters())
         try:

@@ -9,6 +9,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch.nn import functional as F
 
+from sb3_trpo.policies import rows_of
 from sb3_trpo.trust_region import flatten, unflatten
 
 Minibatch = TypeVar("Minibatch")
@@ -27,10 +28,7 @@ class ValueBatch(NamedTuple):
 
     def select(self, rows: th.Tensor) -> "ValueBatch":
         """Return some of the rows."""
-        observations = self.observations
-        if isinstance(observations, dict):
-            return ValueBatch({key: value[rows] for key, value in observations.items()}, self.returns[rows])
-        return ValueBatch(observations[rows], self.returns[rows])
+        return ValueBatch(rows_of(self.observations, rows), self.returns[rows])
 
     def to(self, device: str) -> "ValueBatch":
         """Return the same on a device."""

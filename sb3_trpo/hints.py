@@ -15,6 +15,11 @@ LITTLE_USED, IN_A_ROW = 0.25, 10
 CRITIC_BY = 50
 
 
+def falls_early(first: float, now: float, *, progress: float) -> bool:
+    """Whether a standard deviation that began at ``first`` is so small so early that the policy hardly explores any more."""
+    return progress <= EARLY and now < SMALL_STD <= first
+
+
 class Hints:
     """The hints of one run: what has been seen of it, and what has been said."""
 
@@ -45,11 +50,11 @@ class Hints:
         if update.least_std is not None:
             before, std = update.least_std
             self._first_std = before if math.isnan(self._first_std) else self._first_std
-            if progress <= EARLY and std < SMALL_STD <= self._first_std:
+            if falls_early(self._first_std, std, progress=progress):
                 yield (
                     "std",
                     f"Hint: the standard deviation of an action fell from {self._first_std:.2g} to {std:.2g} in the "
-                    f"first {progress:.0%} of the training, which ends the exploration: give std_damping, say 4.",
+                    f"first {max(progress, 0.01):.0%} of the training, which ends the exploration: give std_damping, say 4.",
                 )
         step = update.step
         searched = step.accepted or step.status == "line_search_failed"

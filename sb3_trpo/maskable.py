@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_trpo.fast.actors import lean_actor
-from sb3_trpo.fast.kinds import KNOWN_POLICIES, MASKED_KINDS, note_kinds
+from sb3_trpo.fast.kinds import KNOWN_POLICIES, MASKED_KINDS
 from sb3_trpo.guards.overridden import known_kind
 from sb3_trpo.guards.passed_on import AsGiven
 from sb3_trpo.objective import Batch
@@ -54,7 +54,6 @@ MASKED_KINDS.update(
         MaskableBernoulliDistribution: MultiCategoricalDistribution,
     }
 )
-note_kinds(MASKED_KINDS, "apply_masking")
 
 
 class MaskableMlpPolicy(MaskableActorCriticPolicy, CountsFromZero):
@@ -142,7 +141,7 @@ def check_masks(masks: list[Any], action_space: spaces.Space, *, step: int | Non
                 of_variable = f" of variable {variable}" if len(sizes) > 1 else ""
                 raise ValueError(
                     f"action_masks() of environment {index} must leave at least one action{of_variable}, got none{at_step}. "
-                    "An episode in which nothing is possible must end before"
+                    "End an episode before a state in which nothing is possible"
                 )
         rows.append(row)
     return np.stack(rows)

@@ -20,11 +20,11 @@ UPDATE_STATUSES = {
     "rewards_not_finite": "a reward of the rollout is NaN or infinite",
     "advantages_not_finite": "an advantage of the rollout is NaN or infinite",
     "returns_not_finite": "a return of the rollout is NaN or infinite",
-    "gradient_zero": "the surrogate has no slope here: advantages that are all the same, for one",
+    "gradient_zero": "the surrogate's gradient is zero, as with advantages that are all the same",
     "gradient_not_finite": "the surrogate's gradient is NaN or infinite",
-    "limit_zero": "a schedule of `target_kl` has come to its end",
-    "curvature_not_positive": "the Fisher matrix gives the step no length, or is not finite",
-    "direction_not_ascent": "the direction found does not lead up",
+    "limit_zero": "`target_kl` is 0: its schedule has come to its end",
+    "curvature_not_positive": "the step has no length in the Fisher metric (sᵀFs is not positive), or that is not finite",
+    "direction_not_ascent": "the direction found is no ascent direction (g·s ≤ 0)",
     "line_search_failed": "no candidate kept the limit and improved the surrogate",
 }
 CRITIC_STATUSES = {

@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_trpo.distributions import copied, detached, factors_of, frozen, in_double, moved, named, per_state
 from sb3_trpo.guards.random_network import SameNoise
+from sb3_trpo.policies import rows_of
 from sb3_trpo.trust_region import CentralDifferences, first_that_works, fisher_vector_product, flat_gradient, reached_by
 from sb3_trpo.trust_region.fallbacks import somewhere_else
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
@@ -30,13 +31,6 @@ WRITTEN_OUT, TWICE, FORWARD_MODE, DIFFERENCES = "Gauss-Newton", "plain", "Gauss-
 
 # Transitions on which the ways are tried
 N_TRIED = 16
-
-
-def rows_of(values: Any, rows: slice | th.Tensor) -> Any:
-    """Return some of the rows of a tensor, or of each tensor in a dict; of nothing nothing."""
-    if isinstance(values, dict):
-        return {key: part[rows] for key, part in values.items()}
-    return None if values is None else values[rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +231,7 @@ def check_kl(distribution: Distribution, actions: th.Tensor, parameters: Paramet
 
 
 def _of_old(old: Distribution, new: Distribution, actions: th.Tensor) -> th.Tensor:
-    """Return numbers that an old policy gives: a transform that moves is none of the KL, which takes it for the same."""
+    """Return numbers that an old policy gives: log-probabilities too, since a KL does not see a transform that changes."""
     return th.cat([kl_old_new(old, new), old.log_prob(actions).flatten()])
 
 
@@ -379,7 +373,7 @@ class PolicyProblem:
         return self._first_that_is_finite()
 
     def _latest(self, choice: int) -> int:
-        """Return the choice that stands latest among those of all parts."""
+        """Return the last of the choices that any process has made."""
         return int(self.largest(th.tensor(float(choice), device="cpu")))
 
     def _first_that_is_finite(self) -> MatrixVectorProduct:

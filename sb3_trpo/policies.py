@@ -25,6 +25,13 @@ def n_observations(observations: Any) -> int:
     return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
 
 
+def rows_of(values: Any, rows: slice | th.Tensor) -> Any:
+    """Return some of the rows of an array or tensor, or of each in a dict; of nothing nothing."""
+    if isinstance(values, dict):
+        return {key: part[rows] for key, part in values.items()}
+    return None if values is None else values[rows]
+
+
 def from_zero(observations: PyTorchObs, space: spaces.Space) -> PyTorchObs:
     """
     Return observations with those of Discrete and MultiDiscrete spaces counted from 0, as SB3's one-hot encoding takes them.

@@ -28,9 +28,9 @@ from sb3_trpo.fast.lstm_fisher import lstm_fisher
 from sb3_trpo.fast.network import is_as
 from sb3_trpo.guards.environments import spends_steps_on_resets
 from sb3_trpo.guards.passed_on import PassedOn
-from sb3_trpo.objective import Batch, rows_of
-from sb3_trpo.policies import CountsFromZero
-from sb3_trpo.rollout import check_full
+from sb3_trpo.objective import Batch
+from sb3_trpo.policies import CountsFromZero, rows_of
+from sb3_trpo.rollout import check_full, step_weights
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
@@ -453,9 +453,7 @@ class RecurrentTRPO(TRPO):
             self._to_torch(self._by_environment(np.asarray(array)).astype(np.float32))
             for array in (buffer.log_probs, buffer.advantages, buffer.returns)
         )
-        counts = np.ones((self.n_steps, self.n_envs), bool) if self._wasted_steps is None else ~self._wasted_steps
-        n_counted = float(self._peers.total(th.tensor(counts.sum(), dtype=th.float64, device="cpu")))
-        weights = self._to_torch((counts.T.reshape(-1) / n_counted).astype(np.float32))
+        weights = step_weights(buffer, None, advantages, self._peers.total)  # no step is wasted: see _check_before_learning
         advantages = self._normalized(advantages, weights)
         begins = self._starts().copy()
         begins[:: self.n_steps] = True

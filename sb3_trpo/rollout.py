@@ -19,12 +19,12 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
-from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.guards.environments import spends_steps_on_resets
 from sb3_trpo.guards.overridden import is_as_written, known_kind
 from sb3_trpo.guards.passed_on import PassedOn, is_of_users_own, runs_user_code, steps_through_user_code
+from sb3_trpo.policies import rows_of
 
 Observations = np.ndarray | dict[str, np.ndarray]
 # Completes a sum over a part
@@ -245,7 +245,8 @@ def collect_rollouts(
             _complete(model, actor, rollout_buffer, cut, n_steps)
             return False
         if len(vars(rollout_buffer)) != n_attributes:  # the callback has wrapped one of its methods
-            n_attributes, is_own = len(vars(rollout_buffer)), is_sb3s_own(rollout_buffer)
+            # Once it is told of a step, it is told of all: its arrays do not have the observations of this one
+            n_attributes, is_own = len(vars(rollout_buffer)), is_own and is_sb3s_own(rollout_buffer)
         ended = dones.nonzero()[0].tolist()
         _note_episodes(model, infos, dones, ended, wants_all=wants_all)
 
@@ -423,7 +424,9 @@ def step_weights(
     return counts / max(1.0, float(total(counts.sum(dtype=th.float64).cpu())))
 
 
-def explained_by_values(rollout_buffer: RolloutBuffer, wasted: np.ndarray | None = None, total: Total | None = None) -> float:
+def explained_by_values(
+    rollout_buffer: RolloutBuffer, wasted: np.ndarray | None = None, total: Total = lambda part: part
+) -> float:
     """
     Return the share of the returns' variance that the values explain; NaN where it has no meaning.
 
@@ -438,17 +441,10 @@ def explained_by_values(rollout_buffer: RolloutBuffer, wasted: np.ndarray | None
     if wasted is not None:
         counted = ~_in_one_order(rollout_buffer, wasted).flatten()
         values, returns = values[counted], returns[counted]
-        if total is None and not counted.any():
-            return math.nan
     with np.errstate(invalid="ignore"):
-        return float(explained_variance(values, returns)) if total is None else _explained(values, returns, total)
-
-
-def _explained(values: np.ndarray, returns: np.ndarray, total: Total) -> float:
-    """Return the same of values and returns that are a part of more."""
-    both = np.stack([returns, returns - values])
-    n, *sums = total(th.tensor([both.shape[1], *both.sum(axis=1)], dtype=th.float64, device="cpu")).tolist()
-    squares = ((both - np.array(sums)[:, None] / max(1.0, n)) ** 2).sum(axis=1)
+        both = np.stack([returns, returns - values])
+        n, *sums = total(th.tensor([both.shape[1], *both.sum(axis=1)], dtype=th.float64, device="cpu")).tolist()
+        squares = ((both - np.array(sums)[:, None] / max(1.0, n)) ** 2).sum(axis=1)
     of_returns, of_errors = total(th.tensor(squares, device="cpu")).tolist()
     return math.nan if of_returns == 0.0 else 1.0 - of_errors / of_returns
 
@@ -483,13 +479,6 @@ def _mean_squares(observations: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
     if numbers.dtype.kind != "f":
         numbers = numbers.astype(np.float64)
     return np.einsum("ij,ij->j", numbers, numbers, dtype=np.float64) / max(1, len(numbers))
-
-
-def rows_of(observations: Observations, rows: slice) -> Observations:
-    """Return some of n observations."""
-    if isinstance(observations, dict):
-        return {key: values[rows] for key, values in observations.items()}
-    return observations[rows]
 
 
 def _blocks(space: spaces.Space, n: int) -> Iterator[slice]:

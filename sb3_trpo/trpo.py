@@ -76,8 +76,8 @@ class TRPO(TrustRegionUpdate):
         messages
     :param seed: Seed for the pseudo random generators
     :param device: Device (cpu, cuda, ...) on which the code should be run.
-        Setting it to auto, the code will be run on the GPU if possible. A small perceptron acts and its critic is fitted on
-        the CPU all the same, unless ``fast=False``: that takes less time
+        Setting it to auto, the code will be run on the GPU if possible. Small perceptrons act, and have their critic fitted,
+        on the CPU even then, since it takes less time; ``fast=False`` turns this off
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param fast: Whether to use, where they cover the policy, the faster ways of collecting experience, multiplying with the
         Fisher matrix and fitting the critic; the results are those of the plain ways up to rounding and, while collecting
@@ -85,10 +85,10 @@ class TRPO(TrustRegionUpdate):
     :param error_if_nonfinite: Whether a reward, observation or action that is NaN or infinite is an error, raised at once and
         before anything is updated. Otherwise, or if a ``VecCheckNan`` wraps the environment, training goes on, and an update
         from such a rollout leaves the policy as it is
-    :param std_damping: What is added to the Fisher matrix for the standard deviations of continuous actions, in place of
-        ``cg_damping``. That of a Gaussian is 2 there: at 4 they learn half as fast as at 1, and explore longer. ``None`` is
-        0 if ``cg_damping`` is left out too and they are a parameter by themselves, as without gSDE. Otherwise, and on a model
-        that is built, it is ``cg_damping``
+    :param std_damping: Damping for the log standard deviations of continuous actions, in place of ``cg_damping``. Their
+        Fisher information is 2: at 4 they learn half as fast as at 1, and explore longer. ``None`` is 0 if ``cg_damping`` is
+        ``None`` too and they are one parameter for all states (no gSDE). Otherwise, and on a model that is built, it is
+        ``cg_damping``
     :param critic_gae_lambda: λ of the returns that the value function is fitted to, in place of ``gae_lambda`` (decoupled
         GAE; Yuan et al. 2025, https://arxiv.org/abs/2503.01491). Closer to 1 than that of the advantages it sees far rewards
         sooner, while the gradient keeps the small variance of short ones. ``None`` takes ``gae_lambda`` there too

@@ -19,11 +19,11 @@ from sb3_trpo.distributions import factors_of, has_noise_by_state, mean_stds
 from sb3_trpo.fast.forward_mode import forward_mode_fisher
 from sb3_trpo.fast.gauss_newton import actor_of
 from sb3_trpo.fast.kinds import CLOSED_FORM, MASKED_KINDS
-from sb3_trpo.fast.mlp_critic import mlp_critic
+from sb3_trpo.fast.mlp_critic import MlpCritic, mlp_critic
 from sb3_trpo.fast.network import is_a_chain
 from sb3_trpo.gradients import check_actor, check_gradients, is_same_function, untrained
 from sb3_trpo.guards.arguments import check_arguments
-from sb3_trpo.guards.finite import first_cause, unusable, unusable_rollout
+from sb3_trpo.guards.finite import first_cause, unusable_rollout
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
 from sb3_trpo.guards.overridden import as_in_package, is_as_in_package, known_kind
 from sb3_trpo.guards.process import full_precision, unvalidated_distributions
@@ -53,7 +53,7 @@ from sb3_trpo.rollout import (
     is_sb3s_own,
     observation_spread,
 )
-from sb3_trpo.trust_region import TrustRegionStep, flatten, reached_by, refused_step, trust_region_step
+from sb3_trpo.trust_region import TrustRegionStep, are_finite, flatten, reached_by, trust_region_step
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
 
 # Distributions, of SB3's policies, between which torch knows the KL
@@ -68,12 +68,12 @@ RANDOM_NETWORK = (
 UNTRAINED_CRITIC = (
     "The critic is not trained, although {names} can be: the values have no gradient. TRPO fits what predict_values gives, "
     "where PPO fits what evaluate_actions does; something on the way is detached, or computed without gradients "
-    "(torch.no_grad). If that is meant, n_critic_updates=0 says so"
+    "(torch.no_grad). If that is meant, set n_critic_updates=0"
 )
 
 
-def _numbers_of(some: Iterable[th.nn.Parameter], everything: Iterable[th.nn.Parameter]) -> list[int]:
-    """Return the places at which some parameters stand among all."""
+def _indices_of(some: Iterable[th.nn.Parameter], everything: Iterable[th.nn.Parameter]) -> list[int]:
+    """Return the indices of some parameters among all."""
     wanted = set(some)
     return [i for i, parameter in enumerate(everything) if parameter in wanted]
 
@@ -289,7 +289,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             # For good: a network that drops a layer now and then is the same many times
             is_random_here = (not is_chain and self._notice_randomness(batch.few(N_ASKED))) or self._is_random
         if not is_chain:
-            numbers = [_numbers_of(found, everything) for found in (actor, values)]
+            numbers = [_indices_of(found, everything) for found in (actor, values)]
             are_random, *reached = zip(*self._peers.gather((is_random_here, *numbers)), strict=True)
             self._is_random = any(are_random)
             actor, values = ([everything[i] for i in sorted(set().union(*found))] for found in reached)
@@ -410,9 +410,10 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         """Move the policy's parameters as far as the arguments of this model allow; ``phase`` hears what begins."""
         # Of several processes parameters are the same, and a rollout is as good as its worst part
         alone = self._peers.size == 1
-        status = unusable(self.rollout_buffer, problem.parameters) if alone else self._status_of_all
-        if status:
-            return refused_step(status)
+        unusable = unusable_rollout(self.rollout_buffer) if alone else self._status_of_all
+        # Parameters that are not finite are what made the rollout so, and the step says it of them
+        if unusable and are_finite(problem.parameters):
+            return TrustRegionStep(unusable)
         with self._own_noise(may_be_random=self._is_random):
             step = trust_region_step(
                 problem,
@@ -441,14 +442,10 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         self, batch: Batch, parameters: list[th.nn.Parameter], is_policy_kept: Callable[[], bool]
     ) -> CriticFit | None:
         """Fit the values to the returns of the rollout, moving these parameters only."""
-        batch_size = min(self.batch_size, len(batch.returns))
-        quick = mlp_critic(self.policy, parameters, batch, self._values, batch_size) if self.fast else None
-        if quick is not None and not self._adds_nothing("_values", batch.split(self._chunk_size())):
+        quick = self._quick_critic(batch, parameters) if self.fast else None
+        if self._on_any(quick is None):
             quick = None
         alone = self._peers.size == 1
-        # What became of the policy is measured after the fit; of several processes that would be one more collective
-        if self._on_any(quick is None or not (alone or self._is_of_layers_alone(batch))):
-            quick = None
         self._note_path("critic fit", "plain" if quick is None else "written out")
         epochs = self._value_epochs(batch)
         pool: PooledMinibatches | None = None if alone else PooledMinibatches(self._peers.total)
@@ -457,6 +454,14 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             return quick.fit(epochs, holds=lambda: not alone or self._is_of_layers_alone(batch) or is_policy_kept())
         with self._own_noise(may_be_random=bool(self._warned_of_randomness)):
             return fit_critic(self._values, self.policy.optimizer, parameters, epochs, holds=is_policy_kept, pool=pool)
+
+    def _quick_critic(self, batch: Batch, parameters: list[th.nn.Parameter]) -> MlpCritic | None:
+        """Return the fit of the critic written out, ``None`` where the plain one must do it."""
+        quick = mlp_critic(self.policy, parameters, batch, self._values, min(self.batch_size, len(batch.returns)))
+        if quick is None or not self._adds_nothing("_values", batch.split(self._chunk_size())):
+            return None
+        # What became of the policy is measured after the fit; of several processes that would be one more collective
+        return quick if self._peers.size == 1 or self._is_of_layers_alone(batch) else None
 
     def _is_of_layers_alone(self, batch: Batch) -> bool:
         """Whether the policy is what the actor's own layers give: then it depends on nothing else, seen or unseen."""
@@ -467,7 +472,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
         """Whether the policy is still what the step made of it: a critic may move what no graph shows (detached features)."""
         if self._is_random:
             return True  # as far as can be seen: it is another one each time
-        max_kl = self._now("target_kl")
+        max_kl, kept_distributions = self._now("target_kl"), problem.new_distributions
         _, mean_kl = problem.evaluate()
         kept = (mean_kl <= max_kl or not step.accepted) and not abs(mean_kl - step.mean_kl) > 1e-3 * max_kl
         if not kept:
@@ -475,7 +480,11 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             again = (problem.evaluate()[1] for _ in range(N_DOUBTS))
             self._is_random = any(abs(kl - mean_kl) > 1e-3 * max_kl for kl in again)
             self._warn_of_randomness([OF_ACTOR] if self._is_random else [])
-        return kept or self._is_random
+        kept = kept or self._is_random
+        if not kept:
+            # The fit will be undone, and the report is of the policy that stays
+            problem.new_distributions = kept_distributions
+        return kept
 
     def _report(
         self, problem: PolicyProblem, step: TrustRegionStep, critic: CriticFit | None, phase_seconds: dict[str, float]
@@ -490,9 +499,7 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
             n_updates=self._n_updates,
             max_kl=self._now("target_kl"),
             damping=self._now("cg_damping"),
-            explained_variance=explained_by_values(
-                self.rollout_buffer, self._wasted_steps, None if self._peers.size == 1 else self._peers.total
-            ),
+            explained_variance=explained_by_values(self.rollout_buffer, self._wasted_steps, self._peers.total),
             entropy=problem.entropy(of_new=step.accepted),
             std=None if log_std is None else log_std.exp().mean().item(),
             least_std=None if before is None or after is None else (float(before.min()), float(after.min())),

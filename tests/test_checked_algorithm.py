@@ -27,7 +27,7 @@ from sb3_trpo.guards.arguments import COUNT, RULES, Rule, Rules, check_arguments
 from tests.cases import generator
 from tests.guards.refusals import REFUSALS, assert_names
 from tests.hostile import Fault, HostileEnv
-from tests.small_models import BOX, DISCRETE, VECTOR, RandomEnv, changed, make_env, small_model
+from tests.small_models import BOX, DISCRETE, IMAGE, VECTOR, RandomEnv, changed, make_env, small_model
 
 State = dict[str, th.Tensor]
 
@@ -194,6 +194,19 @@ def test_algorithm_refuses_an_unknown_keyword_of_load(name: str, saved: pathlib.
     with pytest.raises(TypeError) as refusal:
         Clipped.load(saved, device="cpu", **unknown)
     assert_names(refusal.value, name, "clip_factor", "n_epochs")
+
+
+@pytest.mark.parametrize("given", [{}, {"clip_factor": 0.3}])
+def test_error_of_load_has_a_cause_that_is_not_itself(given: dict[str, Any], saved: pathlib.Path) -> None:
+    """Whoever follows the causes comes to an end; what the call gave is named where it gave anything."""
+    with pytest.raises(ValueError) as refusal:
+        Clipped.load(saved, make_env(IMAGE), device="cpu", **given)
+    error: BaseException | None = refusal.value
+    causes: list[BaseException] = []
+    while error is not None and len(causes) < 9:
+        causes.append(error)
+        error = error.__cause__
+    assert len(causes) < 9 and ("clip_factor=0.3 in place of what was saved" in str(refusal.value)) is bool(given)
 
 
 class Named:

@@ -69,6 +69,14 @@ def test_deviation_that_falls_early_is_told_of(stds: list[float], n_hints: int) 
     assert (finding.healthy is False) is ("in the first 10% of it" in finding.says) is bool(n_hints)
 
 
+@pytest.mark.parametrize(("progress", "words"), [(0.001, "first 1%"), (0.01, "first 1%"), (0.05, "first 5%")])
+def test_part_of_the_training_is_never_none_of_it(progress: float, words: str) -> None:
+    """A long training has hardly begun when the deviation falls."""
+    hints = Hints()
+    lines = [line for std in pairwise([1.0, 0.01, 0.01]) for line in hints.after(update(least_std=std), progress=progress)]
+    assert len(lines) == 1 and words in lines[0]
+
+
 def recorded(report: UpdateReport) -> UpdateRecord:
     return record_of(report, num_timesteps=64, phase_seconds={}, mean_return=0.0, episode_returns=())
 

@@ -36,8 +36,8 @@ from sb3_trpo.fast.numpy_layers import forward
 from sb3_trpo.fast.places import Places
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
 from sb3_trpo.guards.overridden import known_kind
-from sb3_trpo.policies import n_observations
-from sb3_trpo.rollout import EVALUATION_ROWS, Acted, Critic, Observations, is_sb3s_own, keeps_numbers, rows_of
+from sb3_trpo.policies import n_observations, rows_of
+from sb3_trpo.rollout import EVALUATION_ROWS, Acted, Critic, Observations, is_sb3s_own, keeps_numbers
 from sb3_trpo.trust_region.fisher import flatten, unflatten
 
 # Numbers of noise drawn at a time: enough that the call costs little per step, few enough for a short rollout
@@ -254,8 +254,7 @@ class _Categorical:
 
     def log_probs(self, logits: np.ndarray, log_stds: None, actions: np.ndarray) -> np.ndarray:
         """Return the log-probabilities of actions, shape (n_steps, n_envs)."""
-        parts = np.split(logits - logits.max(axis=2, keepdims=True), self.cuts, axis=2) if self.single else None
-        parts = parts or [p - p.max(axis=2, keepdims=True) for p in np.split(logits, self.cuts, axis=2)]
+        parts = [part - part.max(axis=2, keepdims=True) for part in np.split(logits, self.cuts, axis=2)]
         chosen = np.split(actions.reshape(*logits.shape[:2], -1).astype(int), len(parts), axis=2)
         at = (np.take_along_axis(part, index, axis=2)[..., 0] for part, index in zip(parts, chosen, strict=True))
         return sum(value - np.log(np.exp(part).sum(axis=2)) for value, part in zip(at, parts, strict=True))

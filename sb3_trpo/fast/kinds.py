@@ -4,7 +4,6 @@ What fast paths know of policies and their distributions. A variant notes its ow
 The plain twin of all that is known is to ask: a policy by its own methods, a distribution for its samples and probabilities.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 from stable_baselines3.common.distributions import (
@@ -17,7 +16,7 @@ from stable_baselines3.common.distributions import (
 )
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 
-from sb3_trpo.guards.overridden import known_kind
+from sb3_trpo.guards.overridden import is_as_written, known_kind
 
 # Kinds of policies that compute as their class says, where none of its methods is overridden
 KNOWN_POLICIES: list[type[BasePolicy]] = [ActorCriticPolicy]
@@ -32,22 +31,13 @@ CLOSED_FORM = (
 # Kinds of masked distributions -> those of SB3 that they are once masked
 MASKED_KINDS: dict[type, type[Distribution]] = {}
 # What samples actions and makes distributions, as SB3 and sb3-contrib have it
-_AS_WRITTEN: dict[tuple[type, str], Any] = {}
-
-
-def note_kinds(kinds: Iterable[type], *methods: str) -> None:
-    """Note methods of kinds of distributions as they are now: they may be patched later."""
-    methods = ("proba_distribution", "get_actions", "sample", "log_prob", *methods)
-    _AS_WRITTEN.update({(kind, name): getattr(kind, name) for kind in kinds for name in methods})
+_METHODS = ("proba_distribution", "get_actions", "sample", "log_prob", "apply_masking")
 
 
 def is_patched(distribution: Any) -> bool:
     """Whether a distribution does anything in another way than its class was written, on the object or on the class."""
-    own = (isinstance(distribution, kind) and getattr(kind, name) is not _AS_WRITTEN[kind, name] for kind, name in _AS_WRITTEN)
-    return any(own) or any(callable(value) for value in vars(distribution).values())
-
-
-note_kinds(CLOSED_FORM)
+    kind = known_kind(distribution, (*CLOSED_FORM, *MASKED_KINDS))
+    return kind is None or not is_as_written(kind, *_METHODS)
 
 
 def kind_of(policy: Any) -> type:

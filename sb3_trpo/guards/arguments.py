@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_trpo.guards.overridden import is_of_known_package
@@ -174,25 +172,6 @@ def check_policy(
         raise PolicyKindError(f"{message}: it acts on {takes[0]}, and a policy of {of or 'this algorithm'} acts on {takes[1]}")
     if not issubclass(policy, (base, *aliases.values())):
         raise TypeError(message)
-
-
-def check_policy_fits(policy_class: type, observation_space: spaces.Space, policy_kwargs: Mapping[str, Any]) -> None:
-    """
-    Refuse a policy for Dict observations where there are none; SB3 itself refuses the other ways round.
-
-    :param policy_class: the policy's
-    :param observation_space: that of the environment
-    :param policy_kwargs: a feature extractor among them may take whatever it likes
-    :raises ValueError: naming policy and space
-    """
-    if "features_extractor_class" in policy_kwargs:
-        return
-    constructors = (inspect.signature(vars(b)["__init__"]).parameters for b in policy_class.__mro__ if "__init__" in vars(b))
-    defaults = (own["features_extractor_class"].default for own in constructors if "features_extractor_class" in own)
-    if next(defaults, None) is CombinedExtractor and not isinstance(observation_space, spaces.Dict):
-        raise ValueError(
-            f"{policy_class.__name__} is for Dict observations, got {observation_space}: take the policy for vectors or images"
-        )
 
 
 def value_at(name: str, value: float | Schedule, *, progress_remaining: float) -> float:

@@ -7,7 +7,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import BasePolicy
@@ -37,19 +36,6 @@ def is_finite(values: Any) -> bool:
     # Sums are quicker than looking at each number, which is done only where they overflow
     total = sum(values.ravel().tolist()) if values.size < 16 else np.vdot(values, values)
     return math.isfinite(total) or bool(np.isfinite(values).all())
-
-
-def unusable(rollout_buffer: RolloutBuffer, parameters: Iterable[th.nn.Parameter]) -> str | None:
-    """
-    Name why no policy step can be made from a rollout.
-
-    :param rollout_buffer: a full buffer
-    :param parameters: those of the policy
-    :return: the status of the update, ``None`` if everything is finite
-    """
-    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
-        return "parameters_not_finite"
-    return unusable_rollout(rollout_buffer)
 
 
 def unusable_rollout(rollout_buffer: RolloutBuffer) -> str | None:

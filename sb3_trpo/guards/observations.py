@@ -11,6 +11,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import nn
 
+from sb3_trpo.guards.overridden import is_of_known_package
 from sb3_trpo.policies import CountsFromZero
 
 READABLE = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
@@ -59,7 +60,7 @@ def _extractor_of(policy_class: type[BasePolicy], policy_kwargs: Mapping[str, An
         parameter = inspect.signature(vars(cls)["__init__"]).parameters.get("features_extractor_class")
         if parameter is not None and isinstance(parameter.default, type):
             return parameter.default
-        if cls.__module__.split(".")[0] not in ("stable_baselines3", "sb3_contrib", "sb3_trpo"):
+        if not is_of_known_package(cls):
             return None  # a constructor of the user's own passes on what it likes
     return None
 
@@ -67,7 +68,7 @@ def _extractor_of(policy_class: type[BasePolicy], policy_kwargs: Mapping[str, An
 def _reads_as_sb3(policy_class: type[BasePolicy]) -> bool:
     """Whether SB3's ``preprocess_obs`` is what reads the observations."""
     owner = next(cls for cls in policy_class.__mro__ if "extract_features" in vars(cls))
-    return owner.__module__.split(".")[0] in ("stable_baselines3", "sb3_contrib", "sb3_trpo")
+    return is_of_known_package(owner)
 
 
 def check_observation_space(space: spaces.Space, policy_class: type[BasePolicy], policy_kwargs: Mapping[str, Any]) -> None:
@@ -83,7 +84,11 @@ def check_observation_space(space: spaces.Space, policy_class: type[BasePolicy],
     extractor = _extractor_of(policy_class, policy_kwargs)
     if isinstance(space, spaces.Dict) and extractor in (FlattenExtractor, NatureCNN):
         _refuse("env.observation_space", space, f"not be a Dict with a {policy_class.__name__}", "take 'MultiInputPolicy'")
-    if isinstance(space, spaces.Dict) and extractor is CombinedExtractor:
+    if extractor is CombinedExtractor:
+        if not isinstance(space, spaces.Dict):
+            raise ValueError(
+                f"{policy_class.__name__} is for Dict observations, got {space}: take the policy for vectors or images"
+            )
         _check_keys(space)
     for name, part in _parts(space):
         if _reads_as_sb3(policy_class):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sb3_trpo.hints import EARLY, SMALL_STD, SPREAD
+from sb3_trpo.hints import EARLY, SPREAD, falls_early
 from sb3_trpo.inspect.run_files import UpdateRecord, limits_in_words
 
 # The rules judge this many of the latest updates
@@ -290,11 +290,11 @@ def _longer_search(updates: Sequence[UpdateRecord], *, continuous: bool) -> str:
 
 def _fell_early(updates: Sequence[UpdateRecord]) -> str:
     """Say that one action hardly varied any more after a tenth of the record, if that is so."""
-    early = [update.least_std for update in updates[: math.ceil(EARLY * len(updates))] if update.least_std]
-    least = min((after for _, after in early), default=math.nan)
-    if not (least < SMALL_STD <= early[0][0]):
+    stds = [(n / len(updates), *update.least_std) for n, update in enumerate(updates, start=1) if update.least_std]
+    fallen = [now for progress, _, now in stds if falls_early(stds[0][1], now, progress=progress)]
+    if not fallen:
         return ""
-    return f" That of one action fell from {early[0][0]:.3g} to {least:.3g} in the first {EARLY:.0%} of it."
+    return f" That of one action fell from {stds[0][1]:.3g} to {min(fallen):.3g} in the first {EARLY:.0%} of it."
 
 
 def policy_explores(updates: Sequence[UpdateRecord]) -> Finding:

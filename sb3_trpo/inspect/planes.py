@@ -11,7 +11,7 @@ import torch as th
 from sb3_trpo.guards.process import unvalidated_distributions
 from sb3_trpo.inspect.run_files import SliceRecord
 from sb3_trpo.trust_region import TrustRegionProblem, TrustRegionStep, conjugate_gradient, flatten, unflatten
-from sb3_trpo.trust_region.fisher import MatrixVectorProduct
+from sb3_trpo.trust_region.fisher import MatrixVectorProduct, copies_of, put
 
 # How far a slice reaches, in full steps, and how many policies are measured along each side of it
 SLICE_REACH = 1.5
@@ -32,13 +32,11 @@ class NoMeasureError(ArithmeticError):
 @contextmanager
 def as_they_were(parameters: Sequence[th.nn.Parameter]) -> Iterator[None]:
     """Give parameters back bit for bit."""
-    origin = [parameter.detach().clone() for parameter in parameters]
+    origin = copies_of(parameters)
     try:
         yield
     finally:
-        with th.no_grad():
-            for parameter, start in zip(parameters, origin, strict=True):
-                parameter.copy_(start)
+        put(parameters, origin)
 
 
 def _beside(
@@ -90,8 +88,7 @@ def _measure_of(
 
     @th.no_grad()
     def evaluate(x: float, y: float) -> tuple[float, float]:
-        for parameter, value in zip(parameters, unflatten(origin + x * first + y * second, parameters), strict=True):
-            parameter.copy_(value)
+        put(parameters, unflatten(origin + x * first + y * second, parameters))
         return measured.evaluate()
 
     surrogate, _ = evaluate(0.0, 0.0)
@@ -169,7 +166,6 @@ def slice_with_step(
     max_kl: float,
     damping: float | th.Tensor,
     n_updates: int,
-    measured: TrustRegionProblem | None = None,
     n_points: int | None = None,
     **others: Any,
 ) -> SliceRecord | None:
@@ -182,7 +178,6 @@ def slice_with_step(
     :param damping: added to the diagonal of the Fisher matrix for the direction of the natural gradient: a number, or one for
         each variable, shape (n_params,)
     :param n_updates: number of the update
-    :param measured: the problem to measure on, by default the same; with fewer states it is quicker
     :param n_points: how many policies to measure along each side, ``SLICE_POINTS`` by default
     :param others: further fields of the record
     :return: ``None`` if the step or the natural gradient is zero, there is no second direction, or no length of the step
@@ -213,7 +208,7 @@ def slice_with_step(
                 return None
             (second_direction, second), product = beside, fisher_product(full_step)
             place = [float(step @ product) / float(full_step @ product), 0.0]
-        measure = _measure_of(measured or problem, parameters, full_step, second)
+        measure = _measure_of(problem, parameters, full_step, second)
         reach = min(MOST_REACH, max(SLICE_REACH, *(1.25 * abs(at) for at in place)))
         fractions, kl, gain = _surface(measure, reach, n_points)
         step_gain, step_kl = measure(*place)

@@ -29,7 +29,8 @@ from sb3_trpo.inspect.run_files import (
     record_of,
 )
 from sb3_trpo.metrics import PhaseClock
-from sb3_trpo.objective import DIFFERENCES, Batch, PolicyProblem, kl_old_new, rows_of
+from sb3_trpo.objective import DIFFERENCES, Batch, PolicyProblem, kl_old_new
+from sb3_trpo.policies import rows_of
 from sb3_trpo.rollout import is_sb3s_own
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.trust_region import TrustRegionStep

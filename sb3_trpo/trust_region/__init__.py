@@ -9,7 +9,7 @@ from sb3_trpo.trust_region.conjugate_gradient import ConjugateGradientResult, co
 from sb3_trpo.trust_region.fallbacks import CentralDifferences, first_that_works
 from sb3_trpo.trust_region.fisher import fisher_vector_product, flat_gradient, flatten, reached_by, unflatten
 from sb3_trpo.trust_region.line_search import Candidate, LineSearchResult, backtrack
-from sb3_trpo.trust_region.step import TrustRegionProblem, TrustRegionStep, refused_step, trust_region_step
+from sb3_trpo.trust_region.step import TrustRegionProblem, TrustRegionStep, are_finite, trust_region_step
 
 __all__ = [
     "Candidate",
@@ -18,6 +18,7 @@ __all__ = [
     "LineSearchResult",
     "TrustRegionProblem",
     "TrustRegionStep",
+    "are_finite",
     "backtrack",
     "conjugate_gradient",
     "first_that_works",
@@ -25,7 +26,6 @@ __all__ = [
     "flat_gradient",
     "flatten",
     "reached_by",
-    "refused_step",
     "trust_region_step",
     "unflatten",
 ]

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch as th
 
-from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, flat_gradient, flatten, unflatten
+from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, copies_of, flat_gradient, flatten, put, unflatten
 
 # A way to make Fisher products: its name, and what makes the product
 Way = tuple[str, Callable[[], MatrixVectorProduct]]
@@ -29,12 +29,6 @@ MOST_ATTEMPTS = 12
 # twenty. Where a gradient is not that of the network, the KL agrees with it by chance in one place of thirty. Hence a
 # contradiction has to repeat
 ENOUGH_PLACES, MOST_PLACES = 3, 5
-
-
-@th.no_grad()
-def _put_back(parameters: Parameters, origin: list[th.Tensor]) -> None:
-    for parameter, start in zip(parameters, origin, strict=True):
-        parameter.copy_(start)
 
 
 class CentralDifferences:
@@ -55,16 +49,14 @@ class CentralDifferences:
     def __init__(self, kl_terms: Sequence[Callable[[], th.Tensor]], parameters: Parameters, *, shorten: float = 1.0):
         self.kl_terms = kl_terms
         self.parameters = parameters
-        self.origin = [parameter.detach().clone() for parameter in parameters]
+        self.origin = copies_of(parameters)
         # Where rounding, over h, and truncation, times h², balance
         self.small = max(th.finfo(parameter.dtype).eps for parameter in parameters) ** (1 / 3)
         self.farthest = 0.25 * self.small * (1.0 + float(flatten(self.origin).double().norm()))
         self.shorten = shorten
 
-    @th.no_grad()
     def _move(self, step: list[th.Tensor], distance: float) -> None:
-        for parameter, start, direction in zip(self.parameters, self.origin, step, strict=True):
-            parameter.copy_(start + distance * direction)
+        put(self.parameters, (start + distance * part for start, part in zip(self.origin, step, strict=True)))
 
     def _kl_and_gradient(self, step: list[th.Tensor], distance: float) -> tuple[float, th.Tensor]:
         self._move(step, distance)
@@ -107,7 +99,7 @@ class CentralDifferences:
             distance = self._distance(step) * self.shorten
             (kl_ahead, ahead), (kl_behind, behind) = (self._kl_and_gradient(step, at) for at in (distance, -distance))
         finally:
-            _put_back(self.parameters, self.origin)
+            put(self.parameters, self.origin)
         curvature = (kl_ahead + kl_behind) * (float(norm) / distance) ** 2
         return (ahead - behind) * (norm / (2.0 * distance)), curvature
 
@@ -117,7 +109,7 @@ class CentralDifferences:
         try:
             return flatten([part * self._scale(i, part) for i, part in enumerate(parts)])
         finally:
-            _put_back(self.parameters, self.origin)
+            put(self.parameters, self.origin)
 
     def _scale(self, i: int, part: th.Tensor) -> float:
         step = [part / part.norm() if j == i else th.zeros_like(p) for j, p in enumerate(self.parameters)]
@@ -165,7 +157,7 @@ def _differ_by(expected: th.Tensor, other: th.Tensor) -> float:
 @contextmanager
 def somewhere_else(parameters: Parameters, generator: th.Generator) -> Iterator[None]:
     """Move parameters away for a moment: where a last layer is almost zero, what is wrong behind it does not show."""
-    origin = [parameter.detach().clone() for parameter in parameters]
+    origin = copies_of(parameters)
     try:
         with th.no_grad():
             for parameter in parameters:
@@ -173,7 +165,7 @@ def somewhere_else(parameters: Parameters, generator: th.Generator) -> Iterator[
                 parameter.add_(scale * th.randn(parameter.shape, generator=generator, device="cpu").to(parameter))
         yield
     finally:
-        _put_back(parameters, origin)
+        put(parameters, origin)
 
 
 def first_that_works(ways: Sequence[Way], differences: Differences, parameters: Parameters) -> str:

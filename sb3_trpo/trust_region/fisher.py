@@ -1,6 +1,6 @@
 """Products with the Fisher information matrix of a policy, and the flat view of its parameters."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch as th
@@ -17,6 +17,18 @@ def flatten(tensors: Sequence[th.Tensor]) -> th.Tensor:
 def unflatten(vector: th.Tensor, like: Sequence[th.Tensor]) -> list[th.Tensor]:
     """Cut a vector of shape (n_params,) into views with the shapes of ``like``."""
     return [part.view_as(tensor) for part, tensor in zip(vector.split([t.numel() for t in like]), like, strict=True)]
+
+
+def copies_of(tensors: Iterable[th.Tensor]) -> list[th.Tensor]:
+    """Return the numbers that tensors hold now, in memory of their own and without a graph."""
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+@th.no_grad()
+def put(parameters: Parameters, values: Iterable[th.Tensor]) -> None:
+    """Overwrite parameters with values of the same shapes, bit for bit."""
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
 
 
 def nodes_of(output: th.Tensor) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch as th
 
 from sb3_trpo.trust_region.conjugate_gradient import ConjugateGradientResult, conjugate_gradient
-from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, unflatten
+from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters, copies_of, put, unflatten
 from sb3_trpo.trust_region.line_search import Candidate, LineSearchResult, backtrack
 
 
@@ -35,7 +35,8 @@ class TrustRegionStep(NamedTuple):
 
     :param status: ``"accepted"``, or why every parameter is bit for bit what it was: ``"parameters_not_finite"``,
         ``"gradient_not_finite"``, ``"gradient_zero"``, ``"limit_zero"``, ``"curvature_not_positive"``,
-        ``"direction_not_ascent"``, ``"line_search_failed"``, or what the caller of :func:`refused_step` found
+        ``"direction_not_ascent"``, ``"line_search_failed"``, or what a caller found.
+        The other fields have the values of a step that was not taken by default
     :param surrogate: L(θ) at the parameters kept
     :param surrogate_gain: measured L(θ) - L(θ_old) of the step kept, 0 if none was
     :param expected_gain: g · step for the same step, 0 if none was kept
@@ -51,17 +52,17 @@ class TrustRegionStep(NamedTuple):
     """
 
     status: str
-    surrogate: float
-    surrogate_gain: float
-    expected_gain: float
-    mean_kl: float
-    expected_kl: float
-    step_fraction: float
-    gradient_norm: float
-    step_norm: float
-    full_step_gain: float
-    candidates: tuple[Candidate, ...]
-    conjugate_gradient: ConjugateGradientResult | None
+    surrogate: float = math.nan
+    surrogate_gain: float = 0.0
+    expected_gain: float = 0.0
+    mean_kl: float = 0.0
+    expected_kl: float = 0.0
+    step_fraction: float = 0.0
+    gradient_norm: float = math.nan
+    step_norm: float = 0.0
+    full_step_gain: float = math.nan
+    candidates: tuple[Candidate, ...] = ()
+    conjugate_gradient: ConjugateGradientResult | None = None
 
     @property
     def accepted(self) -> bool:
@@ -69,66 +70,20 @@ class TrustRegionStep(NamedTuple):
         return self.status == "accepted"
 
 
-def refused_step(
-    status: str,
-    *,
-    surrogate: float = math.nan,
-    gradient_norm: float = math.nan,
-    full_step_gain: float = math.nan,
-    candidates: tuple[Candidate, ...] = (),
-    conjugate_gradient: ConjugateGradientResult | None = None,
-) -> TrustRegionStep:
-    """
-    Describe a step that was not taken.
-
-    :param status: why
-    :param surrogate: L(θ_old); like what follows, as far as it is known: see :class:`TrustRegionStep`
-    :param gradient_norm: ||g||
-    :param full_step_gain: g · full_step
-    :param candidates: what the line search tried
-    :param conjugate_gradient: the direction's solve
-    """
-    return TrustRegionStep(
-        status=status,
-        surrogate=surrogate,
-        surrogate_gain=0.0,
-        expected_gain=0.0,
-        mean_kl=0.0,
-        expected_kl=0.0,
-        step_fraction=0.0,
-        gradient_norm=gradient_norm,
-        step_norm=0.0,
-        full_step_gain=full_step_gain,
-        candidates=candidates,
-        conjugate_gradient=conjugate_gradient,
-    )
-
-
-def _are_finite(parameters: Parameters) -> bool:
+def are_finite(parameters: Parameters) -> bool:
+    """Whether no number of any parameter is NaN or infinite."""
     return all(bool(parameter.isfinite().all()) for parameter in parameters)
-
-
-@th.no_grad()
-def _move(parameters: Parameters, origin: list[th.Tensor], step: list[th.Tensor], fraction: float) -> None:
-    for parameter, start, direction in zip(parameters, origin, step, strict=True):
-        parameter.copy_(start + fraction * direction)
-
-
-@th.no_grad()
-def _restore(parameters: Parameters, origin: list[th.Tensor]) -> None:
-    for parameter, start in zip(parameters, origin, strict=True):
-        parameter.copy_(start)
 
 
 def _search(problem: TrustRegionProblem, surrogate: float, full_step: th.Tensor, **limits: Any) -> LineSearchResult:
     """Move the parameters to the candidate that is accepted; without one, or if anything is raised, they stay."""
     parameters = problem.parameters
-    origin = [parameter.detach().clone() for parameter in parameters]
+    origin = copies_of(parameters)
     step = unflatten(full_step, parameters)
 
     def evaluate(fraction: float) -> tuple[float, float]:
-        _move(parameters, origin, step, fraction)
-        if not _are_finite(parameters):
+        put(parameters, (start + fraction * part for start, part in zip(origin, step, strict=True)))
+        if not are_finite(parameters):
             return math.nan, math.nan
         new_surrogate, mean_kl = problem.evaluate()
         return new_surrogate - surrogate, mean_kl
@@ -140,7 +95,7 @@ def _search(problem: TrustRegionProblem, surrogate: float, full_step: th.Tensor,
         return result
     finally:
         if not accepted:
-            _restore(parameters, origin)
+            put(parameters, origin)
 
 
 def trust_region_step(
@@ -179,12 +134,12 @@ def trust_region_step(
     """
     phase("gradient")
     parameters = problem.parameters
-    if not _are_finite(parameters):
-        return refused_step("parameters_not_finite")
+    if not are_finite(parameters):
+        return TrustRegionStep("parameters_not_finite")
     surrogate, gradient = problem.surrogate_gradient()
     norm = gradient.double().norm()
     gradient_norm = float(norm if agree is None else agree(norm))
-    refused = partial(refused_step, surrogate=surrogate, gradient_norm=gradient_norm)
+    refused = partial(TrustRegionStep, surrogate=surrogate, gradient_norm=gradient_norm)
     if not (math.isfinite(gradient_norm) and math.isfinite(surrogate)):
         return refused("gradient_not_finite")
     if gradient_norm == 0.0:

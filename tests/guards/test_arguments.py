@@ -12,6 +12,8 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.policies import MultiInputActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_trpo import TRPO, MaskableTRPO, RecurrentTRPO
 from sb3_trpo.hyperparameters import PER_DIMENSION
@@ -325,6 +327,19 @@ def test_policy_of_a_variant_for_dicts_is_refused_where_there_are_none(cls: Any,
     """By the same words as that of TRPO."""
     with pytest.raises(ValueError, match="is for Dict observations, got Box"):
         small_model(cls, policy, make_env(VECTOR, spaces.Discrete(3)))
+
+
+class FlattensDicts(MultiInputActorCriticPolicy):
+    """Hands an extractor of its own on, whatever its base class has."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{**kwargs, "features_extractor_class": FlattenExtractor})
+
+
+def test_policy_that_hands_its_own_extractor_on_is_taken_as_sb3_takes_it() -> None:
+    """What its base class is for says nothing of it."""
+    model = small_model(policy=FlattensDicts, env=make_env(VECTOR)).learn(64)
+    assert model.last_update is not None and model.last_update.step.accepted
 
 
 BAD_OF_LEARN: dict[str, list[Any]] = {

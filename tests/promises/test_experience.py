@@ -339,6 +339,50 @@ def test_what_a_callback_leaves_in_the_buffer_is_learned_from(fast: bool, critic
     assert np.abs(values.numpy() - 7.0).max() < 1.5
 
 
+class TakesOff(BaseCallback):
+    """Puts a wrapper around a method of the buffer, and takes it off in the midst of the rollout."""
+
+    def __init__(self, name: str, on: int, off: int):
+        super().__init__()
+        self.name, self.on, self.off = name, on, off
+
+    def _on_rollout_start(self) -> None:
+        self.n_steps = 0
+        self._put_on_or_off()
+
+    def _put_on_or_off(self) -> None:
+        buffer = self.model.rollout_buffer  # type: ignore[attr-defined]
+        if self.n_steps == self.on:
+            method = getattr(buffer, self.name)
+            setattr(buffer, self.name, lambda *args, **kwargs: method(*args, **kwargs))
+        elif self.n_steps == self.off:
+            delattr(buffer, self.name)
+
+    def _on_step(self) -> bool:
+        self.n_steps += 1
+        self._put_on_or_off()
+        return True
+
+    def _on_rollout_end(self) -> None:
+        buffer = self.model.rollout_buffer  # type: ignore[attr-defined]
+        self.seen = {name: getattr(buffer, name).copy() for name in ("observations", "rewards", "episode_starts")}
+
+
+@pytest.mark.parametrize("name", ["add", "compute_returns_and_advantage"])
+@pytest.mark.parametrize(("on", "off"), [(0, 1), (0, 4), (2, 5), (3, N_STEPS - 1)])
+def test_buffer_is_complete_when_a_callback_takes_its_wrapper_off(name: str, on: int, off: int) -> None:
+    """Each step is stored, by whatever way, while the wrapper is there and after it has gone."""
+    callbacks = {}
+    for fast in (True, False):
+        callbacks[fast] = TakesOff(name, on, off)
+        env = DummyVecEnv([Countdown])
+        small_model(env=env, n_steps=N_STEPS, batch_size=N_STEPS, fast=fast).learn(N_STEPS, callbacks[fast])
+    quick, plain = (callbacks[fast].seen for fast in (True, False))
+    for part in quick:
+        np.testing.assert_array_equal(quick[part], plain[part])
+    assert plain["observations"][:, 0, 0].tolist() == [100.0 - step for step in range(N_STEPS)]
+
+
 def test_vector_space_is_what_the_tests_act_on() -> None:
     """The quick actor is there, or nothing above was tested of it."""
     model = small_model(env=make_env(VECTOR))

@@ -229,6 +229,16 @@ def test_what_is_not_finite_on_one_is_the_status_on_all(of_faults: list[dict[str
     assert here["then"] == there["then"] == "accepted"
 
 
+def test_parameters_that_are_not_finite_are_the_status_as_of_one_process(of_faults: list[dict[str, Any]]) -> None:
+    """And not the actions that they gave."""
+    alone = small_model(error_if_nonfinite=False)
+    with th.no_grad():
+        next(alone.policy.action_net.parameters()).fill_(th.nan)
+    alone.learn(64)
+    assert alone.last_update is not None and alone.last_update.step.status == "parameters_not_finite"
+    assert [outcome["parameters_not_finite"]["status"] for outcome in of_faults] == ["parameters_not_finite"] * 2
+
+
 @pytest.mark.parametrize(
     "what, message",
     {

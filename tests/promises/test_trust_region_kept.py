@@ -21,6 +21,7 @@ from sb3_trpo import TRPO
 from sb3_trpo.objective import Batch, PolicyProblem, log_ratio
 from tests.from_outside import ROUNDING, MeasuredTRPO, actor_state
 from tests.small_models import (
+    BOX,
     DICT,
     DISCRETE,
     IMAGE,
@@ -174,6 +175,21 @@ def test_critic_fit_that_would_move_the_policy_unseen_is_undone() -> None:
     assert model.last_update.critic.status == "undone"
     for step, mean_kl in model.measurements:
         assert step.accepted and mean_kl == pytest.approx(step.mean_kl, rel=1e-3, abs=ROUNDING)
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_report_is_of_the_policy_that_stays_where_the_critic_fit_was_undone(use_sde: bool) -> None:
+    """Not of the one that the fit had led to: entropy, and with gSDE the deviations, depend on what the critic moves."""
+    env = make_env(action_space=BOX if use_sde else DISCRETE)
+    model = small_model(policy=DetachedActor, env=env, learning_rate=1.0, n_critic_updates=5, use_sde=use_sde).learn(64)
+    update = model.last_update
+    assert update is not None and update.critic is not None and update.critic.status == "undone"
+    with th.no_grad():
+        policy: Any = model._distribution(model._full_batch()).distribution
+    assert update.entropy == pytest.approx(float(policy.entropy().reshape(64, -1).sum(dim=1).mean()), rel=1e-4)
+    if use_sde:
+        assert update.least_std is not None and update.noise_std == pytest.approx(float(policy.stddev.mean()), rel=1e-4)
+        assert update.least_std[1] == pytest.approx(float(policy.stddev.mean(dim=0).min()), rel=1e-4)
 
 
 class RestlessExtractor(BaseFeaturesExtractor):

@@ -360,6 +360,16 @@ def not_the_same(processes: Processes) -> dict[str, Any]:
     return found
 
 
+def parameters_not_finite(processes: Processes) -> dict[str, Any]:
+    """Learn with a policy that has become NaN."""
+    model = small_model(error_if_nonfinite=False, processes=processes)
+    with th.no_grad():
+        next(model.policy.action_net.parameters()).fill_(th.nan)
+    model.learn(1)
+    assert model.last_update is not None
+    return {"status": model.last_update.step.status}
+
+
 def _with_a_logger(processes: Processes) -> int:
     model = small_model(processes=processes)
     logger = Logger(None, [])
@@ -370,7 +380,7 @@ def _with_a_logger(processes: Processes) -> int:
 
 def faults(processes: Processes) -> dict[str, Any]:
     """All that leaves the processes together."""
-    return {part.__name__: part(processes) for part in (ended_jointly, not_finite, not_the_same)}
+    return {part.__name__: part(processes) for part in (ended_jointly, not_finite, parameters_not_finite, not_the_same)}
 
 
 def lost_in_an_update(processes: Processes, how: str, where: str) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from sb3_trpo.inspect.run_files import OF_ADVANTAGE, Run, UpdateRecord
 from sb3_trpo.inspect.style import (
     BLACK,
     BLUE,
+    COLUMNS,
     GREEN,
     ORANGE,
     PURPLE,
     SKY_BLUE,
     VERMILLION,
     as_label,
-    new_figure,
+    figure_of_panels,
     plain_log_scale,
     shortened,
     styled,
@@ -272,8 +273,6 @@ def draw_comparison(runs: Sequence[Run], panels: Sequence[str] | None = None) ->
     :return: a Matplotlib figure
     :raises ValueError: if there is no such panel, or a run without an update
     """
-    from matplotlib.ticker import EngFormatter
-
     empty = [run.name for run in runs if not run.updates]
     if empty or not runs:
         raise ValueError(f"there is no update to draw in {empty}" if runs else "there are no runs to draw")
@@ -281,21 +280,14 @@ def draw_comparison(runs: Sequence[Run], panels: Sequence[str] | None = None) ->
     unknown = [name for name in names if name not in COMPARED]
     if unknown or not names:
         raise ValueError(f"panels must be some of {list(COMPARED)}, got {list(names)}")
-    n_columns = min(3, len(names))
-    n_rows = math.ceil(len(names) / n_columns)
-    width = 4.6 * n_columns
+    figure, every_axes = figure_of_panels([COMPARED[name] for name in names])
+    width, height = figure.get_size_inches()
     longest = max(len(as_label(run.name)) for run in runs)
-    n_beside = max(1, min(len(runs), 2 * n_columns, int(width / (OF_LINE + PER_LETTER * longest))))
-    figure = new_figure(width, 3.1 * n_rows + 0.22 * math.ceil(len(runs) / n_beside) + 0.1)
-    every_axes = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
-    for axes, name in zip(every_axes, names, strict=False):
-        axes.set(title=COMPARED[name].title, ylabel=COMPARED[name].unit, xlabel="environment steps")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.locator_params(axis="x", nbins=6)
+    n_beside = max(1, min(len(runs), 2 * min(COLUMNS, len(names)), int(width / (OF_LINE + PER_LETTER * longest))))
+    figure.set_figheight(height + 0.22 * math.ceil(len(runs) / n_beside) + 0.1)
+    for axes, name in zip(every_axes, names, strict=True):
         if not COMPARED[name].draw(axes, runs):
             write_in(axes, COMPARED[name].otherwise)
-    for axes in every_axes[len(names) :]:
-        axes.remove()
     handles, _ = every_axes[0].get_legend_handles_labels()
     most = int((width / n_beside - OF_LINE) / PER_LETTER)
     labels = [as_label(shortened(run.name, most)) for run in runs]

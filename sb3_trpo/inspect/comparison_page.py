@@ -17,7 +17,7 @@ from sb3_trpo.inspect.comparison_figures import (
     seconds_per_1000_steps,
 )
 from sb3_trpo.inspect.health import check_health
-from sb3_trpo.inspect.page import MARKS, STYLE_SHEET, caption_of, embedded
+from sb3_trpo.inspect.page import MARKS, caption_of, embedded, section, write_page
 from sb3_trpo.inspect.run_files import Run, UpdateRecord, limits_in_words
 from sb3_trpo.inspect.style import new_figure, styled
 from sb3_trpo.inspect.update_figures import draw_bubble
@@ -123,24 +123,10 @@ def write_comparison(runs: Sequence[Run], path: str | Path) -> Path:
     :return: the path
     :raises ValueError: if there is no run, or one without an update
     """
-    figures = "".join(
+    figures = [
         embedded(draw_comparison(runs, [name]), COMPARED[name].title, COMPARED[name].caption)
         for name in compared_panels_of(runs)
-    )
-    bubbles = "".join(_bubble(run) for run in runs if run.slices)
-    problems = "".join(f"<li>{html.escape(problem)}</li>" for run in runs for problem in run.problems)
-    names = ", ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
-    title = html.escape(f"Trust region report: {names}")
-    path = Path(path)
-    path.write_text(
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE_SHEET}{TABLE_STYLE}</style></head><body><h1>{title}</h1>{_table(runs)}"
-        f'<h2>Side by side</h2><div class="grid">{figures}</div>'
-        + (f'<h2>One update of each</h2><div class="grid">{bubbles}</div>' if bubbles else "")
-        + f'<h2>Are they healthy?</h2><div class="grid">{"".join(map(_health, runs))}</div>'
-        + (f"<h2>What could not be read</h2><ul>{problems}</ul>" if problems else "")
-        + "</body></html>\n",
-        encoding="utf-8",
-    )
-    return path
+    ]
+    bubbles = [_bubble(run) for run in runs if run.slices]
+    body = _table(runs) + section("Side by side", figures) + section("One update of each", bubbles)
+    return write_page(path, runs, body + section("Are they healthy?", map(_health, runs)), style=TABLE_STYLE)

@@ -5,6 +5,7 @@ import html
 import io
 import math
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,37 @@ def embedded(figure: "Figure", title: str, caption: str) -> str:
     )
 
 
+def section(heading: str, figures: Iterable[str]) -> str:
+    """Return a part of a page with elements in columns, or nothing where there are none."""
+    content = "".join(figures)
+    return f'<h2>{heading}</h2><div class="grid">{content}</div>' if content else ""
+
+
+def write_page(path: str | Path, runs: Sequence[Run], body: str, *, style: str = "") -> Path:
+    """
+    Write a page about runs, which loads nothing from anywhere.
+
+    :param path: of the page
+    :param runs: whose names its title has, and what could not be read of them its end
+    :param body: what stands between
+    :param style: CSS besides that of every page
+    :return: the path
+    """
+    names = ", ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
+    title = html.escape(f"Trust region report: {names}")
+    problems = "".join(f"<li>{html.escape(problem)}</li>" for run in runs for problem in run.problems)
+    path = Path(path)
+    path.write_text(
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE_SHEET}{style}</style></head><body><h1>{title}</h1>{body}"
+        + (f"<h2>What could not be read</h2><ul>{problems}</ul>" if problems else "")
+        + "</body></html>\n",
+        encoding="utf-8",
+    )
+    return path
+
+
 def caption_of(name: str, run: Run) -> str:
     """Return what to say below a figure; the plane of an algorithm that is not ours is that of its step."""
     is_step = name == "bubble" and bool(run.slices[-1].step)
@@ -165,20 +197,8 @@ def write_report(run: Run, path: str | Path, *, n_updates: int | None = None) ->
     shown = {finding.panel for finding in check_health(run.updates)}
     # Of a single update its own pictures say more than a dot in each panel
     others = [_panel(run, name) for name in panels_of(run) if name not in shown and len(run.updates) > 1]
-    of_update = "".join(
+    of_update = [
         embedded(figure, name.replace("_", " "), caption_of(name, run)) for name, figure in figures_of_update(run, n_updates)
-    )
-    problems = "".join(f"<li>{html.escape(problem)}</li>" for problem in run.problems)
-    title = html.escape(f"Trust region report: {run.name}")
-    path = Path(path)
-    path.write_text(
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE_SHEET}</style></head><body><h1>{title}</h1>{_summary(run)}{_health(run)}"
-        + (f'<h2>The run</h2><div class="grid">{"".join(others)}</div>' if others else "")
-        + (f'<h2>One update</h2><div class="grid">{of_update}</div>' if of_update else "")
-        + (f"<h2>What could not be read</h2><ul>{problems}</ul>" if problems else "")
-        + "</body></html>\n",
-        encoding="utf-8",
-    )
-    return path
+    ]
+    body = _summary(run) + _health(run) + section("The run", others) + section("One update", of_update)
+    return write_page(path, [run], body)

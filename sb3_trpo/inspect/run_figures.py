@@ -19,7 +19,7 @@ from sb3_trpo.inspect.style import (
     REFUSED,
     SKY_BLUE,
     VERMILLION,
-    new_figure,
+    figure_of_panels,
     plain_log_scale,
     styled,
     write_in,
@@ -397,8 +397,6 @@ def draw_run(run: Run, panels: Sequence[str] | None = None) -> "Figure":
     :return: a Matplotlib figure
     :raises ValueError: if there is no such panel, or no update to draw
     """
-    from matplotlib.ticker import EngFormatter
-
     names = panels_of(run) if panels is None else tuple(panels)
     unknown = [name for name in names if name not in PANELS]
     if unknown or not names:
@@ -407,14 +405,8 @@ def draw_run(run: Run, panels: Sequence[str] | None = None) -> "Figure":
         raise ValueError(f"run {run.name!r} has no update to draw")
     steps = _of(run.updates, "num_timesteps")
     room = 0.03 * (steps[-1] - steps[0])
-    n_columns = min(3, len(names))
-    n_rows = math.ceil(len(names) / n_columns)
-    figure = new_figure(4.6 * n_columns, 3.1 * n_rows)
-    every_axes = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
-    for axes, name in zip(every_axes, names, strict=False):
-        axes.set(title=PANELS[name].title, ylabel=PANELS[name].unit, xlabel="environment steps")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.locator_params(axis="x", nbins=6)
+    figure, every_axes = figure_of_panels([PANELS[name] for name in names])
+    for axes, name in zip(every_axes, names, strict=True):
         if _is_empty(name, run.updates):
             write_in(axes, PANELS[name].otherwise)
             continue
@@ -423,6 +415,4 @@ def draw_run(run: Run, panels: Sequence[str] | None = None) -> "Figure":
             axes.set_xticks(steps)
         elif room > 0.0:
             axes.set_xlim(steps[0] - room, steps[-1] + room)
-    for axes in every_axes[len(names) :]:
-        axes.remove()
     return figure

@@ -1,9 +1,10 @@
 """How every figure looks. Matplotlib is imported when the first one is made, and its pyplot never."""
 
 import functools
+import math
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sb3_trpo.guards.process import new_lock
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#767676"
+
+# Panels of a figure that stand side by side
+COLUMNS = 3
 
 # What became of a step, and how that is drawn wherever it is: colour and marker say the same
 KEPT = {"color": BLUE, "marker": "o"}
@@ -43,6 +47,18 @@ STYLE = {
 _one_at_a_time = new_lock(threading.RLock)
 
 Drawing = TypeVar("Drawing", bound=Callable[..., Any])
+
+
+class Titled(Protocol):
+    """What a plot of a figure is called, and the unit of what is drawn in it."""
+
+    @property
+    def title(self) -> str:
+        """Return what stands above the plot."""
+
+    @property
+    def unit(self) -> str:
+        """Return what stands beside its vertical axis."""
 
 
 def styled(function: Drawing) -> Drawing:
@@ -84,6 +100,23 @@ def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def figure_of_panels(panels: Sequence[Titled]) -> "tuple[Figure, list[Axes]]":
+    """Make a figure with a plot against environment steps for each panel, in rows of ``COLUMNS``."""
+    from matplotlib.ticker import EngFormatter
+
+    n_columns = min(COLUMNS, len(panels))
+    n_rows = math.ceil(len(panels) / n_columns)
+    figure = new_figure(4.6 * n_columns, 3.1 * n_rows)
+    every_axes = list(figure.subplots(n_rows, n_columns, squeeze=False).flatten())
+    for axes, panel in zip(every_axes, panels, strict=False):
+        axes.set(title=panel.title, ylabel=panel.unit, xlabel="environment steps")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.locator_params(axis="x", nbins=6)
+    for axes in every_axes[len(panels) :]:
+        axes.remove()
+    return figure, every_axes[: len(panels)]
 
 
 def gain_colours() -> "Colormap":

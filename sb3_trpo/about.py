@@ -7,8 +7,8 @@ from stable_baselines3.common.utils import get_system_info
 
 __version__ = "0.1.0"
 
-# What changes the behaviour
-ALSO_REPORTED = ("sb3_contrib", "rl_zoo3", "envpool", "matplotlib", "threadpoolctl")
+# What changes the behaviour where it is installed
+OPTIONAL = ("sb3_contrib", "rl_zoo3", "envpool", "matplotlib", "threadpoolctl")
 
 
 def system_info(print_info: bool = True) -> dict[str, str]:
@@ -21,7 +21,7 @@ def system_info(print_info: bool = True) -> dict[str, str]:
     :return: name -> version or fact; a package that is not there is ``"not installed"``
     """
     info = {"sb3_trpo": __version__, **get_system_info(print_info=False)[0]}
-    for package in ALSO_REPORTED:
+    for package in OPTIONAL:
         try:
             info[package] = version(package)
         except PackageNotFoundError:

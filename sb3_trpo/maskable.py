@@ -141,7 +141,7 @@ def check_masks(masks: list[Any], action_space: spaces.Space, *, step: int | Non
                 of_variable = f" of variable {variable}" if len(sizes) > 1 else ""
                 raise ValueError(
                     f"action_masks() of environment {index} must leave at least one action{of_variable}, got none{at_step}. "
-                    "End an episode before a state in which nothing is possible"
+                    "An episode must end before a state in which nothing is possible"
                 )
         rows.append(row)
     return np.stack(rows)

@@ -1,7 +1,7 @@
 """
 SB3's actor-critic policies, with two additions.
 
-There is a feature extractor of its own for the critic where there is one to learn, and discrete observations may start
+Those for images and Dict observations have a feature extractor of its own for the critic, and discrete observations may start
 elsewhere than at 0.
 """
 

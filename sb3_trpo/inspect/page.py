@@ -92,9 +92,9 @@ def embedded(figure: "Figure", title: str, caption: str) -> str:
     )
 
 
-def section(heading: str, figures: Iterable[str]) -> str:
+def section(heading: str, elements: Iterable[str]) -> str:
     """Return a part of a page with elements in columns, or nothing where there are none."""
-    content = "".join(figures)
+    content = "".join(elements)
     return f'<h2>{heading}</h2><div class="grid">{content}</div>' if content else ""
 
 

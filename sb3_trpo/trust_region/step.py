@@ -36,7 +36,7 @@ class TrustRegionStep(NamedTuple):
     :param status: ``"accepted"``, or why every parameter is bit for bit what it was: ``"parameters_not_finite"``,
         ``"gradient_not_finite"``, ``"gradient_zero"``, ``"limit_zero"``, ``"curvature_not_positive"``,
         ``"direction_not_ascent"``, ``"line_search_failed"``, or what a caller found.
-        The other fields have the values of a step that was not taken by default
+        The defaults of all that follows are those of a step that was not taken
     :param surrogate: L(θ) at the parameters kept
     :param surrogate_gain: measured L(θ) - L(θ_old) of the step kept, 0 if none was
     :param expected_gain: g · step for the same step, 0 if none was kept

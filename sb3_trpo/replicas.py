@@ -21,10 +21,9 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
 from sb3_trpo.distributed import PeerError, Processes
-from sb3_trpo.guards.finite import running_statistics
+from sb3_trpo.guards.finite import normalizers_of, running_statistics
 from sb3_trpo.guards.passed_on import PassedOn
 from sb3_trpo.trust_region import flatten, unflatten
 
@@ -66,7 +65,7 @@ def arguments_of(model: Any, *, ask_schedules: bool = True, **of_learn: Any) -> 
         for name, parameter in model.policy.named_parameters()
     )
     settings = ("training", "norm_obs", "norm_obs_keys", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
-    found["VecNormalize"] = [{name: getattr(each, name) for name in settings} for each in _normalizers(model)] or None
+    found["VecNormalize"] = [{name: getattr(each, name) for name in settings} for each in normalizers_of(model.env)] or None
     # Where an object lies in memory says nothing
     return {name: re.sub(r" at 0x[0-9a-fA-F]+", "", f"{_ordered(value)}") for name, value in (found | of_learn).items()}
 
@@ -133,17 +132,8 @@ def checksum(model: OnPolicyAlgorithm) -> int:
     return found
 
 
-def _normalizers(model: OnPolicyAlgorithm) -> Iterator[VecNormalize]:
-    """Yield each ``VecNormalize`` of a model's environment, of which there may be several, the outermost first."""
-    layer: Any = model.env
-    while isinstance(layer, VecEnvWrapper):
-        if isinstance(layer, VecNormalize):
-            yield layer
-        layer = layer.venv
-
-
 def _statistics(model: OnPolicyAlgorithm) -> list[RunningMeanStd]:
-    return [*chain.from_iterable(map(running_statistics, _normalizers(model)))]
+    return [*chain.from_iterable(map(running_statistics, normalizers_of(model.env)))]
 
 
 def share(model: Any) -> None:

@@ -23,7 +23,7 @@ from sb3_trpo.fast.mlp_critic import MlpCritic, mlp_critic
 from sb3_trpo.fast.network import is_a_chain
 from sb3_trpo.gradients import check_actor, check_gradients, is_same_function, untrained
 from sb3_trpo.guards.arguments import check_arguments
-from sb3_trpo.guards.finite import first_cause, unusable_rollout
+from sb3_trpo.guards.finite import first_cause, normalizers_of, unusable_rollout
 from sb3_trpo.guards.left_graphs import drop_graphs, views_of_parameters
 from sb3_trpo.guards.overridden import as_in_package, is_as_in_package, known_kind
 from sb3_trpo.guards.process import full_precision, unvalidated_distributions
@@ -512,11 +512,9 @@ class TrustRegionUpdate(CheckedOnPolicyAlgorithm):
 
     def _observation_spread(self) -> float | None:
         """Return how far apart the scales of the observations are that no ``VecNormalize`` sees to."""
-        normalizer = self.get_vec_normalize_env()
-        if normalizer is None or not normalizer.norm_obs:
-            return observation_spread(self.rollout_buffer)
-        # It sees to everything where it names no keys
-        return observation_spread(self.rollout_buffer, normalizer.norm_obs_keys) if normalizer.norm_obs_keys else None
+        keys = [normalizer.norm_obs_keys for normalizer in normalizers_of(self.env) if normalizer.norm_obs]
+        # One that names none sees to everything
+        return observation_spread(self.rollout_buffer, set().union(*filter(None, keys))) if all(keys) else None
 
     def _log(self, report: UpdateReport) -> None:
         """Hand the numbers of an update to the logger, and say in words what was not as usual."""

@@ -10,7 +10,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecNormalize, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_wrapper
 
 from sb3_trpo.guards.parameters import check_parameters
 from sb3_trpo.guards.process import unvalidated_distributions
@@ -123,6 +123,15 @@ def finite_rollout(
         refuse_nonfinite("the reward (at a time limit with the last observation's value) of", rollout_buffer.rewards)
 
 
+def normalizers_of(env: Any) -> list[VecNormalize]:
+    """Return each ``VecNormalize`` among the layers of an environment, of which there may be several, the outermost first."""
+    layers = []
+    while isinstance(env, VecEnvWrapper):
+        layers.append(env)
+        env = env.venv
+    return [layer for layer in layers if isinstance(layer, VecNormalize)]
+
+
 def running_statistics(normalizer: VecNormalize) -> list[Any]:
     """Return the running statistics that an environment's numbers are normalised with."""
     observations = normalizer.obs_rms if normalizer.norm_obs else {}
@@ -138,25 +147,36 @@ def _shapes(observations: Any) -> Any:
 @contextmanager
 def finite_statistics(model: BaseAlgorithm) -> Iterator[None]:
     """
-    Take back what made the running statistics of a ``VecNormalize`` NaN or infinite: there would be no way back for them.
+    Take back what made the running statistics of any ``VecNormalize`` NaN or infinite: there would be no way back for them.
 
     :param model: the algorithm that collects a rollout
     """
-    normalizer = model.get_vec_normalize_env()
-    if normalizer is None:
-        yield
-        return
-    before = [(statistics, copy.deepcopy(vars(statistics))) for statistics in running_statistics(normalizer)]
+    normalizers = normalizers_of(model.env)
+    before = [
+        (statistics, copy.deepcopy(vars(statistics)))
+        for normalizer in normalizers
+        for statistics in running_statistics(normalizer)
+    ]
     try:
         yield
     finally:
         for statistics, old in before:
             if not (np.isfinite(statistics.mean).all() and np.isfinite(statistics.var).all()):
                 vars(statistics).update(old)
-        normalizer.returns[~np.isfinite(normalizer.returns)] = 0.0
+        for normalizer in normalizers:
+            normalizer.returns[~np.isfinite(normalizer.returns)] = 0.0
         # The last observation was made with the statistics of before
-        last = model._last_obs
-        if last is not None and not is_finite(last):
-            anew = normalizer.normalize_obs(normalizer.get_original_obs())
-            if _shapes(anew) == _shapes(last):
-                model._last_obs = anew
+        if normalizers and model._last_obs is not None and not is_finite(model._last_obs):
+            _normalize_last_anew(model, normalizers)
+
+
+def _normalize_last_anew(model: BaseAlgorithm, normalizers: list[VecNormalize]) -> None:
+    anew: Any = None
+    for normalizer in reversed(normalizers):
+        original = normalizer.get_original_obs()
+        # It came from the normalizer inside of this one
+        if _shapes(anew) == _shapes(original) and not is_finite(original):
+            original = anew
+        anew = normalizer.normalize_obs(original)
+    if _shapes(anew) == _shapes(model._last_obs):
+        model._last_obs = anew

@@ -12,8 +12,10 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.logger import Logger
 
 from sb3_trpo.distributions import factors_of, frozen, has_noise_by_state
+from sb3_trpo.guards.finite import normalizers_of
 from sb3_trpo.guards.overridden import is_as_in_package
 from sb3_trpo.inspect.as_ours import gain_unit_of, name_of, nothing_drawn
 from sb3_trpo.inspect.measure import as_updates_are_measured, kl_of_probabilities
@@ -266,16 +268,16 @@ def _state_kept(model: TRPO) -> Iterator[None]:
     before = dict(vars(model))
     # A variant may train another network on what it collects
     learned = None if is_as_in_package(model, "collect_rollouts") else copy.deepcopy(model.get_parameters())
-    normalizer = model.get_vec_normalize_env()
-    was_training = normalizer is not None and normalizer.training
+    were_training = [(normalizer, normalizer.training) for normalizer in normalizers_of(model.env)]
     try:
-        if normalizer is not None:
+        for normalizer, _ in were_training:
             normalizer.training = False
-        model.tensorboard_log = None  # else there would be an empty run
+        # Neither an empty run of TensorBoard, nor a row that the model's own logger holds
+        model._logger, model._custom_logger = Logger(folder=None, output_formats=[]), True
         model.processes, model._joint_rollout = None, None  # the others do not know that anybody looks
         yield
     finally:
-        if normalizer is not None:
+        for normalizer, was_training in were_training:
             normalizer.training = was_training
         vars(model).clear()
         vars(model).update(before)

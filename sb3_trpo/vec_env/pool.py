@@ -8,7 +8,8 @@ import signal
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -24,6 +25,10 @@ from sb3_trpo.vec_env.infos import LazyInfos
 from sb3_trpo.vec_env.lean import LeanVecEnv
 
 EnvMaker = Callable[[], gym.Env]
+# A method of a worker's environments, with its arguments by position and by name
+Request = tuple[str, tuple[Any, ...], dict[str, Any]]
+# Bytes that a Connection writes in one piece
+AT_ONCE = 2**14
 # Seconds that a process has to close its environments before it is stopped
 PATIENCE = 5.0
 
@@ -113,41 +118,38 @@ class Part(LeanVecEnv):
         return self.reset_infos
 
 
-def _answer(pipe: Connection, result: Any, error: Exception | None) -> None:
+def _answer(pipe: Connection, number: int, result: Any, error: Exception | None) -> None:
     """Send what a command gave; an exception with its traceback, and as another one if it does not pickle."""
     trace = "".join(traceback.format_exception(error)) if error else ""
     try:
-        message = pickle.dumps((result, error, trace))
+        message = pickle.dumps((number, result, error, trace))
         if error:
             pickle.loads(message)
     except Exception as problem:
         named = repr(error) if error else f"the result of a worker cannot be sent: {problem!r}"
-        message = pickle.dumps((None, WorkerError(named), trace))
+        message = pickle.dumps((number, None, WorkerError(named), trace))
     pipe.send_bytes(message)
 
 
 def _work(pipe: Connection, other_end: Connection, env_fns: CloudpickleWrapper, shared: Shared, start: int) -> None:
-    """Do what the parent process asks for, until it asks for the end or is gone."""
+    """Make environments when the parent process asks for something, and do it, until it says nothing or is gone."""
     other_end.close()
     # Ctrl-C is for the parent to handle
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     part = None
     try:
-        part = Part(env_fns.var, shared, start)
-        _answer(pipe, None, None)
-        while True:
-            name, arguments, keywords = pipe.recv()
-            if name == "close":
-                break
+        while message := pipe.recv_bytes():
+            number, request = pickle.loads(message)
             try:
+                name, arguments, keywords = pickle.loads(request)
+                if part is None:
+                    part = Part(env_fns.var, shared, start)
                 result, problem = getattr(part, name)(*arguments, **keywords), None
             except Exception as error:
                 result, problem = None, error
-            _answer(pipe, result, problem)
+            _answer(pipe, number, result, problem)
     except (EOFError, ConnectionError):
         pass
-    except Exception as error:
-        _answer(pipe, None, error)
     finally:
         if part is not None:
             part.close()
@@ -159,10 +161,8 @@ def _stop(pipes: Sequence[Connection], processes: Sequence[BaseProcess], owner: 
     if os.getpid() != owner:
         return
     for pipe in pipes:
-        try:
-            pipe.send(("close", (), {}))
-        except OSError:
-            pass
+        with suppress(OSError):
+            pipe.send_bytes(b"")
         pipe.close()
     for process in processes:
         process.join(PATIENCE)
@@ -184,6 +184,10 @@ class PoolVecEnv(VecEnv):
     The first function is called once in this process too, to learn the spaces; that environment is closed at once. An
     exception in a worker is raised here with the worker's traceback as its cause. The processes end with ``close``, when
     nobody holds the environment any more, and with the program.
+
+    After an interrupt (Ctrl-C) it goes on as before: the step that nobody waits for any more is finished and forgotten. Only
+    where the interrupt falls into the microseconds in which an answer is read, a ``WorkerError`` says from then on that
+    another one must be made.
 
     :param env_fns: functions that make the environments, as for ``SubprocVecEnv``
     :param n_workers: number of processes; None for one per core of the machine, and never more than environments
@@ -210,8 +214,11 @@ class PoolVecEnv(VecEnv):
         self._parts = [range(start, end) for start, end in itertools.pairwise(bounds)]
         self._pipes: list[Connection] = []
         self._processes: list[BaseProcess] = []
-        # Workers whose answer has not been read
-        self._awaited: list[int] = []
+        # Of the last requests. Answers to those before are left over from an interrupt
+        self._number = 0
+        # The worker with which a message is not over
+        self._cut: int | None = None
+        self._is_stepping = False
         self._stopper = weakref.finalize(self, _stop, self._pipes, self._processes, os.getpid())
         try:
             for part in self._parts:
@@ -222,34 +229,58 @@ class PoolVecEnv(VecEnv):
                 theirs.close()
                 self._pipes.append(ours)
                 self._processes.append(process)
-            self._awaited = list(range(n_workers))
-            self._answers()
+            self._of_each_worker("has_attr", "num_envs")
             super().__init__(len(makers), observation_space, action_space)
         except BaseException:
             self.close()
             raise
         self.metadata = metadata
 
-    def _send(self, worker: int, name: str, *arguments: Any, **keywords: Any) -> None:
+    @contextmanager
+    def _message(self, worker: int, *, in_pieces: bool) -> Iterator[Connection]:
+        """Send or read a message, whole at once or in pieces; if an interrupt comes between these, it is known afterwards."""
+        self._cut = worker if in_pieces else None
+        try:
+            yield self._pipes[worker]
+        except (OSError, EOFError):
+            self._cut = None
+            raise self._death(worker) from None
+        self._cut = None
+
+    def _ask(self, requests: Mapping[int, Request]) -> None:
+        """Ask workers for something; each answers with the number of its request."""
         if not self._stopper.alive:
             raise ValueError("this PoolVecEnv is closed")
-        try:
-            self._pipes[worker].send((name, arguments, keywords))
-        except (OSError, EOFError):
-            raise self._death(worker) from None
-        self._awaited.append(worker)
+        if self._cut is not None:
+            raise WorkerError(
+                f"an interrupt cut a message of worker {self._cut} in two: close this PoolVecEnv and make another"
+            )
+        self._number += 1
+        messages = [pickle.dumps((self._number, pickle.dumps(request))) for request in requests.values()]
+        for worker, message in zip(requests, messages, strict=True):
+            with self._message(worker, in_pieces=len(message) > AT_ONCE) as pipe:
+                pipe.send_bytes(message)
 
-    def _answers(self) -> list[Any]:
+    def _answer_of(self, worker: int) -> tuple[Any, Exception | None, str]:
+        """Wait for a worker's answer to the last request: its result, or an exception and the worker's traceback."""
+        try:
+            while True:
+                # Most interrupts come while one waits, where they do no harm
+                self._pipes[worker].poll(None)
+                with self._message(worker, in_pieces=True) as pipe:
+                    message = pipe.recv_bytes()
+                number, *answer = pickle.loads(message)
+                if number == self._number:
+                    return tuple(answer)
+        except WorkerError as death:
+            return None, death, ""
+
+    def _answers(self, workers: Iterable[int]) -> list[Any]:
         """Read an answer of each worker that was asked, in this order; raise the first exception after all were read."""
         results: list[Any] = []
         problems: list[tuple[Exception, str]] = []
-        while self._awaited:
-            worker = self._awaited[0]
-            try:
-                result, error, trace = pickle.loads(self._pipes[worker].recv_bytes())
-            except (OSError, EOFError):
-                result, error, trace = None, self._death(worker), ""
-            del self._awaited[0]
+        for worker in workers:
+            result, error, trace = self._answer_of(worker)
             results.append(result)
             if error is not None:
                 problems.append((error, f"worker {worker}, environments {self._parts[worker]}:\n{trace}"))
@@ -267,40 +298,39 @@ class PoolVecEnv(VecEnv):
         process.join(PATIENCE)
         return WorkerError(f"worker {worker}, environments {self._parts[worker]}, is gone: exit code {process.exitcode}")
 
-    def _drop_answers(self) -> None:
-        """Forget a step that was interrupted."""
-        while self._awaited:
-            try:
-                self._pipes[self._awaited.pop(0)].recv_bytes()
-            except (OSError, EOFError):
-                pass
+    def _of_each_worker(self, name: str, *arguments: Any) -> list[Any]:
+        """Call a method of every worker's ``VecEnv``; return an answer for each worker."""
+        self._ask(dict.fromkeys(range(len(self._parts)), (name, arguments, {})))
+        return self._answers(range(len(self._parts)))
 
     def _of_all(self, name: str, *arguments: Any, indices: VecEnvIndices = None, **keywords: Any) -> list[Any]:
         """Call a method of every worker's ``VecEnv`` that takes ``indices``; return an answer for each environment."""
-        self._drop_answers()
         chosen = [range(self.num_envs)[index] for index in self._get_indices(indices)]
-        places = {}
+        places, requests = {}, {}
         for worker, part in enumerate(self._parts):
             mine = [index for index in chosen if index in part]
             if mine:
-                self._send(worker, name, *arguments, indices=[index - part.start for index in mine], **keywords)
                 places[worker] = mine
+                requests[worker] = (name, arguments, {**keywords, "indices": [index - part.start for index in mine]})
+        self._ask(requests)
         found: dict[int, Any] = {}
-        for mine, answer in zip(places.values(), self._answers(), strict=True):
+        for mine, answer in zip(places.values(), self._answers(places), strict=True):
             found.update(zip(mine, answer or [None] * len(mine), strict=True))
         return [found[index] for index in chosen]
 
     def step_async(self, actions: np.ndarray) -> None:
         """Ask every worker for a step (see base class)."""
-        self._drop_answers()
-        for worker, part in enumerate(self._parts):
-            self._send(worker, "step_part", actions[part.start : part.stop])
+        self._ask({worker: ("step_part", (actions[part.start : part.stop],), {}) for worker, part in enumerate(self._parts)})
+        self._is_stepping = True
 
     def step_wait(self) -> VecEnvStepReturn:
         """Wait for every worker's step (see base class)."""
+        if not self._is_stepping:
+            raise RuntimeError("step_wait must come after step_async, once for each")
+        self._is_stepping = False
         ended = {}
         truncated = np.zeros(self.num_envs, bool)
-        for part, ends in zip(self._parts, self._answers(), strict=True):
+        for part, ends in zip(self._parts, self._answers(range(len(self._parts))), strict=True):
             for index, info, reset_info in ends:
                 place = part.start + index
                 ended[place], self.reset_infos[place] = info, reset_info
@@ -310,11 +340,12 @@ class PoolVecEnv(VecEnv):
 
     def reset(self) -> VecEnvObs:
         """Reset every environment (see base class)."""
-        self._drop_answers()
+        requests: dict[int, Request] = {}
         for worker, part in enumerate(self._parts):
             rows = slice(part.start, part.stop)
-            self._send(worker, "reset_part", self._seeds[rows], self._options[rows])
-        self.reset_infos = [info for infos in self._answers() for info in infos]
+            requests[worker] = ("reset_part", (self._seeds[rows], self._options[rows]), {})
+        self._ask(requests)
+        self.reset_infos = [info for infos in self._answers(requests) for info in infos]
         self._reset_seeds()
         self._reset_options()
         return self._observations()
@@ -324,6 +355,7 @@ class PoolVecEnv(VecEnv):
 
     def close(self) -> None:
         """Close the environments and end the processes."""
+        self._is_stepping = False
         self._stopper()
 
     def get_images(self) -> Sequence[np.ndarray | None]:
@@ -349,10 +381,7 @@ class PoolVecEnv(VecEnv):
 
         :param attr_name: its name
         """
-        self._drop_answers()
-        for worker in range(len(self._parts)):
-            self._send(worker, "has_attr", attr_name)
-        return all(self._answers())
+        return all(self._of_each_worker("has_attr", attr_name))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """

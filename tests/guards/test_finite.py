@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any
 
 import gymnasium as gym
@@ -11,7 +12,14 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import DiagGaussianDistribution
-from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecNormalize
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecCheckNan,
+    VecEnv,
+    VecEnvWrapper,
+    VecMonitor,
+    VecNormalize,
+)
 
 from sb3_trpo import TRPO
 from sb3_trpo.guards.process import unvalidated_distributions
@@ -154,12 +162,22 @@ def test_check_nan_of_sb3_sees_to_it_in_its_own_way() -> None:
         strict.learn(N_STEPS)
 
 
+# How normalizers may lie in each other, the outermost last
+NESTED: dict[str, list[Callable[[VecEnv], VecEnv]]] = {
+    "one": [VecNormalize],
+    "two": [VecNormalize, VecNormalize],
+    "rewards outside": [VecNormalize, partial(VecNormalize, norm_obs=False)],
+    "with a layer between": [VecNormalize, VecMonitor, VecNormalize],
+}
+
+
+@pytest.mark.parametrize("layers", NESTED.values(), ids=NESTED.keys())
 @pytest.mark.parametrize("error_if_nonfinite", [True, False])
 @pytest.mark.parametrize("place", ["observation", "reward"])
-def test_statistics_of_vec_normalize_survive(place: str, error_if_nonfinite: bool) -> None:
+def test_statistics_of_vec_normalize_survive(place: str, error_if_nonfinite: bool, layers: Any) -> None:
     """One NaN would stay in VecNormalize's running statistics for ever, and with it every later update would be refused."""
     env = HostileEnv(VECTOR, BOX, termination_probability=0.0)
-    normalizer = VecNormalize(DummyVecEnv([lambda: env]))
+    normalizer = reduce(lambda inner, layer: layer(inner), layers, DummyVecEnv([lambda: env]))
     arguments: dict[str, Any] = {"n_steps": N_STEPS, "seed": 0, "device": "cpu", "error_if_nonfinite": error_if_nonfinite}
     model = TRPO("MlpPolicy", normalizer, **arguments).learn(N_STEPS)
     env.fault, env.place = Fault("nan", 1), place
@@ -171,10 +189,17 @@ def test_statistics_of_vec_normalize_survive(place: str, error_if_nonfinite: boo
             model.learn(N_STEPS, reset_num_timesteps=False)
             assert model.last_update is not None and model.last_update.step.status == f"{place}s_not_finite"
     env.fault = None
-    statistics: list[Any] = [normalizer.obs_rms, normalizer.ret_rms]
+    assert len(statistics := statistics_of(normalizer)) == 2 * sum("VecNormalize" in str(layer) for layer in layers)
     assert all(np.isfinite([*np.ravel(s.mean), *np.ravel(s.var)]).all() for s in statistics)
     model.learn(N_STEPS, reset_num_timesteps=False)
     assert model.last_update is not None and model.last_update.step.accepted
+
+
+def statistics_of(env: Any) -> list[Any]:
+    if not isinstance(env, VecEnvWrapper):
+        return []
+    own = [env.obs_rms, env.ret_rms] if isinstance(env, VecNormalize) else []
+    return own + statistics_of(env.venv)
 
 
 # Distributions that are not finite
@@ -214,8 +239,11 @@ def test_unvalidated_distributions_restore_torchs_setting(validated: bool, error
         th.distributions.Distribution.set_default_validate_args(before)
 
 
+@pytest.mark.parametrize(
+    "layers", [NESTED["one"], NESTED["two"], NESTED["rewards outside"]], ids=["1", "2", "rewards outside"]
+)
 @pytest.mark.parametrize("space", [VECTOR, spaces.Dict({"one": VECTOR, "two": VECTOR})], ids=["box", "dict"])
-def test_normalised_observation_that_is_not_finite_costs_one_rollout(space: Any) -> None:
+def test_normalised_observation_that_is_not_finite_costs_one_rollout(space: Any, layers: Any) -> None:
     """The last one, which the next rollout begins with, is normalised anew."""
 
     class Once(RandomEnv):
@@ -228,7 +256,7 @@ def test_normalised_observation_that_is_not_finite_costs_one_rollout(space: Any)
                 noise[0] = math.nan if self.n_seen == 40 else noise[0]
             return noise
 
-    env = VecNormalize(DummyVecEnv([lambda: Once(space, BOX)]))
+    env = reduce(lambda inner, layer: layer(inner), layers, DummyVecEnv([lambda: Once(space, BOX)]))
     policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
     statuses: list[str] = []
     model = TRPO(policy, env, n_steps=16, seed=0, device="cpu", error_if_nonfinite=False)

@@ -7,13 +7,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO
+from sb3_trpo.guards.finite import normalizers_of
 from sb3_trpo.inspect import change_of_probabilities, inspect_model
 from sb3_trpo.inspect.probe import sample
-from tests.small_models import DISCRETE, EVERY_CASE, MULTI_BINARY, MULTI_DISCRETE, changed, make_env, policy_state, small_model
+from tests.small_models import (
+    DISCRETE,
+    EVERY_CASE,
+    MULTI_BINARY,
+    MULTI_DISCRETE,
+    changed,
+    make_env,
+    observed,
+    policy_state,
+    small_model,
+)
 
 # One of each kind of action, observation and number of environments
 KINDS = (
@@ -114,13 +125,29 @@ def test_inspect_model_needs_an_environment_and_freezes_its_statistics(tmp_path:
     with pytest.raises(ValueError, match="set_env"):
         inspect_model(TRPO.load(tmp_path / "model", device="cpu"))
     env = VecNormalize(make_env())
-    model = small_model(env=env, tensorboard_log=str(tmp_path / "tb"))
+    model = small_model(env=VecNormalize(env), tensorboard_log=str(tmp_path / "tb"))
     model.learn(64)
-    assert isinstance(env.obs_rms, RunningMeanStd)
-    count = env.obs_rms.count
+    normalizers = normalizers_of(model.env)
+    assert len(normalizers) == 2
+    counts = [observed(normalizer).count for normalizer in normalizers]
     inspect_model(model)
-    assert env.obs_rms.count == count and env.training
+    for normalizer, count in zip(normalizers, counts, strict=True):
+        assert observed(normalizer).count == count and normalizer.training
     assert [run.name for run in (tmp_path / "tb").iterdir()] == ["TRPO_1"]
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_inspect_model_leaves_the_logger_alone(is_own: bool) -> None:
+    """What somebody has recorded for the next row is still there."""
+    model = small_model()
+    if is_own:
+        model.set_logger(Logger(folder=None, output_formats=[]))
+    model.learn(64)
+    logger = model.logger
+    logger.record("mine", 1.0)
+    held = dict(logger.name_to_value)
+    inspect_model(model)
+    assert model.logger is logger and logger.name_to_value == held and "mine" in held
 
 
 def test_inspect_model_tells_of_a_policy_that_cannot_move() -> None:

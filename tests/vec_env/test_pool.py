@@ -277,6 +277,103 @@ def test_a_step_that_was_interrupted_is_forgotten() -> None:
     assert set(env.reset()) == {"vector", "image", "phase"}
 
 
+class Interrupted:
+    """A pipe at which Ctrl-C comes once, before or after a message."""
+
+    def __init__(self, pipe: Any, method: str, *, after: bool):
+        self.pipe, self.method, self.after, self.is_over = pipe, method, after, False
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.pipe, name)
+        if name not in (self.method, self.method.removesuffix("_bytes")) or self.is_over:
+            return method
+
+        def interrupted(*arguments: Any) -> None:
+            self.is_over = True
+            if self.after:
+                method(*arguments)
+            raise KeyboardInterrupt
+
+        return interrupted
+
+
+def assert_same_after(env: PoolVecEnv) -> None:
+    """What comes next is what comes in an environment to which nothing happened."""
+    env.seed(7)
+    theirs = dummy(cart_pole, 4)
+    theirs.seed(7)
+    assert_same_run(env, theirs, 20, same_info=info_of_an_end)
+
+
+@pytest.mark.parametrize("worker", [0, 1])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_an_interrupt_while_asking_leaves_no_answer_behind(worker: int, after: bool) -> None:
+    """Whether the worker was asked or not, its next answer is that to the next question."""
+    env = pool(cart_pole, 4)
+    env.reset()
+    env._pipes[worker] = Interrupted(env._pipes[worker], "send_bytes", after=after)  # type: ignore[call-overload]
+    with pytest.raises(KeyboardInterrupt):
+        env.step(np.ones(4, int))
+    assert_same_after(env)
+
+
+@pytest.mark.parametrize("worker", [0, 1])
+def test_an_answer_of_which_a_part_may_be_lost_is_known(worker: int) -> None:
+    """Wrong numbers are worse than an error, and so is a program that waits for ever."""
+    env = pool(cart_pole, 4)
+    env.reset()
+    env._pipes[worker] = Interrupted(env._pipes[worker], "recv_bytes", after=True)  # type: ignore[call-overload]
+    with pytest.raises(KeyboardInterrupt):
+        env.step(np.ones(4, int))
+    for use in (env.reset, lambda: env.step(np.ones(4, int)), lambda: env.get_attr("spec")):
+        with pytest.raises(WorkerError, match=f"an interrupt cut a message of worker {worker} in two: close this PoolVecEnv"):
+            use()
+    env.close()
+
+
+def test_a_step_is_waited_for_once() -> None:
+    """Nothing would come of a second time."""
+    env = pool()
+    env.reset()
+    env.step(np.ones((3, 2), int))
+    with pytest.raises(RuntimeError, match="step_wait must come after step_async"):
+        env.step_wait()
+    env.step_async(np.ones((3, 2), int))
+    env.close()
+    with pytest.raises(RuntimeError, match="step_wait must come after step_async"):
+        env.step_wait()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="interrupts itself with a timer of Unix")
+def test_interrupts_at_any_time_leave_right_numbers_or_an_error() -> None:
+    """Wherever a signal finds the program."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    rng = np.random.default_rng(0)
+    env, n_right = pool(cart_pole, 4), 0
+    try:
+        for _ in range(12):
+            env.reset()
+            with pytest.raises(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.002, 0.02))
+                while True:
+                    env.step(np.ones(4, int))
+            try:
+                assert_same_after(env)
+                n_right += 1
+            except WorkerError:
+                env.close()
+                env = pool(cart_pole, 4)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+        env.close()
+    assert n_right > 2
+
+
 def test_processes_leave_ctrl_c_to_the_program() -> None:
     """The signal reaches every process of a terminal."""
     env = pool()

@@ -41,6 +41,10 @@ if find_spec("sb3_contrib") is None:
     __all__ = [name for name in __all__ if name not in _VARIANTS]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Hand out the variants when they are asked for."""
     if name in _VARIANTS:

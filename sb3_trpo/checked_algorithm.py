@@ -21,7 +21,16 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.guards.arguments import OF_LEARN, RULES, Rules, check_arguments, check_policy, value_at
+from sb3_trpo.guards.arguments import (
+    OF_LEARN,
+    RULES,
+    Rules,
+    check_action_space,
+    check_arguments,
+    check_policy,
+    naming,
+    value_at,
+)
 from sb3_trpo.guards.environments import AnyEnv, as_env, closed_if_refused, made_env, wrapped_env
 from sb3_trpo.guards.finite import NonFiniteError, finite_rollout, finite_statistics
 from sb3_trpo.guards.model_zip import path_to_write, saved_attributes, written_whole
@@ -144,6 +153,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 arguments[name] = dict(arguments[name])  # any mapping will do
         made = made_env(env, verbose)
         with closed_if_refused(made, env):
+            check_action_space(made, self.supported_action_spaces, of=self.kind)
             super().__init__(policy, made, verbose=verbose, supported_action_spaces=self.supported_action_spaces, **arguments)
         # Ours to close, until the model is built and the user's with it
         self._made_env = None if made is env else made
@@ -174,7 +184,15 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
 
         Called once, when the model is made or loaded; ``policy`` and ``rollout_buffer`` are there when it returns.
         """
-        super()._setup_model()
+        # SB3 makes the buffer first
+        with naming(lambda: self._buffer_made_of() if vars(self).get("rollout_buffer") is None else self._policy_made_of()):
+            super()._setup_model()
+
+    def _policy_made_of(self) -> tuple[type, dict[str, Any]]:
+        return self.policy_class, {"policy_kwargs": self.policy_kwargs} | ({"use_sde": True} if self.use_sde else {})
+
+    def _buffer_made_of(self) -> tuple[type | None, dict[str, Any]]:
+        return self.rollout_buffer_class, {"rollout_buffer_kwargs": self.rollout_buffer_kwargs}
 
     # What is set later is checked when it is used
 

@@ -19,10 +19,11 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from sb3_trpo.fast.actors import lean_actor
 from sb3_trpo.fast.kinds import KNOWN_POLICIES, MASKED_KINDS
+from sb3_trpo.guards.arguments import naming
 from sb3_trpo.guards.overridden import known_kind
 from sb3_trpo.guards.passed_on import AsGiven
 from sb3_trpo.objective import Batch
-from sb3_trpo.policies import CountsFromZero, n_observations
+from sb3_trpo.policies import CountsFromZero, SeparateExtractors, n_observations
 from sb3_trpo.rollout import KNOWN_BUFFERS, collect_rollouts
 from sb3_trpo.trpo import TRPO
 
@@ -63,18 +64,12 @@ class MaskableMlpPolicy(MaskableActorCriticPolicy, CountsFromZero):
         return super()._get_constructor_parameters() | {"share_features_extractor": self.share_features_extractor}
 
 
-class MaskableCnnPolicy(MaskableMlpPolicy, MaskableActorCriticCnnPolicy):
+class MaskableCnnPolicy(SeparateExtractors, MaskableMlpPolicy, MaskableActorCriticCnnPolicy):
     """sb3-contrib's ``MaskableActorCriticCnnPolicy``; ``share_features_extractor`` is ``False`` by default."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **{"share_features_extractor": False, **kwargs})
 
-
-class MaskableMultiInputPolicy(MaskableMlpPolicy, MaskableMultiInputActorCriticPolicy):
+class MaskableMultiInputPolicy(SeparateExtractors, MaskableMlpPolicy, MaskableMultiInputActorCriticPolicy):
     """sb3-contrib's ``MaskableMultiInputActorCriticPolicy``; ``share_features_extractor`` is ``False`` by default."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **{"share_features_extractor": False, **kwargs})
 
 
 def mask_sizes(action_space: spaces.Space) -> list[int]:
@@ -354,7 +349,8 @@ class MaskableTRPO(Masking):
         self.set_random_seed(self.seed)
         # No gSDE, which these policies know nothing of
         policy: Any = self.policy_class
-        self.policy = policy(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
+        with naming(self._policy_made_of):
+            self.policy = policy(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
         self.policy = self.policy.to(self.device)
         if self.rollout_buffer_class is None:
             of_dicts = isinstance(self.observation_space, spaces.Dict)
@@ -364,16 +360,17 @@ class MaskableTRPO(Masking):
             raise TypeError(
                 f"rollout_buffer_class must derive from MaskableRolloutBuffer or MaskableDictRolloutBuffer, got {buffer!r}"
             )
-        self.rollout_buffer = buffer(
-            self.n_steps,
-            self.observation_space,
-            self.action_space,
-            device=self.device,
-            gamma=self.gamma,
-            gae_lambda=self.gae_lambda,
-            n_envs=self.n_envs,
-            **self.rollout_buffer_kwargs,
-        )
+        with naming(self._buffer_made_of):
+            self.rollout_buffer = buffer(
+                self.n_steps,
+                self.observation_space,
+                self.action_space,
+                device=self.device,
+                gamma=self.gamma,
+                gae_lambda=self.gae_lambda,
+                n_envs=self.n_envs,
+                **self.rollout_buffer_kwargs,
+            )
 
     def _lean_collection(self, env: VecEnv, rollout_buffer: RolloutBuffer) -> Callable[..., bool] | None:
         told = {"use_masking": self._use_masking, "action_masks": None}

@@ -66,6 +66,21 @@ class CountsFromZero(BasePolicy):
         return super().extract_features(counted, features_extractor)  # type: ignore[arg-type]
 
 
+class SeparateExtractors(BasePolicy):
+    """
+    What makes ``share_features_extractor`` ``False`` by default, unless actor and critic share an LSTM.
+
+    The trust region allows no one but the policy step to move what the policy depends on. What actor and critic share is
+    therefore never fitted to the returns: with a shared extractor, a critic without hidden layers of its own, as of images, is
+    no more than a linear read-out of the actor's features.
+
+    Put it *before* SB3's class among the bases of a policy, ``class MyPolicy(SeparateExtractors, MlpPolicy)``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"share_features_extractor": kwargs.get("shared_lstm", False), **kwargs})
+
+
 class MlpPolicy(ActorCriticPolicy, CountsFromZero):
     """SB3's ``ActorCriticPolicy``, saved with all of its arguments (see there for them)."""
 
@@ -74,20 +89,9 @@ class MlpPolicy(ActorCriticPolicy, CountsFromZero):
         return super()._get_constructor_parameters() | {"share_features_extractor": self.share_features_extractor}
 
 
-class CnnPolicy(MlpPolicy, ActorCriticCnnPolicy):
-    """
-    SB3's ``ActorCriticCnnPolicy`` for images; ``share_features_extractor`` is ``False`` by default.
-
-    The trust region allows no one but the policy step to move what the policy depends on, so with a shared extractor the
-    critic is no more than a linear read-out of the actor's features.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **{"share_features_extractor": False, **kwargs})
+class CnnPolicy(SeparateExtractors, MlpPolicy, ActorCriticCnnPolicy):
+    """SB3's ``ActorCriticCnnPolicy`` for images; ``share_features_extractor`` is ``False`` by default."""
 
 
-class MultiInputPolicy(MlpPolicy, MultiInputActorCriticPolicy):
+class MultiInputPolicy(SeparateExtractors, MlpPolicy, MultiInputActorCriticPolicy):
     """SB3's ``MultiInputActorCriticPolicy`` for Dict observations; ``share_features_extractor`` is ``False`` by default."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **{"share_features_extractor": False, **kwargs})

@@ -26,10 +26,11 @@ from sb3_trpo.distributions import selected
 from sb3_trpo.fast.lstm_actor import QuickModel
 from sb3_trpo.fast.lstm_fisher import lstm_fisher
 from sb3_trpo.fast.network import is_as
+from sb3_trpo.guards.arguments import naming
 from sb3_trpo.guards.environments import spends_steps_on_resets
 from sb3_trpo.guards.passed_on import PassedOn
 from sb3_trpo.objective import Batch
-from sb3_trpo.policies import CountsFromZero, rows_of
+from sb3_trpo.policies import CountsFromZero, SeparateExtractors, rows_of
 from sb3_trpo.rollout import check_full, step_weights
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.trust_region.fisher import MatrixVectorProduct, Parameters
@@ -89,18 +90,12 @@ class MlpLstmPolicy(RecurrentActorCriticPolicy, CountsFromZero):
         }
 
 
-class CnnLstmPolicy(MlpLstmPolicy, RecurrentActorCriticCnnPolicy):
+class CnnLstmPolicy(SeparateExtractors, MlpLstmPolicy, RecurrentActorCriticCnnPolicy):
     """sb3-contrib's ``RecurrentActorCriticCnnPolicy``; extractors are separate unless the LSTM is shared."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **{"share_features_extractor": kwargs.get("shared_lstm", False), **kwargs})
 
-
-class MultiInputLstmPolicy(MlpLstmPolicy, RecurrentMultiInputActorCriticPolicy):
+class MultiInputLstmPolicy(SeparateExtractors, MlpLstmPolicy, RecurrentMultiInputActorCriticPolicy):
     """sb3-contrib's ``RecurrentMultiInputActorCriticPolicy``; extractors are separate unless the LSTM is shared."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **{"share_features_extractor": kwargs.get("shared_lstm", False), **kwargs})
 
 
 class Rows:
@@ -277,9 +272,10 @@ class RecurrentTRPO(TRPO):
         self._check_lstm_kwargs()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        self.policy = self.policy_class(  # type: ignore[assignment]
-            self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
-        )
+        with naming(self._policy_made_of):
+            self.policy = self.policy_class(  # type: ignore[assignment]
+                self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
+            )
         self.policy = self.policy.to(self.device)
         if self.policy.squash_output and not np.all([-self.action_space.low == 1, self.action_space.high == 1]):  # type: ignore
             raise ValueError(
@@ -300,17 +296,18 @@ class RecurrentTRPO(TRPO):
             )
         self.rollout_buffer_class = buffer
         lstm: Any = self.policy.lstm_actor
-        self.rollout_buffer = buffer(
-            self.n_steps,
-            self.observation_space,
-            self.action_space,
-            (self.n_steps, lstm.num_layers, self.n_envs, lstm.hidden_size),
-            self.device,
-            gamma=self.gamma,
-            gae_lambda=self.gae_lambda,
-            n_envs=self.n_envs,
-            **self.rollout_buffer_kwargs,
-        )
+        with naming(self._buffer_made_of):
+            self.rollout_buffer = buffer(
+                self.n_steps,
+                self.observation_space,
+                self.action_space,
+                (self.n_steps, lstm.num_layers, self.n_envs, lstm.hidden_size),
+                self.device,
+                gamma=self.gamma,
+                gae_lambda=self.gae_lambda,
+                n_envs=self.n_envs,
+                **self.rollout_buffer_kwargs,
+            )
         self._forget()
 
     def _check_lstm_kwargs(self) -> None:

@@ -29,6 +29,7 @@ def test_trpo_is_an_on_policy_algorithm_of_sb3() -> None:
     assert issubclass(TRPO, OnPolicyAlgorithm)
     assert all(issubclass(policy, ActorCriticPolicy) for policy in TRPO.policy_aliases.values())
     assert TRPO.policy_aliases.keys() == sb3_contrib.TRPO.policy_aliases.keys()
+    assert set(sb3_trpo.__all__) <= set(dir(sb3_trpo))
     assert set(sb3_trpo.__all__) >= {"TRPO", "MlpPolicy", "CnnPolicy", "MultiInputPolicy"}
 
 

@@ -2,7 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Integral, Real
 from os import PathLike
 from types import UnionType
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
@@ -82,15 +84,15 @@ RULES: dict[str, Rule] = {
 
 
 def _is_callback(callback: Any) -> bool:
-    if isinstance(callback, list):
-        return all(isinstance(each, BaseCallback) for each in callback)
-    return isinstance(callback, BaseCallback) or callable(callback)
+    return not isinstance(callback, list) or all(isinstance(each, BaseCallback) for each in callback)
 
 
 # What ``learn`` takes; SB3 means something by a number of steps below zero, and by infinitely many
 OF_LEARN: dict[str, Rule] = {
     "total_timesteps": Rule(Real, lambda value: not math.isnan(value), "a number of environment steps"),
-    "callback": Rule(object, _is_callback, "a callback, a list of callbacks, a function or None", optional=True),
+    "callback": Rule(
+        BaseCallback | list | Callable, _is_callback, "a callback, a list of callbacks, a function or None", optional=True
+    ),
     "log_interval": Rule(Integral, lambda value: value != 0, "an integer other than 0, or None", optional=True),
 }
 
@@ -125,6 +127,8 @@ class PolicyKindError(TypeError, ValueError):
     """A policy class acts on other things than the algorithm gives it: sb3-contrib says ``ValueError`` to that."""
 
 
+# Which algorithms have policies with a memory
+OTHERS_POLICIES = dict.fromkeys(("MlpLstmPolicy", "CnnLstmPolicy", "MultiInputLstmPolicy"), "RecurrentTRPO")
 # What a policy may be handed beside the observations
 HANDED = ("lstm_states", "episode_starts", "action_masks")
 
@@ -162,7 +166,8 @@ def check_policy(
     message = f"policy must be one of {sorted(aliases)} or a subclass of {base.__name__}, got {policy!r}"
     if isinstance(policy, str):
         if policy not in aliases:
-            raise ValueError(message)
+            elsewhere = f": {OTHERS_POLICIES[policy]} has policies of this name" if policy in OTHERS_POLICIES else ""
+            raise ValueError(message + elsewhere)
         return
     if not isinstance(policy, type):
         raise TypeError(message)
@@ -172,6 +177,47 @@ def check_policy(
         raise PolicyKindError(f"{message}: it acts on {takes[0]}, and a policy of {of or 'this algorithm'} acts on {takes[1]}")
     if not issubclass(policy, (base, *aliases.values())):
         raise TypeError(message)
+
+
+class UnsupportedError(ValueError, AssertionError):
+    """What SB3 asserts: with ``python -O`` it is an error all the same."""
+
+
+def check_action_space(env: Any, supported: tuple[type[spaces.Space], ...] | None, *, of: str) -> None:
+    """
+    Refuse an environment with actions of another kind.
+
+    :param env: an environment, of vectors too
+    :param supported: what there are actions for, ``None`` for everything that SB3 knows
+    :param of: name of the algorithm
+    :raises UnsupportedError: naming the space
+    """
+    space = getattr(env, "single_action_space", None) or getattr(env, "action_space", None)
+    if supported is not None and space is not None and not isinstance(space, supported):
+        names = ", ".join(kind.__name__ for kind in supported)
+        raise UnsupportedError(f"The algorithm only supports {names} as action spaces but {space} was provided to {of}")
+
+
+# What cannot work shows itself in many ways; an exception of the user's own class says what it has to say
+_UNNAMED = {TypeError, ValueError, AssertionError, RuntimeError, AttributeError, KeyError, IndexError}
+
+
+@contextmanager
+def naming(made_of: Callable[[], tuple[type | None, Mapping[str, Any]]]) -> Iterator[None]:
+    """
+    Name in an error what could not be built, and from what: torch and SB3 say what went wrong inside.
+
+    :param made_of: tells what is being built, if anything is: its class, and the arguments that are the user's by name
+    """
+    try:
+        yield
+    except Exception as error:
+        part, arguments = made_of()
+        if part is None or type(error) not in _UNNAMED:
+            raise
+        given = " and ".join(f"{name}={value!r:.500}" for name, value in arguments.items())
+        kind = UnsupportedError if isinstance(error, AssertionError) else type(error)
+        raise kind(f"{part.__name__} cannot be built with {given}: {error}") from error
 
 
 def value_at(name: str, value: float | Schedule, *, progress_remaining: float) -> float:

@@ -46,7 +46,7 @@ def written_whole(path: pathlib.Path) -> Iterator[BufferedWriter]:
 
     :param path: the file's name; its folder exists
     :return: the file to write to
-    :raises PermissionError: if the file is there and must not be written to
+    :raises OSError: naming the file, if it cannot be written
     """
     try:
         target = path.resolve()
@@ -59,7 +59,11 @@ def written_whole(path: pathlib.Path) -> Iterator[BufferedWriter]:
         open(path, "ab").close()  # refuses what writing into the file would
     unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        with open(unfinished, "xb") as file:
+        file = open(unfinished, "xb")
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}: no file can be made in {path.parent}", str(path)) from error
+    try:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 
@@ -18,7 +19,8 @@ def check_parameters(
     :param policy: the model's
     :param exact_match: whether a tensor that the model does not have is refused, or passed over as SB3 does
     :raises TypeError: if an entry is not a dictionary
-    :raises ValueError: naming the object or tensor, if it is unknown, of another shape, or trained and not finite
+    :raises ValueError: naming the object or tensor, if it is unknown, of another shape, trained and not finite, or not what is
+        given for the same tensor under another name
     """
     for name, state in given.items():
         if name not in own:
@@ -33,10 +35,30 @@ def check_parameters(
         elif isinstance(own["policy"][key], th.Tensor):
             # A buffer, and a parameter that is not trained, may hold infinities: masks do
             _check_tensor(f"policy parameter {key!r}", value, own["policy"][key].shape, finite=key in trained)
+    _check_names_of_one(given.get("policy", {}), own["policy"])
     if "policy.optimizer" in given:
         _check_optimizer(given["policy.optimizer"], policy.optimizer)
     for name in given.keys() - {"policy", "policy.optimizer"}:
         _check_other(name, given[name], own[name])
+
+
+def _check_names_of_one(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse two values for a tensor that has two names, as those of a feature extractor that actor and critic share."""
+    first: dict[Any, str] = {}
+    for name, tensor in own.items():
+        if name in given and isinstance(tensor, th.Tensor) and tensor.numel() > 0:
+            other = first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), name)
+            if not np.array_equal(_as_array(given[name]), _as_array(given[other]), equal_nan=True):
+                raise ValueError(
+                    f"policy parameters {other!r} and {name!r} are one tensor in this model and must have one value, got two. "
+                    "Separate feature extractors do not fit into a shared one: a model with separate ones is made with "
+                    "policy_kwargs={'share_features_extractor': False}"
+                )
+
+
+def _as_array(tensor: th.Tensor) -> np.ndarray:
+    # Half precision has a type that NumPy lacks
+    return tensor.detach().cpu().to(th.float64).numpy()
 
 
 def _check_other(name: str, state: Any, own: Any) -> None:
@@ -68,7 +90,8 @@ def _check_optimizer(state: Mapping[str, Any], optimizer: th.optim.Optimizer) ->
 
 def _check_tensor(name: str, tensor: Any, shape: th.Size, *, finite: bool) -> None:
     if not isinstance(tensor, th.Tensor):
-        raise TypeError(f"{name} must be a tensor, got {tensor!r}")
+        got = f"an array of shape {tensor.shape}" if isinstance(tensor, np.ndarray) else repr(tensor)
+        raise TypeError(f"{name} must be a tensor, got {got}")
     if tensor.shape != shape:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
     if finite and not bool(th.isfinite(tensor).all()):

@@ -1,15 +1,16 @@
 """Settings of the process or of the thread, changed for a while, and put back when the last that needs it is done."""
 
+import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch as th
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import LibController, ThreadpoolController
 
 
 def _in_forked_processes(do: Callable[[], object]) -> None:
@@ -73,38 +74,48 @@ class SharedSetting:
 
     Threads may be inside at the same time. The first one in changes the setting, and the last one out puts it back.
 
-    :param change: changes the setting, and returns what puts it back
+    :param read: returns what the setting is
+    :param put: makes it what it is handed
+    :param inside: what it is inside
     """
 
-    def __init__(self, change: Callable[[], Callable[[], object]]):
-        self._change = change
+    def __init__(self, read: Callable[[], Any], put: Callable[[Any], object], inside: Any):
+        self._read = read
+        self._put = put
+        self._inside = inside
         self._lock = new_lock(threading.Lock)
         self._n_inside = 0
-        self._put_back: Callable[[], object] = lambda: None
+        self._outside: Any = None
+        self._n_forks = 0
         _in_forked_processes(self._leave_threads_behind)
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Enter the context."""
-        with self._lock:
-            if self._n_inside == 0:
-                self._put_back = self._change()
-            self._n_inside += 1
-        process = os.getpid()
+        is_inside, n_forks = False, self._n_forks
+        # Ctrl-C may come with any call: whoever counts has noted what there was before, and is in ``try``
         try:
+            with self._lock:
+                if self._n_inside == 0:
+                    self._outside = self._read()
+                self._n_inside += 1
+                is_inside = True
+                if self._n_inside == 1:
+                    self._put(self._inside)
             yield
         finally:
             with self._lock:
-                if os.getpid() == process:
+                if is_inside and n_forks == self._n_forks:
                     self._n_inside -= 1
                     if self._n_inside == 0:
-                        self._put_back()
+                        self._put(self._outside)
 
     def _leave_threads_behind(self) -> None:
         """Put the setting back in a process that was forked: the threads that are inside are not there."""
+        self._n_forks += 1
         if self._n_inside > 0:
             self._n_inside = 0
-            self._put_back()
+            self._put(self._outside)
 
 
 @contextmanager
@@ -119,20 +130,27 @@ def full_precision() -> Iterator[None]:
         yield
 
 
-def _validate_no_distribution() -> Callable[[], object]:
-    validated = th.distributions.Distribution._validate_args
-    th.distributions.Distribution.set_default_validate_args(False)
-    return lambda: th.distributions.Distribution.set_default_validate_args(validated)
-
-
 @cache
-def _thread_pools() -> ThreadpoolController:
-    """Return the handle on the libraries behind NumPy; finding them takes milliseconds."""
-    return ThreadpoolController()
+def _blas_libraries() -> list[LibController]:
+    """Return the handles on the libraries behind NumPy; finding them takes milliseconds."""
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
+
+
+def _set_blas_threads(n_threads: Iterable[int | None]) -> None:
+    for library, n in zip(_blas_libraries(), n_threads, strict=False):
+        if n is not None:
+            library.set_num_threads(n)
 
 
 # A distribution with parameters that are not finite yields NaN, which the step refuses, instead of raising. It also spares a
 # pass over the parameters of every distribution made
-unvalidated_distributions = SharedSetting(_validate_no_distribution)
+unvalidated_distributions = SharedSetting(
+    read=lambda: th.distributions.Distribution._validate_args,
+    # A call that nothing interrupts
+    put=partial(setattr, th.distributions.Distribution, "_validate_args"),
+    inside=False,
+)
 # What is too small to share among threads is slower with them: they would wait for each other
-one_blas_thread = SharedSetting(lambda: _thread_pools().limit(limits=1, user_api="blas").restore_original_limits)
+one_blas_thread = SharedSetting(
+    read=lambda: [library.num_threads for library in _blas_libraries()], put=_set_blas_threads, inside=itertools.repeat(1)
+)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure as LoggedFigure
 from stable_baselines3.common.logger import TensorBoardOutputFormat
@@ -59,7 +60,7 @@ class TrustRegionRecorder(BaseCallback):
 
     def __init__(self, folder: str | Path, *, pictures_every: int = 0, states: Any = None, verbose: int = 0):
         super().__init__(verbose)
-        if isinstance(pictures_every, bool) or not isinstance(pictures_every, int) or pictures_every < 0:
+        if isinstance(pictures_every, bool) or not isinstance(pictures_every, int | np.integer) or pictures_every < 0:
             raise ValueError(f"pictures_every must be a number of updates, 0 for never, got {pictures_every!r}")
         if states is not None and pictures_every == 0:
             raise ValueError("states are looked at in pictures: give pictures_every too")

@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from sb3_trpo import TRPO, MaskableTRPO, RecurrentTRPO
+from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, MlpPolicy, RecurrentTRPO
 from sb3_trpo.hyperparameters import PER_DIMENSION
 from tests.guards.refusals import REFUSALS, assert_names
 from tests.small_models import DICT, IMAGE, VECTOR, RandomEnv, changed, make_env, monitored, policy_state, small_model
@@ -342,6 +342,76 @@ def test_policy_that_hands_its_own_extractor_on_is_taken_as_sb3_takes_it() -> No
     assert model.last_update is not None and model.last_update.step.accepted
 
 
+CANNOT_BUILD: dict[str, dict[str, Any]] = {
+    "no class": {"activation_fn": "tanh"},
+    "no list": {"net_arch": 64},
+    "text for numbers": {"net_arch": "64"},
+    "negative": {"net_arch": [-3]},
+    "given twice": {"optimizer_kwargs": {"lr": 1e-3}},
+    "no extractor": {"features_extractor_class": int},
+    "of gSDE": {"squash_output": True},
+    "unknown": {"hidden_size": 64},
+}
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("kwargs", CANNOT_BUILD.values(), ids=CANNOT_BUILD.keys())
+def test_policy_kwargs_that_build_nothing_are_named(kwargs: dict[str, Any], fast: bool) -> None:
+    """What torch and SB3 say of their insides stands behind it, and is the cause."""
+    with pytest.raises((TypeError, ValueError, RuntimeError)) as refusal:
+        small_model(policy_kwargs=kwargs, fast=fast)
+    assert_names(refusal.value, "MlpPolicy", "policy_kwargs", repr(kwargs), refusal.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("cls", "policy", "kwargs"),
+    [
+        (RecurrentTRPO, "MlpLstmPolicy", {"lstm_hidden_size": -1}),
+        (RecurrentTRPO, "MlpLstmPolicy", {"shared_lstm": True, "enable_critic_lstm": True}),
+        (MaskableTRPO, "MlpPolicy", {"activation_fn": "tanh"}),
+        (MaskableTRPO, "CnnPolicy", {}),
+    ],
+)
+def test_policy_kwargs_of_a_variant_that_build_nothing_are_named(cls: Any, policy: str, kwargs: dict[str, Any]) -> None:
+    """The policy class too, which may be what does not fit."""
+    with pytest.raises((TypeError, ValueError, RuntimeError)) as refusal:
+        small_model(cls, policy, make_env(VECTOR, spaces.Discrete(3)), policy_kwargs=kwargs)
+    assert_names(refusal.value, policy, "policy_kwargs", repr(kwargs))
+
+
+@pytest.mark.parametrize(
+    ("cls", "policy"), [(TRPO, "MlpPolicy"), (RecurrentTRPO, "MlpLstmPolicy"), (MaskableTRPO, "MlpPolicy")]
+)
+def test_buffer_kwargs_that_build_nothing_are_named(cls: Any, policy: str) -> None:
+    with pytest.raises(TypeError, match=r"RolloutBuffer cannot be built with rollout_buffer_kwargs=\{'size': 3\}: "):
+        small_model(cls, policy, make_env(VECTOR, spaces.Discrete(3)), rollout_buffer_kwargs={"size": 3})
+
+
+class LostWeightsError(ValueError):
+    """Of the user's own."""
+
+
+def test_error_of_a_policy_of_ones_own_says_what_it_says() -> None:
+    """Its class is what the user waits for."""
+
+    class Pretrained(MlpPolicy):
+        def __init__(self, *args: Any, **kwargs: Any):
+            raise LostWeightsError("no weights at s3://here")
+
+    with pytest.raises(LostWeightsError, match=r"^no weights at s3://here$"):
+        small_model(policy=Pretrained)
+
+
+@pytest.mark.parametrize(
+    ("cls", "policy"), [(MaskableTRPO, "MlpPolicy"), (MaskableRecurrentTRPO, "MlpLstmPolicy"), (MaskableTRPO, "CnnPolicy")]
+)
+def test_actions_that_have_no_masks_are_refused(cls: Any, policy: str) -> None:
+    """As SB3 does, and where Python makes no assertions too."""
+    for kind in (ValueError, AssertionError):
+        with pytest.raises(kind, match=r"only supports Discrete, MultiDiscrete, MultiBinary as action spaces but Box"):
+            small_model(cls, policy, make_env(VECTOR))
+
+
 BAD_OF_LEARN: dict[str, list[Any]] = {
     "total_timesteps": ["100", None, math.nan, True, [64]],
     "log_interval": [0, "1", 0.3, math.nan],
@@ -356,7 +426,8 @@ def test_learn_refuses_what_cannot_work_and_leaves_the_run_as_it_was(name: str, 
     model = small_model(env=monitored())
     model.learn(128)
     before = model.num_timesteps, model._n_updates, [*model.ep_info_buffer], policy_state(model)  # type: ignore[misc]
-    with pytest.raises((TypeError, ValueError), match=f"{name} must be .* got "):
+    kind = TypeError if isinstance(value, str | int | None) and name != "log_interval" else (TypeError, ValueError)
+    with pytest.raises(kind, match=f"{name} must be .* got "):
         model.learn(**{"total_timesteps": 64} | {name: value})
     assert (model.num_timesteps, model._n_updates, [*model.ep_info_buffer]) == before[:3]  # type: ignore[misc]
     assert not changed(before[3], policy_state(model))

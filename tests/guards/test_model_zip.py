@@ -169,6 +169,22 @@ def test_save_refuses_a_file_that_must_not_be_written_to(tmp_path: pathlib.Path,
     assert path.read_bytes() == b"precious" and [path.name for path in tmp_path.iterdir()] == ["model.zip"]
 
 
+def test_save_where_no_file_can_be_made_names_the_file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not the hidden one that it would have made there."""
+    opened = open
+
+    def as_if_full(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if str(file).endswith(".tmp"):
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, mode, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", as_if_full)
+    with pytest.raises(PermissionError) as refusal:
+        small_model().save(tmp_path / "model")
+    assert "model.zip" in str(refusal.value) and ".tmp" not in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_save_takes_a_name_as_long_as_a_file_may_have(tmp_path: pathlib.Path) -> None:
     name = "x" * (os.pathconf(tmp_path, "PC_NAME_MAX") - len(".zip"))
     small_model().save(tmp_path / name)

@@ -233,3 +233,32 @@ def test_set_parameters_refuses_an_optimizer_state_that_cannot_work(change: dict
         model.set_parameters(parameters)
     assert not changed(before, policy_state(model)) and isinstance(index, int)
     model.learn(64)
+
+
+class Learned(FlattenExtractor):
+    """An extractor that learns."""
+
+    def __init__(self, observation_space: gymnasium.Space):
+        super().__init__(observation_space)
+        self.layer = nn.Linear(self.features_dim, self.features_dim)
+        self.register_buffer("unseen", th.full((2,), math.nan))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.layer(super().forward(observations))
+
+
+@pytest.mark.parametrize("exact_match", [True, False])
+def test_names_of_one_tensor_are_given_one_value(exact_match: bool) -> None:
+    """Of two extractors a shared one would take the last, without a word; one into two fits."""
+    one, two = (
+        small_model(seed=seed, policy_kwargs={"features_extractor_class": Learned, "share_features_extractor": share})
+        for seed, share in enumerate([True, False])
+    )
+    before = policy_state(one)
+    given = parameters_with(two.policy.state_dict(), one)
+    with pytest.raises(ValueError, match=r"'features_extractor.layer.weight' and 'vf_.*.layer.weight' are one"):
+        one.set_parameters(given, exact_match=exact_match)
+    assert all("unseen" in name for name in changed(before, policy_state(one)))
+    one.set_parameters(one.get_parameters(), exact_match=exact_match)
+    two.set_parameters({"policy": before}, exact_match=False)
+    assert all("unseen" in name for name in changed(before, policy_state(two)))

@@ -1,8 +1,11 @@
 """Settings of the process are changed by the first one in, and put back by the last one out."""
 
 import multiprocessing
+import signal
 import threading
+from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
 from threadpoolctl import threadpool_limits
@@ -27,6 +30,32 @@ def test_shared_setting_is_put_back_by_the_last_one_out(context: SharedSetting, 
         assert process_state() == changed_state
         second.__exit__(None, None, None)
         assert process_state() == before
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="interrupts itself with a timer of Unix")
+def test_shared_setting_is_put_back_whenever_an_interrupt_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C may come between any two calls, as one enters and as one leaves too."""
+    monkeypatch.setattr(th.distributions.Distribution, "_validate_args", True)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    rng = np.random.default_rng(0)
+    try:
+        for _ in range(500):
+            with pytest.raises(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 3e-4))
+                while True:
+                    with unvalidated_distributions():
+                        pass
+            assert th.distributions.Distribution._validate_args
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+    with unvalidated_distributions():
+        assert not th.distributions.Distribution._validate_args
+    assert th.distributions.Distribution._validate_args
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")

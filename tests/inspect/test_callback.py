@@ -148,6 +148,7 @@ def test_recorder_refuses_what_cannot_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="observation"):
         small_model().learn(64, callback=TrustRegionRecorder(tmp_path, pictures_every=1, states=np.zeros((1, 4))))
     for wrong in (-1, 1.5, True):
+        assert TrustRegionRecorder(tmp_path, pictures_every=np.int64(2)).pictures_every == 2  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=f"pictures_every.*{wrong}"):
             TrustRegionRecorder(tmp_path, pictures_every=wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="pictures_every"):

@@ -9,13 +9,16 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import sb3_contrib
 import torch as th
+from gymnasium import spaces
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from torch import nn
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, MaskableTRPO, RecurrentTRPO
 from tests.guards.refusals import REFUSALS, assert_names
-from tests.small_models import Case, changed, policy_state, small_model
+from tests.small_models import Case, changed, make_env, policy_state, small_model
 
 
 def optimizer_state(model: TRPO) -> list[th.Tensor]:
@@ -233,6 +236,24 @@ def test_set_parameters_refuses_an_optimizer_state_that_cannot_work(change: dict
         model.set_parameters(parameters)
     assert not changed(before, policy_state(model)) and isinstance(index, int)
     model.learn(64)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "policy"),
+    [
+        (PPO, TRPO, "MlpPolicy"),
+        (A2C, TRPO, "MlpPolicy"),
+        (sb3_contrib.RecurrentPPO, RecurrentTRPO, "MlpLstmPolicy"),
+        (sb3_contrib.MaskablePPO, MaskableTRPO, "MlpPolicy"),
+    ],
+)
+def test_weights_of_another_algorithm_are_taken(theirs: Any, ours: Any, policy: str) -> None:
+    """Where the networks are the same."""
+    env = make_env(action_space=spaces.Discrete(3))
+    before = theirs(policy, env, n_steps=32, seed=1, device="cpu").policy.state_dict()
+    model = small_model(ours, policy, env)
+    model.set_parameters({"policy": before}, exact_match=False)
+    assert not changed(before, policy_state(model))
 
 
 class Learned(FlattenExtractor):

@@ -250,7 +250,7 @@ def test_set_parameters_refuses_an_optimizer_state_that_cannot_work(change: dict
 def test_weights_of_another_algorithm_are_taken(theirs: Any, ours: Any, policy: str) -> None:
     """Where the networks are the same."""
     env = make_env(action_space=spaces.Discrete(3))
-    before = theirs(policy, env, n_steps=32, seed=1, device="cpu").policy.state_dict()
+    before = theirs(policy, env, n_steps=64, seed=1, device="cpu").policy.state_dict()
     model = small_model(ours, policy, env)
     model.set_parameters({"policy": before}, exact_match=False)
     assert not changed(before, policy_state(model))

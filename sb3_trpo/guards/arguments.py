@@ -192,8 +192,10 @@ def check_action_space(env: Any, supported: tuple[type[spaces.Space], ...] | Non
     :param of: name of the algorithm
     :raises UnsupportedError: naming the space
     """
+    if supported is None:
+        return
     space = getattr(env, "single_action_space", None) or getattr(env, "action_space", None)
-    if supported is not None and space is not None and not isinstance(space, supported):
+    if space is not None and not isinstance(space, supported):
         names = ", ".join(kind.__name__ for kind in supported)
         raise UnsupportedError(f"The algorithm only supports {names} as action spaces but {space} was provided to {of}")
 

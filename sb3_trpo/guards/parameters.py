@@ -48,7 +48,7 @@ def _check_names_of_one(given: Mapping[str, Any], own: Mapping[str, Any]) -> Non
     for name, tensor in own.items():
         if name in given and isinstance(tensor, th.Tensor) and tensor.numel() > 0:
             other = first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), name)
-            if not np.array_equal(_as_array(given[name]), _as_array(given[other]), equal_nan=True):
+            if other != name and not np.array_equal(_as_array(given[name]), _as_array(given[other]), equal_nan=True):
                 raise ValueError(
                     f"policy parameters {other!r} and {name!r} are one tensor in this model and must have one value, got two. "
                     "Separate feature extractors do not fit into a shared one: a model with separate ones is made with "

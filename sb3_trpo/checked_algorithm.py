@@ -25,13 +25,13 @@ from sb3_trpo.guards.arguments import (
     OF_LEARN,
     RULES,
     Rules,
-    check_action_space,
+    UnsupportedError,
     check_arguments,
     check_policy,
     naming,
     value_at,
 )
-from sb3_trpo.guards.environments import AnyEnv, as_env, closed_if_refused, made_env, wrapped_env
+from sb3_trpo.guards.environments import AnyEnv, as_env, check_kind_of_actions, closed_if_refused, made_env, wrapped_env
 from sb3_trpo.guards.finite import NonFiniteError, finite_rollout, finite_statistics
 from sb3_trpo.guards.model_zip import path_to_write, saved_attributes, written_whole
 from sb3_trpo.guards.observations import check_observation_space
@@ -153,8 +153,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 arguments[name] = dict(arguments[name])  # any mapping will do
         made = made_env(env, verbose)
         with closed_if_refused(made, env):
-            check_action_space(made, self.supported_action_spaces, of=self.kind)
-            super().__init__(policy, made, verbose=verbose, supported_action_spaces=self.supported_action_spaces, **arguments)
+            super().__init__(policy, made, verbose=verbose, **arguments)
         # Ours to close, until the model is built and the user's with it
         self._made_env = None if made is env else made
 
@@ -165,6 +164,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 as_env(None)
             check_arguments(self.rules, vars(self))
             self._check_numbers()
+            check_kind_of_actions(self.action_space, self.supported_action_spaces, of=self.kind)
             check_observation_space(self.observation_space, self.policy_class, self.policy_kwargs)
             saved = vars(self).get("_random")
             with drawing:
@@ -203,7 +203,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 # Not all of SB3 and torch takes NumPy's numbers, and they keep a zip from being loaded with weights only
                 setattr(self, name, value.item())
         if getattr(self, "normalize_advantage", False) and self.n_steps * self.n_envs < 2:
-            raise ValueError(
+            raise UnsupportedError(
                 f"n_steps * n_envs must be at least 2 with normalize_advantage=True, "
                 f"got n_steps={self.n_steps} and n_envs={self.n_envs}"
             )
@@ -406,7 +406,7 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         with closed_if_refused(made, env):
             wrapped = self._wrap_env(made, self.verbose)
             if wrapped.num_envs != self.n_envs:
-                raise ValueError(
+                raise UnsupportedError(
                     f"env must hold {self.n_envs} environments as the model's own does, got {wrapped.num_envs}; "
                     "`load(path, env)` takes a model to another number of them"
                 )

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
@@ -181,23 +180,6 @@ def check_policy(
 
 class UnsupportedError(ValueError, AssertionError):
     """What SB3 asserts: with ``python -O`` it is an error all the same."""
-
-
-def check_action_space(env: Any, supported: tuple[type[spaces.Space], ...] | None, *, of: str) -> None:
-    """
-    Refuse an environment with actions of another kind.
-
-    :param env: an environment, of vectors too
-    :param supported: what there are actions for, ``None`` for everything that SB3 knows
-    :param of: name of the algorithm
-    :raises UnsupportedError: naming the space
-    """
-    if supported is None:
-        return
-    space = getattr(env, "single_action_space", None) or getattr(env, "action_space", None)
-    if space is not None and not isinstance(space, supported):
-        names = ", ".join(kind.__name__ for kind in supported)
-        raise UnsupportedError(f"The algorithm only supports {names} as action spaces but {space} was provided to {of}")
 
 
 # What cannot work shows itself in many ways; an exception of the user's own class says what it has to say

@@ -13,6 +13,7 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
+from sb3_trpo.guards.arguments import UnsupportedError
 from sb3_trpo.guards.observations import check_structure
 from sb3_trpo.vec_env import as_vec_env
 
@@ -31,12 +32,26 @@ def spends_steps_on_resets(env: Any) -> Any:
     return env
 
 
+def check_kind_of_actions(action_space: spaces.Space, kinds: tuple[type[spaces.Space], ...] | None, *, of: str) -> None:
+    """
+    Refuse actions of a kind that an algorithm is not for.
+
+    :param action_space: that of the environment
+    :param kinds: what it is for, ``None`` for everything that SB3 knows
+    :param of: name of the algorithm
+    :raises UnsupportedError: naming the space
+    """
+    if kinds is not None and not isinstance(action_space, kinds):
+        names = ", ".join(kind.__name__ for kind in kinds)
+        raise UnsupportedError(f"The algorithm only supports {names} as action spaces but {action_space} was provided to {of}")
+
+
 def check_action_space(action_space: spaces.Space) -> None:
     """
     Refuse action spaces for which there is no action distribution.
 
     :param action_space: that of the environment
-    :raises ValueError: naming the space
+    :raises UnsupportedError: naming the space
     """
     if isinstance(action_space, spaces.Box):
         finite = bool(np.isfinite([action_space.low, action_space.high]).all())
@@ -49,7 +64,7 @@ def check_action_space(action_space: spaces.Space) -> None:
         # MultiBinary([4]) has the same shape as MultiBinary(4), and SB3 takes only the latter
         supported = isinstance(action_space, spaces.MultiBinary) and isinstance(action_space.n, Integral)
     if not supported:
-        raise ValueError(
+        raise UnsupportedError(
             "env.action_space must be a Box of one float or more with finite bounds, a Discrete or one-dimensional "
             f"MultiDiscrete that starts at 0, or a MultiBinary(n) with an integer n, got {action_space}: "
             "gymnasium.wrappers.TransformAction makes such a space of another one, by a function that shifts, scales or rounds"

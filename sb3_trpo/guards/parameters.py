@@ -8,6 +8,10 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 
 
+class MisfitError(ValueError, RuntimeError):
+    """A tensor has not the shape of what it is for: torch says ``RuntimeError`` to that."""
+
+
 def check_parameters(
     given: Mapping[str, Any], own: Mapping[str, Any], policy: BasePolicy, *, exact_match: bool = True
 ) -> None:
@@ -93,6 +97,6 @@ def _check_tensor(name: str, tensor: Any, shape: th.Size, *, finite: bool) -> No
         got = f"an array of shape {tensor.shape}" if isinstance(tensor, np.ndarray) else repr(tensor)
         raise TypeError(f"{name} must be a tensor, got {got}")
     if tensor.shape != shape:
-        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+        raise MisfitError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
     if finite and not bool(th.isfinite(tensor).all()):
         raise ValueError(f"{name} must be finite, got {tensor}")

@@ -147,3 +147,14 @@ def test_load_refuses_an_environment_of_other_spaces(saved: pathlib.Path) -> Non
     with pytest.raises(ValueError) as refusal:
         TRPO.load(saved, make_env(action_space=DISCRETE), device="cpu")
     assert_names(refusal.value, "ction space", DISCRETE)
+
+
+@pytest.mark.parametrize("kind", [ValueError, AssertionError])
+def test_what_sb3_asserts_is_an_error_of_either_kind(kind: type[Exception]) -> None:
+    """Pipelines that catch SB3's assertions catch these; with ``python -O`` there are none of SB3's."""
+    with pytest.raises(kind, match="env must hold 1 environments"):
+        small_model().set_env(make_env(n_envs=2))
+    with pytest.raises(kind, match=r"action_space must be .* got MultiBinary"):
+        small_model(env=make_env(action_space=spaces.MultiBinary((2, 3))))
+    with pytest.raises(kind, match=r"n_steps \* n_envs must be at least 2"):
+        small_model(n_steps=1)

@@ -256,6 +256,14 @@ def test_weights_of_another_algorithm_are_taken(theirs: Any, ours: Any, policy: 
     assert not changed(before, policy_state(model))
 
 
+def test_shape_that_does_not_fit_is_an_error_of_either_kind() -> None:
+    """Torch, and with it SB3, raises ``RuntimeError``."""
+    model = small_model()
+    for kind in (ValueError, RuntimeError):
+        with pytest.raises(kind, match="log_std"):
+            model.set_parameters(parameters_with({"log_std": th.zeros(7)}, model))
+
+
 class Learned(FlattenExtractor):
     """An extractor that learns."""
 

@@ -6,6 +6,7 @@ import pickle
 import socket
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,15 @@ from tests.workers import joined
 ROOT = Path(__file__).parent.parent
 # Each is forked from a process that has done nothing but import: see tests/conftest.py
 FORKS = multiprocessing.get_context("forkserver")
+
+
+def exit_code_of(target: Callable[[], None]) -> int | None:
+    """Return how a process of its own ends that does something; it is ended where it takes a minute."""
+    process = FORKS.Process(target=target)
+    process.start()
+    process.join(timeout=60.0)
+    process.kill()
+    return process.exitcode
 
 
 class Outcome(NamedTuple):

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from sb3_trpo.guards.process import SharedSetting, drawing, forward_mode, one_blas_thread, unvalidated_distributions
 from tests.promises.test_threads import process_state
-from tests.spawned import FORKS
+from tests.spawned import exit_code_of
 
 
 @pytest.mark.parametrize("context", [unvalidated_distributions, one_blas_thread], ids=["validation", "threads"])
@@ -61,11 +61,7 @@ def enter_and_leave_interrupted() -> None:
 def test_shared_setting_is_put_back_whenever_an_interrupt_comes() -> None:
     """Ctrl-C may come between any two calls, as one enters and as one leaves too."""
     # A process of its own: what traces this one is not made for that
-    process = FORKS.Process(target=enter_and_leave_interrupted)
-    process.start()
-    process.join(timeout=60.0)
-    process.kill()
-    assert process.exitcode == 0
+    assert exit_code_of(enter_and_leave_interrupted) == 0
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")

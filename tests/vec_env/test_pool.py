@@ -19,7 +19,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from sb3_trpo.vec_env import PoolVecEnv
 from sb3_trpo.vec_env.pool import WorkerError
-from tests.spawned import FORKS
+from tests.spawned import exit_code_of
 from tests.vec_env.tasks import (
     TASKS,
     Goal,
@@ -375,11 +375,7 @@ def step_interrupted() -> None:
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="interrupts itself with a timer of Unix")
 def test_interrupts_at_any_time_leave_right_numbers_or_an_error() -> None:
     """In a process of its own: what traces this one is not made for that."""
-    process = FORKS.Process(target=step_interrupted)
-    process.start()
-    process.join(timeout=60.0)
-    process.kill()
-    assert process.exitcode == 0
+    assert exit_code_of(step_interrupted) == 0
 
 
 def test_processes_leave_ctrl_c_to_the_program() -> None:

@@ -126,8 +126,8 @@ class PolicyKindError(TypeError, ValueError):
     """A policy class acts on other things than the algorithm gives it: sb3-contrib says ``ValueError`` to that."""
 
 
-# Which algorithms have policies with a memory
-OTHERS_POLICIES = dict.fromkeys(("MlpLstmPolicy", "CnnLstmPolicy", "MultiInputLstmPolicy"), "RecurrentTRPO")
+# The policies with a memory, which people name to algorithms that have none
+WITH_MEMORY = ("MlpLstmPolicy", "CnnLstmPolicy", "MultiInputLstmPolicy")
 # What a policy may be handed beside the observations
 HANDED = ("lstm_states", "episode_starts", "action_masks")
 
@@ -165,8 +165,7 @@ def check_policy(
     message = f"policy must be one of {sorted(aliases)} or a subclass of {base.__name__}, got {policy!r}"
     if isinstance(policy, str):
         if policy not in aliases:
-            elsewhere = f": {OTHERS_POLICIES[policy]} has policies of this name" if policy in OTHERS_POLICIES else ""
-            raise ValueError(message + elsewhere)
+            raise ValueError(message + (": RecurrentTRPO has policies of this name" if policy in WITH_MEMORY else ""))
         return
     if not isinstance(policy, type):
         raise TypeError(message)

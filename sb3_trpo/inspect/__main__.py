@@ -77,8 +77,9 @@ def load(options: argparse.Namespace) -> Run:
     :raises ValueError: if options are missing or do not go together
     """
     (path,) = options.run
-    if not path.exists() and path.with_name(f"{path.name}.zip").is_file():
-        path = path.with_name(f"{path.name}.zip")  # as ``load`` finds it
+    zipped = Path(f"{path}.zip")
+    if not path.exists() and zipped.is_file():
+        path = zipped  # as ``load`` finds it
     if path.suffix == ".zip":
         if not path.exists():
             raise FileNotFoundError(f"there is no file {path}")

@@ -186,8 +186,8 @@ class PoolVecEnv(VecEnv):
     nobody holds the environment any more, and with the program.
 
     After an interrupt (Ctrl-C) it goes on as before: the step that nobody waits for any more is finished and forgotten. Only
-    where the interrupt falls into the microseconds in which an answer is read, a ``WorkerError`` says from then on that
-    another one must be made.
+    where the interrupt falls into the microseconds in which an answer is read, or a request of more than 16 KiB is sent, a
+    ``WorkerError`` says from then on that another one must be made.
 
     :param env_fns: functions that make the environments, as for ``SubprocVecEnv``
     :param n_workers: number of processes; None for one per core of the machine, and never more than environments

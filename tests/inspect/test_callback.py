@@ -147,8 +147,8 @@ def test_recorder_refuses_what_cannot_work(tmp_path: Path) -> None:
     """A negative interval, states without pictures or of another shape: named with what was received."""
     with pytest.raises(ValueError, match="observation"):
         small_model().learn(64, callback=TrustRegionRecorder(tmp_path, pictures_every=1, states=np.zeros((1, 4))))
+    assert TrustRegionRecorder(tmp_path, pictures_every=np.int64(2)).pictures_every == 2  # type: ignore[arg-type]
     for wrong in (-1, 1.5, True):
-        assert TrustRegionRecorder(tmp_path, pictures_every=np.int64(2)).pictures_every == 2  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=f"pictures_every.*{wrong}"):
             TrustRegionRecorder(tmp_path, pictures_every=wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="pictures_every"):

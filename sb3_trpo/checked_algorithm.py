@@ -188,6 +188,29 @@ class CheckedOnPolicyAlgorithm(OnPolicyAlgorithm):
         with naming(lambda: self._buffer_made_of() if vars(self).get("rollout_buffer") is None else self._policy_made_of()):
             super()._setup_model()
 
+    def _made_policy(self, **own: Any) -> Any:
+        """Return a policy of ``policy_class`` on the model's device; ``own`` is what its constructor takes besides."""
+        policy: Any = self.policy_class
+        with naming(self._policy_made_of):
+            made = policy(self.observation_space, self.action_space, self.lr_schedule, **own, **self.policy_kwargs)
+        return made.to(self.device)
+
+    def _made_buffer(self, *own: Any) -> Any:
+        """Return a buffer of ``rollout_buffer_class``; ``own`` is what its constructor takes besides, after the spaces."""
+        buffer: Any = self.rollout_buffer_class
+        with naming(self._buffer_made_of):
+            return buffer(
+                self.n_steps,
+                self.observation_space,
+                self.action_space,
+                *own,
+                device=self.device,
+                gamma=self.gamma,
+                gae_lambda=self.gae_lambda,
+                n_envs=self.n_envs,
+                **self.rollout_buffer_kwargs,
+            )
+
     def _policy_made_of(self) -> tuple[type, dict[str, Any]]:
         return self.policy_class, {"policy_kwargs": self.policy_kwargs} | ({"use_sde": True} if self.use_sde else {})
 

@@ -19,7 +19,6 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from sb3_trpo.fast.actors import lean_actor
 from sb3_trpo.fast.kinds import KNOWN_POLICIES, MASKED_KINDS
-from sb3_trpo.guards.arguments import naming
 from sb3_trpo.guards.overridden import known_kind
 from sb3_trpo.guards.passed_on import AsGiven
 from sb3_trpo.objective import Batch
@@ -347,11 +346,7 @@ class MaskableTRPO(Masking):
     def _build(self) -> None:
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        # No gSDE, which these policies know nothing of
-        policy: Any = self.policy_class
-        with naming(self._policy_made_of):
-            self.policy = policy(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
-        self.policy = self.policy.to(self.device)
+        self.policy = self._made_policy()  # no gSDE, which these policies know nothing of
         if self.rollout_buffer_class is None:
             of_dicts = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = MaskableDictRolloutBuffer if of_dicts else MaskableRolloutBuffer
@@ -360,17 +355,7 @@ class MaskableTRPO(Masking):
             raise TypeError(
                 f"rollout_buffer_class must derive from MaskableRolloutBuffer or MaskableDictRolloutBuffer, got {buffer!r}"
             )
-        with naming(self._buffer_made_of):
-            self.rollout_buffer = buffer(
-                self.n_steps,
-                self.observation_space,
-                self.action_space,
-                device=self.device,
-                gamma=self.gamma,
-                gae_lambda=self.gae_lambda,
-                n_envs=self.n_envs,
-                **self.rollout_buffer_kwargs,
-            )
+        self.rollout_buffer = self._made_buffer()
 
     def _lean_collection(self, env: VecEnv, rollout_buffer: RolloutBuffer) -> Callable[..., bool] | None:
         told = {"use_masking": self._use_masking, "action_masks": None}

@@ -26,7 +26,6 @@ from sb3_trpo.distributions import selected
 from sb3_trpo.fast.lstm_actor import QuickModel
 from sb3_trpo.fast.lstm_fisher import lstm_fisher
 from sb3_trpo.fast.network import is_as
-from sb3_trpo.guards.arguments import naming
 from sb3_trpo.guards.environments import spends_steps_on_resets
 from sb3_trpo.guards.passed_on import PassedOn
 from sb3_trpo.objective import Batch
@@ -272,11 +271,7 @@ class RecurrentTRPO(TRPO):
         self._check_lstm_kwargs()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        with naming(self._policy_made_of):
-            self.policy = self.policy_class(  # type: ignore[assignment]
-                self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
-            )
-        self.policy = self.policy.to(self.device)
+        self.policy = self._made_policy(use_sde=self.use_sde)
         if self.policy.squash_output and not np.all([-self.action_space.low == 1, self.action_space.high == 1]):  # type: ignore
             raise ValueError(
                 f"squash_output needs actions from -1 to 1, got {self.action_space}: sb3-contrib collects with them as they "
@@ -296,18 +291,7 @@ class RecurrentTRPO(TRPO):
             )
         self.rollout_buffer_class = buffer
         lstm: Any = self.policy.lstm_actor
-        with naming(self._buffer_made_of):
-            self.rollout_buffer = buffer(
-                self.n_steps,
-                self.observation_space,
-                self.action_space,
-                (self.n_steps, lstm.num_layers, self.n_envs, lstm.hidden_size),
-                self.device,
-                gamma=self.gamma,
-                gae_lambda=self.gae_lambda,
-                n_envs=self.n_envs,
-                **self.rollout_buffer_kwargs,
-            )
+        self.rollout_buffer = self._made_buffer((self.n_steps, lstm.num_layers, self.n_envs, lstm.hidden_size))
         self._forget()
 
     def _check_lstm_kwargs(self) -> None:
